@@ -1,0 +1,41 @@
+"""jaxcond: the initial condensation of three-layer networks, in JAX.
+
+With small initialisation, gradient descent on a three-layer network follows, in rescaled time, the
+effective dynamics $a' = bc,\\ b' = ac^T,\\ c' = b^Ta$ of Z.-A. Chen and T. Luo (*On the dynamics of
+three-layer neural networks: initial condensation*), which blow up at a finite time $T^*$.
+
+All quantities are dimensionless, and times are in units of the effective model. For a network with
+risk $R = \\frac{1}{2n}\\sum_i (f(x_i) - y_i)^2$, weights of standard deviation $\\varepsilon$ and activation
+$\\sigma$, gradient flow time $t$ is $\\bar t = \\varepsilon\\,\\sigma'(0)^2\\,\\|\\frac1n\\sum_i y_i x_i\\|\\,t$ of it.
+"""
+
+from .blowup import BlowUp as BlowUp
+from .blowup import Direct as Direct
+from .blowup import Reduced as Reduced
+from .blowup import Series as Series
+from .blowup import Status as Status
+from .blowup import blowup_time as blowup_time
+from .blowup import blowup_times as blowup_times
+from .bounds import aligned_blowup_time as aligned_blowup_time
+from .bounds import blow_up_guaranteed as blow_up_guaranteed
+from .bounds import bracket as bracket
+from .bounds import carlson_rf as carlson_rf
+from .bounds import energy_growth as energy_growth
+from .bounds import theorem_1_upper as theorem_1_upper
+from .bounds import theorem_2_energy as theorem_2_energy
+from .bounds import theorem_2_lower as theorem_2_lower
+from .energy import Conserved as Conserved
+from .energy import conserved as conserved
+from .energy import energy as energy
+from .energy import vector_field as vector_field
+from .ensembles import Gaussian as Gaussian
+from .ensembles import infinite_width as infinite_width
+from .ensembles import sample_blowup_times as sample_blowup_times
+from .ensembles import sample_key as sample_key
+from .reduction import Reduction as Reduction
+from .reduction import reduce as reduce
+from .state import State as State
+from .study import Study as Study
+from .study import StudyResult as StudyResult
+
+__version__ = "0.1.0"

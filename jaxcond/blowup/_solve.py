@@ -1,0 +1,124 @@
+"""`blowup_time`: check, prepare, solve, classify."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ..bounds import comes_to_rest
+from ..state import State
+from .method import AbstractMethod, Raw, tolerance_floor
+from .result import BlowUp, Status
+from .reduced import Reduced
+from .series import Series
+
+# Beyond this relative error a time is not called converged, however narrow its bracket.
+_LARGEST_ERROR = 1e-2
+
+
+class Prepared(eqx.Module):
+    """A state ready for `AbstractMethod.solve`, with what classifies it beforehand."""
+
+    state: State
+    scale: Float[Array, "*lanes"]
+    finite: Bool[Array, "*lanes"]
+    rests: Bool[Array, "*lanes"]
+
+
+def settle(small: State) -> Prepared:
+    """Bring one prepared state to unit scale, and set it aside if it cannot be solved."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(small)]))
+    unit, scale = small.unit_scale()
+    rests = comes_to_rest(unit)
+    # What will not be solved is replaced by a state that is solved at once.
+    solvable = finite & ~rests
+    unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
+    return Prepared(unit, scale, finite, rests)
+
+
+def classify(raw: Raw, prepared: Prepared, method: AbstractMethod) -> BlowUp:
+    """Scale back what was found, and give every lane its status."""
+    scale = prepared.scale
+    known = raw.converged & (raw.error <= _LARGEST_ERROR * raw.time)
+    status = jnp.where(known, Status.CONVERGED, Status.NOT_CONVERGED)
+    status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
+    status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
+
+    def outcome(value: Array, at_rest: float) -> Array:
+        value = jnp.where(prepared.rests, at_rest, value / scale)
+        return jnp.where(prepared.finite, value, jnp.nan)
+
+    return BlowUp(
+        time=outcome(raw.time, jnp.inf),
+        lower=outcome(raw.lower, jnp.inf),
+        upper=outcome(raw.upper, jnp.inf),
+        error=outcome(raw.error, 0.0),
+        status=status.astype(jnp.int32),
+        num_steps=raw.num_steps,
+        stage=jnp.zeros_like(raw.num_steps),
+        methods=(method.label,),
+    )
+
+
+def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Float[Array, ""]:
+    """The tolerance as an array of the dtype; `None` is 1e-10 in float64 and 1e-5 in float32."""
+    floor = tolerance_floor(dtype)
+    if rtol is None:
+        rtol = 1e-10 if floor < 1e-10 else max(1e-5, floor)
+    if not isinstance(rtol, jax.core.Tracer) and not floor <= float(rtol) <= 0.1:
+        advice = ""
+        if 0 < float(rtol) < floor and jnp.finfo(dtype).bits < 64:
+            advice = " For float64, call jax.config.update('jax_enable_x64', True) before making the arrays."
+        raise ValueError(
+            f"Argument `rtol` must lie between {floor:.2g} and 0.1 for states in {dtype}, but is {rtol}.{advice}"
+        )
+    return jnp.asarray(rtol, dtype)
+
+
+def default_method(rank: int) -> AbstractMethod:
+    """What `blowup_time` does unless told otherwise."""
+    return Series() if rank == 1 else Reduced()
+
+
+def blowup_time(
+    state: State, method: AbstractMethod | None = None, *, rtol: float | Float[Array, ""] | None = None
+) -> BlowUp:
+    """The blow-up time $T^*$ of the effective dynamics from one state.
+
+    $$a_i' = \\lambda_i b c_i, \\quad b' = \\sum_i \\lambda_i a_i c_i^T, \\quad c_i' = \\lambda_i b^T a_i,
+      \\qquad E(t) \\to \\infty \\text{ as } t \\to T^* .$$
+
+    **Arguments:**
+
+    - `state`: one `State`; batch with `jax.vmap`, or with `blowup_times` for many.
+    - `method`: `Series` (default at rank 1), `Reduced` (default at higher rank) or `Direct`.
+    - `rtol`: relative tolerance on $T^*$ and on the width of its bracket, by default 1e-10 for
+      float64 and 1e-5 for float32.
+
+    **Returns:** a `BlowUp`, in the dtype of the state. The time scales as the inverse of the
+    state, $T^*(\\kappa\\theta) = T^*(\\theta)/\\kappa$, at any scale that the dtype holds.
+
+    **Raises:** `ValueError` for a batch, a tolerance beyond the dtype, or a method that does not
+    apply to the rank.
+
+    **Status:** see `Status`. `no_blow_up` is reported for states known exactly to come to rest (as
+    Example 1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known.
+
+    Jit-compiled; may be called inside other transformations.
+    """
+    if state.batch_shape:
+        raise ValueError(
+            f"`blowup_time` takes one state, but got a batch of shape {state.batch_shape}: use "
+            "`blowup_times`, or `jax.vmap`."
+        )
+    method = default_method(state.rank) if method is None else method
+    method.check(state)
+    return _blowup_time(state, method, resolve_rtol(rtol, state.dtype))
+
+
+@eqx.filter_jit
+def _blowup_time(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
+    prepared = jax.tree.map(lambda leaf: leaf[..., None], settle(method.prepare(state)))
+    raw = method.solve(prepared.state, rtol, truncated=method.truncates(state))
+    result = classify(raw, prepared, method)
+    return jax.tree.map(lambda leaf: leaf[..., 0], result)

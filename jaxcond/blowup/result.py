@@ -1,0 +1,69 @@
+"""What a blow-up time computation returns, and its status codes."""
+
+import enum
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+class Status(enum.IntEnum):
+    """Outcome of one sample."""
+
+    CONVERGED = 0
+    """The time is finite and known to `BlowUp.error`."""
+    NO_BLOW_UP = 1
+    """The flow comes to rest: the time is infinite."""
+    NOT_CONVERGED = 2
+    """The method gave up; `lower` is still a bound, `time` is its best guess."""
+    INVALID_INPUT = 3
+    """The state holds NaN or infinite entries; all values are NaN."""
+
+
+class BlowUp(eqx.Module):
+    """The blow-up time of a state, with what is known about its accuracy.
+
+    All fields are scalars for one state and have the batch's shape for a batch.
+
+    - `time`: the blow-up time $T^*$, in units of the effective model; infinite where the flow comes
+      to rest.
+    - `lower`, `upper`: the rigorous bracket of `jaxcond.bracket`, evaluated on the state shortly
+      before $T^*$. It is exact for that state; the numerical error up to there is separate:
+    - `error`: the method's own estimate of its absolute numerical error (truncation, rounding and
+      the condition of $T^*$ itself). Where it exceeds the bracket's width, it is what limits `time`.
+    - `status`: a `Status` code.
+    - `num_steps`: Taylor expansions or solver steps taken.
+    - `stage`: index into `methods` of the method that settled the sample.
+    - `methods`: the methods tried, in order.
+    """
+
+    time: Float[Array, "*batch"]
+    lower: Float[Array, "*batch"]
+    upper: Float[Array, "*batch"]
+    error: Float[Array, "*batch"]
+    status: Int[Array, "*batch"]
+    num_steps: Int[Array, "*batch"]
+    stage: Int[Array, "*batch"]
+    methods: tuple[str, ...] = eqx.field(static=True)
+
+    def counts(self) -> dict[str, int]:
+        """Number of samples per status name, in the order of the codes. On the host."""
+        codes = np.asarray(self.status)
+        return {status.name.lower(): int(np.sum(codes == status)) for status in Status}
+
+    def settled_by(self) -> dict[str, int]:
+        """Number of samples that each method settled, in the order tried. On the host."""
+        stages = np.asarray(self.stage)
+        return {name: int(np.sum(stages == i)) for i, name in enumerate(self.methods)}
+
+    def __str__(self) -> str:
+        if self.status.ndim == 0:
+            status = Status(int(self.status))
+            digits = 8 if self.time.dtype == jnp.float32 else 16
+            return (
+                f"T* = {float(self.time):.{digits}g} ({status.name.lower()}, error {float(self.error):.1g}, "
+                f"bracket [{float(self.lower):.{digits}g}, {float(self.upper):.{digits}g}], {self.time.dtype})"
+            )
+        listed = ", ".join(f"{n} {name}" for name, n in self.counts().items() if n)
+        return f"BlowUp of {self.status.size} samples in {self.time.dtype}: {listed}"

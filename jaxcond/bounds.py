@@ -1,0 +1,191 @@
+"""Bounds on the blow-up time from the current state alone, and the cases known in closed form.
+
+With $N$ any of $\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2$ the flow has $N' = 2E$ and
+$E \\le \\max_i|\\lambda_i|\\,\\|a\\|\\|b\\|_F\\|c\\|$; integrating,
+
+$$T^* \\ge t + R_F(\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2) / \\max_i|\\lambda_i|,$$
+
+for every state, with Carlson's symmetric integral $R_F$. When $E > 0$,
+
+$$T^* \\le t + E^{-1/3} \\quad (r = 1), \\qquad T^* \\le t + (\\|a\\|^2+\\|b\\|_F^2+\\|c\\|^2)/(3E) \\quad (\\text{any } r).$$
+
+Sources: the upper bound for rank 1 is Chen and Luo, Theorem 1, eq. (3.15); the other two follow from
+$N' = 2E$ and from $E' = \\|\\nabla E\\|^2 \\ge 9E^2/\\|\\theta\\|^2$. Times are those left from the given state.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .energy import conserved, energy, squared_norms, vector_field
+from .state import State
+
+# Each duplication halves the logarithm of the ratio of the arguments until they are comparable,
+# then divides their relative differences by four. Fourteen take the ratios that float64 squares can
+# have (1e300) to differences under 1e-2, where the remainder of the series is below rounding.
+_NUM_DUPLICATIONS = 14
+
+
+def carlson_rf(
+    x: Float[Array, ""], y: Float[Array, ""], z: Float[Array, ""], *, num_duplications: int = _NUM_DUPLICATIONS
+) -> Float[Array, ""]:
+    """Carlson's symmetric elliptic integral of the first kind.
+
+    $$R_F(x, y, z) = \\tfrac12 \\int_0^\\infty \\frac{dt}{\\sqrt{(t+x)(t+y)(t+z)}}$$
+
+    **Arguments:** `x`, `y`, `z` non-negative (they broadcast), at most one of them zero;
+    `num_duplications` may be lowered where the arguments are known to be close to each other.
+
+    **Returns:** the integral to a few units in the last place of the dtype; infinity where two
+    arguments vanish, NaN where one is negative or NaN. Differentiable where all are positive.
+
+    Source: B. C. Carlson, *Numerical computation of real or complex elliptic integrals* (1995);
+    the series is DLMF 19.36.1.
+    """
+    x, y, z = jnp.broadcast_arrays(*(jnp.asarray(v, jnp.result_type(x, y, z, 0.0)) for v in (x, y, z)))
+    num_zeros = sum((v == 0).astype(jnp.int32) for v in (x, y, z))
+    diverges = num_zeros >= 2
+    # Away from the arguments that diverge, so that gradients stay finite.
+    x, y, z = (jnp.where(diverges, 1.0, v) for v in (x, y, z))
+    for _ in range(num_duplications):
+        root_x, root_y, root_z = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
+        shift = root_x * (root_y + root_z) + root_y * root_z
+        x, y, z = 0.25 * (x + shift), 0.25 * (y + shift), 0.25 * (z + shift)
+    mean = (x + y + z) / 3
+    dx, dy = 1 - x / mean, 1 - y / mean
+    dz = -dx - dy
+    e2, e3 = dx * dy - dz * dz, dx * dy * dz
+    series = 1 + e2 * (-1 / 10 + e2 * (1 / 24 - 5 / 208 * e2) - 3 / 44 * e3)
+    series = series + e3 * (1 / 14 + 3 / 104 * e3 + 1 / 16 * e2 * e2)
+    return jnp.where(diverges, jnp.inf, series / jnp.sqrt(mean))
+
+
+def bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A rigorous interval for the time that one state has left until it blows up.
+
+    **Returns:** `(lower, upper)`, the bounds at the top of this module. `upper` is infinite unless
+    the energy is positive; both are infinite for a state with no energy to gain (all strengths
+    zero), and NaN for a state that is not finite.
+    """
+    unit, scale = state.unit_scale()
+    strongest = jnp.max(jnp.abs(unit.strength))
+    norms = squared_norms(unit)
+    lower, upper = bracket_from_norms(norms, energy(unit), strongest)
+    if state.rank > 1:
+        # The rank-one bound needs E' >= 3 E^{4/3}, which several components need not satisfy.
+        upper = jnp.where(upper < jnp.inf, jnp.sum(norms) / (3 * energy(unit)), jnp.inf)
+    return lower / scale, upper / scale
+
+
+def bracket_from_norms(
+    norms: Float[Array, " 3"], current_energy: Float[Array, ""], strength: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The rank-one bracket from $(\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2)$, $E$ and $|\\lambda|$ alone."""
+    lower = carlson_rf(norms[0], norms[1], norms[2]) / strength
+    positive = current_energy > 0
+    # E = strength * a.bc, and time is measured in units of 1 / strength.
+    unit_energy = jnp.where(positive, current_energy / strength, 1)
+    upper = jnp.where(positive, 1 / (jnp.cbrt(unit_energy) * strength), jnp.inf)
+    return lower, jnp.where(jnp.isnan(current_energy), jnp.nan, upper)
+
+
+def theorem_1_upper(state: State) -> Float[Array, ""]:
+    """$E^{-1/3}$, the bound of Theorem 1, eq. (3.15), for rank 1 and unit strength.
+
+    **Returns:** the bound on the time left; infinite unless the energy is positive.
+    """
+    current = energy(state)
+    return jnp.where(current > 0, 1 / jnp.cbrt(jnp.where(current > 0, current, 1)), jnp.inf)
+
+
+def energy_growth(state: State) -> Float[Array, ""]:
+    """The factor $E' / (3 E^{4/3})$ by which the energy grows faster than Theorem 1 needs.
+
+    It is at least 1 (eq. (3.14)); its supremum from some time on is the constant $C$ of
+    Theorem 2. For rank 1, unit strength and positive energy; NaN otherwise.
+    """
+    rate = jnp.sum(squared_norms(vector_field(state)))
+    return rate / (3 * energy(state) ** (4 / 3))
+
+
+def theorem_2_lower(state: State, growth: Float[Array, ""]) -> Float[Array, ""]:
+    """$E^{-1/3}/C$, the bound of Theorem 2, eq. (4.22), given the constant $C$ = `growth`."""
+    return theorem_1_upper(state) / growth
+
+
+def theorem_2_energy(
+    initial_energy: Float[Array, ""], elapsed: Float[Array, ""], growth: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The upper bound $E(t) \\le (E(s)^{-1/3} - C (t-s))^{-3}$ of Theorem 2, eq. (4.21).
+
+    **Arguments:** $E(s) > 0$, the time $t - s$, and the constant $C$ = `growth`. With $C = 1$ it is
+    the *lower* bound of Theorem 1.
+
+    **Returns:** the bound, infinite from the time on at which it blows up.
+    """
+    left = initial_energy ** (-1 / 3) - growth * elapsed
+    return jnp.where(left > 0, jnp.where(left > 0, left, 1) ** -3, jnp.inf)
+
+
+def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
+    """Whether what the flow conserves rules out that one rank-one state comes to rest.
+
+    A flow that does not blow up has $E \\le 0$, so its norms do not grow and, being an analytic
+    gradient flow, it converges to an equilibrium: $a = 0$ or $c = 0$ there, since $ac^T = 0$. If $\\|a\\| > \\|c\\|$ it is $c = 0$, hence $C = b^Tb - cc^T$, which is
+    conserved, must be positive semidefinite; if $\\|c\\| > \\|a\\|$ the same holds for
+    $A = bb^T - aa^T$. A negative eigenvalue of that matrix, or $E > 0$, therefore guarantees
+    a finite blow-up time. The condition is sufficient, not necessary.
+
+    **Returns:** a boolean scalar.
+    """
+    quantities = conserved(state)
+    tolerance = 16 * jnp.finfo(state.dtype).eps * jnp.sum(squared_norms(state))
+    left = jnp.min(jnp.linalg.eigvalsh(quantities.left)) < -tolerance
+    right = jnp.min(jnp.linalg.eigvalsh(quantities.right)) < -tolerance
+    balance = quantities.balance[0]
+    by_balance = jnp.where(balance > 0, left, jnp.where(balance < 0, right, left | right))
+    return (energy(state) > 0) | by_balance
+
+
+def aligned_blowup_time(
+    alpha: Float[Array, ""], beta: Float[Array, ""], gamma: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Blow-up time of $a = \\alpha u,\\ b = \\beta u w^T,\\ c = \\gamma w$ with unit vectors $u, w$.
+
+    Width 1 is the case of scalars. With $s_1 \\le s_2 \\le s_3$ the sorted squares,
+
+    $$E > 0:\\ T^* = R_F(s_1, s_2, s_3), \\qquad
+      E < 0:\\ T^* = 2 R_F(0, s_2 - s_1, s_3 - s_1) - R_F(s_1, s_2, s_3),$$
+
+    infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of Chen and Luo), or when two of the three
+    vanish. With $E = 0$ and one zero the two formulas agree.
+
+    **Returns:** $T^*$ for unit strength.
+    """
+    small, middle, large = jnp.sort(jnp.stack(jnp.broadcast_arrays(alpha**2, beta**2, gamma**2)), axis=0)
+    direct = carlson_rf(small, middle, large)
+    turning = 2 * carlson_rf(jnp.zeros_like(small), middle - small, large - small) - direct
+    return jnp.where(alpha * beta * gamma < 0, turning, direct)
+
+
+def comes_to_rest(state: State) -> Bool[Array, ""]:
+    """Whether one state is known exactly to never blow up.
+
+    True where the vector field vanishes, and, at rank 1, where $a$, $b$, $c$ are aligned with
+    negative energy and the two smallest squares of `aligned_blowup_time` are equal: to the last
+    bit, since states near such a one do blow up. False says nothing.
+    """
+    field = vector_field(state)
+    still = jnp.all(jnp.stack([jnp.all(layer == 0) for layer in field.layers]))
+    if state.rank > 1:
+        return still
+    a, c = state.a[0], state.c[0]
+    size_a, size_c = jnp.sum(a * a), jnp.sum(c * c)
+    # a.bc, without the strength; its sign is that of the energy.
+    sign = jnp.sign(state.strength[0])
+    onto_a, onto_c = state.b @ c, a @ state.b
+    product = jnp.sum(a * onto_a)
+    aligned = jnp.all(onto_a * size_a == a * product) & jnp.all(onto_c * size_c == c * product)
+    scale = size_a * size_c
+    # The squares times the product of the outer two, to compare without dividing.
+    squares = jnp.sort(jnp.stack([size_a * scale, product * product, size_c * scale]))
+    return still | (aligned & (sign * product < 0) & (squares[0] == squares[1]))

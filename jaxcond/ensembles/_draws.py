@@ -1,0 +1,87 @@
+"""Samples of an ensemble by their global index, and their blow-up times."""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from ..blowup import BlowUp, solve_indices
+from ..blowup.method import AbstractMethod
+from ..state import State
+from ._ensemble import AbstractEnsemble, sample_key
+
+
+class Draws(eqx.Module):
+    """The samples of an ensemble, numbered from 0: a source for `solve_indices`.
+
+    - `ensemble`, `key`: sample $i$ depends on these and on $i$ alone.
+    - `dim`: dimension of the reduced form in which samples are drawn; `None` draws them in full.
+    """
+
+    ensemble: AbstractEnsemble
+    key: PRNGKeyArray
+    dim: int | None = eqx.field(static=True)
+
+    @property
+    def truncated(self) -> bool:
+        """Reduced samples stand for states of any width."""
+        return self.dim is not None
+
+    def suited_to(self, method: AbstractMethod) -> "Draws":
+        """Reduced samples in the dimension that a method works in."""
+        if self.dim is None:
+            return self
+        dim = method.reduced_dim(1)
+        return Draws(self.ensemble, self.key, self.dim if dim is None else dim)
+
+    def __call__(self, index: Int[Array, ""]) -> State:
+        """The sample with a global index."""
+        key = sample_key(self.key, index)
+        if self.dim is None:
+            return self.ensemble.sample(key=key)
+        return self.ensemble.sample_reduced(key=key, dim=self.dim)
+
+
+def sample_blowup_times(
+    ensemble: AbstractEnsemble,
+    indices: int | Sequence[int] | np.ndarray,
+    *,
+    key: PRNGKeyArray,
+    rtol: float | None = None,
+    reduced: bool = True,
+    methods: Sequence[AbstractMethod] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> BlowUp:
+    """Blow-up times of random states, drawn where they are solved and never stored.
+
+    **Arguments:**
+
+    - `ensemble`: the distribution of the states.
+    - `indices`: which samples: a number $n$ for the first $n$, or their global indices. A sample is
+      determined by the key and its index, whatever it is drawn together with.
+    - `key`: a JAX random key.
+    - `reduced`: draw samples in their exact reduced form, in time and memory that do not depend on
+      the width; otherwise in full.
+    - `rtol`, `methods`, `progress`: as for `blowup_times`.
+
+    **Returns:** a `BlowUp` with one entry per index.
+
+    **Raises:** `ValueError` for negative counts or indices, and as `blowup_times`.
+    """
+    if isinstance(indices, int):
+        if indices < 1:
+            raise ValueError(f"Argument `indices` must be a positive number of samples, but is {indices}.")
+        indices = np.arange(indices)
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError("Argument `indices` must be a number of samples or a list of whole numbers.")
+    if indices.min() < 0:
+        raise ValueError(f"Argument `indices` must not be negative, but holds {indices.min()}.")
+    largest = np.iinfo(np.uint32).max
+    if indices.max() > largest and not jnp.zeros(0, int).dtype.itemsize == 8:
+        raise ValueError(f"Sample indices above {largest} need 64-bit integers: enable `jax_enable_x64`.")
+    dtype = np.uint32 if indices.max() <= largest else np.int64
+    source = Draws(ensemble, key, 12 if reduced else None)
+    return solve_indices(source, indices.astype(dtype), rtol=rtol, methods=methods, progress=progress)

@@ -1,0 +1,42 @@
+"""What an ensemble is, and how its samples are numbered."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from ..state import State
+
+
+class AbstractEnsemble(eqx.Module):
+    """A distribution of initial states."""
+
+    @abc.abstractmethod
+    def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> State:
+        """One state at full width."""
+
+    @abc.abstractmethod
+    def sample_reduced(
+        self, *, key: PRNGKeyArray, dim: int = 12, dtype: jnp.dtype | None = None
+    ) -> State:
+        """One state with the law of the ensemble's states reduced to `dim` dimensions."""
+
+
+def sample_key(key: PRNGKeyArray, index: Array | int) -> PRNGKeyArray:
+    """The key of the sample with a global index: all that its random numbers depend on.
+
+    **Arguments:** `key`, that of the study; `index`, from 0, below 2^32 or, as a 64-bit integer,
+    below 2^64.
+    """
+    index = jnp.asarray(index)
+    key = jax.random.fold_in(key, index.astype(jnp.uint32))
+    if index.dtype.itemsize < 8:
+        return key
+    high = (index >> 32).astype(jnp.uint32)
+    return jax.tree.map(
+        lambda folded, plain: lax.select(jnp.broadcast_to(high > 0, ()), folded, plain),
+        jax.random.fold_in(key, high),
+        key,
+    )
