@@ -35,7 +35,7 @@ def histogram(result: StudyResult) -> Figure:
         mean += f" ± {summary.scaled_error:.1g}"
     axes.axvline(summary.scaled_mean, color="C0", linewidth=1.4, label=mean)
     if math.isfinite(summary.limit):
-        limit = f"infinite width {summary.limit:.5g}"
+        limit = f"infinite width {summary.limit:.6g}"
         axes.axvline(summary.limit, color="C3", linewidth=1.4, linestyle="--", label=limit)
     hidden = values.size - shown.size
     note = f"  ({hidden} of {values.size} beyond the axis)" if hidden else ""

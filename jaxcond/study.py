@@ -141,8 +141,12 @@ class Study(eqx.Module):
         """The infinite-width value of $\\sqrt q\\,T^*$ for the aspect ratio and scales of the study."""
         if self.scales[1] == 0 or (self.scales[0] == 0 and self.scales[2] == 0):
             return math.nan
-        state = infinite_width(aspect=self.p / self.q, scales=self.scales, dim=48)
-        found = blowup_time(state, Series(dim=48))
+        state = infinite_width(aspect=self.p / self.q, scales=self.scales, dim=24)
+        found = blowup_time(state, Series(dim=24, max_expansions=1))
+        if int(found.status) != Status.CONVERGED:
+            # Unequal scales need more directions and more than one expansion.
+            state = infinite_width(aspect=self.p / self.q, scales=self.scales, dim=48)
+            found = blowup_time(state, Series(dim=48))
         return float(found.time) if int(found.status) == Status.CONVERGED else math.nan
 
     def run(self, progress: Callable[[int], None] | None = None) -> StudyResult:

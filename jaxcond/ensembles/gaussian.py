@@ -63,9 +63,9 @@ def _chi(
         proposal, accepted = propose(jax.random.fold_in(key, count))
         return jnp.where(done, y, proposal), done | accepted, count + 1
 
-    first, accepted = propose(jax.random.fold_in(key, 0))
+    start = (jnp.zeros_like(degrees), jnp.zeros(degrees.shape, bool), 0)
     y, _, _ = lax.while_loop(
-        lambda carry: ~jnp.all(carry[1]) & (carry[2] < _MAX_ROUNDS), turn, (first, accepted, 1)
+        lambda carry: ~jnp.all(carry[1]) & (carry[2] < _MAX_ROUNDS), turn, start
     )
     chi = jnp.sqrt(2 * d) * (1 + y) ** 1.5
     u = jax.random.uniform(jax.random.fold_in(key, _MAX_ROUNDS), degrees.shape, dtype)
