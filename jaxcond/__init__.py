@@ -1,12 +1,13 @@
-"""jaxcond: the initial condensation of three-layer networks, in JAX.
+r"""jaxcond: the initial condensation of three-layer networks, in JAX.
 
 With small initialisation, gradient descent on a three-layer network follows, in rescaled time, the
-effective dynamics $a' = bc,\\ b' = ac^T,\\ c' = b^Ta$ of Z.-A. Chen and T. Luo (*On the dynamics of
+effective dynamics $a' = bc,\ b' = ac^T,\ c' = b^Ta$ of Z.-A. Chen and T. Luo (*On the dynamics of
 three-layer neural networks: initial condensation*), which blow up at a finite time $T^*$.
 
 All quantities are dimensionless, and times are in units of the effective model. For a network with
-risk $R = \\frac{1}{2n}\\sum_i (f(x_i) - y_i)^2$, weights of standard deviation $\\varepsilon$ and activation
-$\\sigma$, gradient flow time $t$ is $\\bar t = \\varepsilon\\,\\sigma'(0)^2\\,\\|\\frac1n\\sum_i y_i x_i\\|\\,t$ of it.
+risk $R = \frac{1}{2n}\sum_i (f(x_i) - y_i)^2$, weights of standard deviation $\varepsilon$ and
+activation $\sigma$, gradient flow time $t$ is $\bar t = \varepsilon\,\sigma'(0)^2\,\|\frac1n\sum_i
+y_i x_i\|\,t$ of it.
 """
 
 from .blowup import BlowUp as BlowUp

@@ -1,16 +1,18 @@
-"""Bounds on the blow-up time from the current state alone, and the cases known in closed form.
+r"""Bounds on the blow-up time from the current state alone, and the cases known in closed form.
 
-With $N$ any of $\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2$ the flow has $N' = 2E$ and
-$E \\le \\max_i|\\lambda_i|\\,\\|a\\|\\|b\\|_F\\|c\\|$; integrating,
+With $N$ any of $\|a\|^2, \|b\|_F^2, \|c\|^2$ the flow has $N' = 2E$ and
+$E \le \max_i|\lambda_i|\,\|a\|\|b\|_F\|c\|$; integrating,
 
-$$T^* \\ge t + R_F(\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2) / \\max_i|\\lambda_i|,$$
+$$T^* \ge t + R_F(\|a\|^2, \|b\|_F^2, \|c\|^2) / \max_i|\lambda_i|,$$
 
 for every state, with Carlson's symmetric integral $R_F$. When $E > 0$,
 
-$$T^* \\le t + E^{-1/3} \\quad (r = 1), \\qquad T^* \\le t + (\\|a\\|^2+\\|b\\|_F^2+\\|c\\|^2)/(3E) \\quad (\\text{any } r).$$
+$$T^* \le t + E^{-1/3} \quad (r = 1), \qquad
+T^* \le t + (\|a\|^2+\|b\|_F^2+\|c\|^2)/(3E) \quad (\text{any } r).$$
 
-Sources: the upper bound for rank 1 is Chen and Luo, Theorem 1, eq. (3.15); the other two follow from
-$N' = 2E$ and from $E' = \\|\\nabla E\\|^2 \\ge 9E^2/\\|\\theta\\|^2$. Times are those left from the given state.
+Sources: the upper bound for rank 1 is Chen and Luo, Theorem 1, eq. (3.15); the other two follow
+from $N' = 2E$ and from $E' = \|\nabla E\|^2 \ge 9E^2/\|\theta\|^2$. Times are those left from the
+given state.
 """
 
 import jax.numpy as jnp
@@ -26,11 +28,15 @@ _NUM_DUPLICATIONS = 14
 
 
 def carlson_rf(
-    x: Float[Array, ""], y: Float[Array, ""], z: Float[Array, ""], *, num_duplications: int = _NUM_DUPLICATIONS
+    x: Float[Array, ""],
+    y: Float[Array, ""],
+    z: Float[Array, ""],
+    *,
+    num_duplications: int = _NUM_DUPLICATIONS,
 ) -> Float[Array, ""]:
-    """Carlson's symmetric elliptic integral of the first kind.
+    r"""Carlson's symmetric elliptic integral of the first kind.
 
-    $$R_F(x, y, z) = \\tfrac12 \\int_0^\\infty \\frac{dt}{\\sqrt{(t+x)(t+y)(t+z)}}$$
+    $$R_F(x, y, z) = \tfrac12 \int_0^\infty \frac{dt}{\sqrt{(t+x)(t+y)(t+z)}}$$
 
     **Arguments:** `x`, `y`, `z` non-negative (they broadcast), at most one of them zero;
     `num_duplications` may be lowered where the arguments are known to be close to each other.
@@ -41,7 +47,9 @@ def carlson_rf(
     Source: B. C. Carlson, *Numerical computation of real or complex elliptic integrals* (1995);
     the series is DLMF 19.36.1.
     """
-    x, y, z = jnp.broadcast_arrays(*(jnp.asarray(v, jnp.result_type(x, y, z, 0.0)) for v in (x, y, z)))
+    x, y, z = jnp.broadcast_arrays(
+        *(jnp.asarray(v, jnp.result_type(x, y, z, 0.0)) for v in (x, y, z))
+    )
     num_zeros = sum((v == 0).astype(jnp.int32) for v in (x, y, z))
     diverges = num_zeros >= 2
     # Away from the arguments that diverge, so that gradients stay finite.
@@ -79,7 +87,7 @@ def bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
 def bracket_from_norms(
     norms: Float[Array, " 3"], current_energy: Float[Array, ""], strength: Float[Array, ""]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The rank-one bracket from $(\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2)$, $E$ and $|\\lambda|$ alone."""
+    r"""The rank-one bracket from $(\|a\|^2, \|b\|_F^2, \|c\|^2)$, $E$ and $|\lambda|$ alone."""
     lower = carlson_rf(norms[0], norms[1], norms[2]) / strength
     positive = current_energy > 0
     # E = strength * a.bc, and time is measured in units of 1 / strength.
@@ -115,7 +123,7 @@ def theorem_2_lower(state: State, growth: Float[Array, ""]) -> Float[Array, ""]:
 def theorem_2_energy(
     initial_energy: Float[Array, ""], elapsed: Float[Array, ""], growth: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The upper bound $E(t) \\le (E(s)^{-1/3} - C (t-s))^{-3}$ of Theorem 2, eq. (4.21).
+    r"""The upper bound $E(t) \le (E(s)^{-1/3} - C (t-s))^{-3}$ of Theorem 2, eq. (4.21).
 
     **Arguments:** $E(s) > 0$, the time $t - s$, and the constant $C$ = `growth`. With $C = 1$ it is
     the *lower* bound of Theorem 1.
@@ -127,13 +135,14 @@ def theorem_2_energy(
 
 
 def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
-    """Whether what the flow conserves rules out that one rank-one state comes to rest.
+    r"""Whether what the flow conserves rules out that one rank-one state comes to rest.
 
-    A flow that does not blow up has $E \\le 0$, so its norms do not grow and, being an analytic
-    gradient flow, it converges to an equilibrium: $a = 0$ or $c = 0$ there, since $ac^T = 0$. If $\\|a\\| > \\|c\\|$ it is $c = 0$, hence $C = b^Tb - cc^T$, which is
-    conserved, must be positive semidefinite; if $\\|c\\| > \\|a\\|$ the same holds for
-    $A = bb^T - aa^T$. A negative eigenvalue of that matrix, or $E > 0$, therefore guarantees
-    a finite blow-up time. The condition is sufficient, not necessary.
+    A flow that does not blow up has $E \le 0$, so its norms do not grow and, being an analytic
+    gradient flow, it converges to an equilibrium: $a = 0$ or $c = 0$ there, since $ac^T = 0$. If
+    $\|a\| > \|c\|$ it is $c = 0$, hence $C = b^Tb - cc^T$, which is conserved, must be positive
+    semidefinite; if $\|c\| > \|a\|$ the same holds for $A = bb^T - aa^T$. A negative eigenvalue of
+    that matrix, or $E > 0$, therefore guarantees a finite blow-up time. The condition is
+    sufficient, not necessary.
 
     **Returns:** a boolean scalar.
     """
@@ -149,19 +158,21 @@ def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
 def aligned_blowup_time(
     alpha: Float[Array, ""], beta: Float[Array, ""], gamma: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Blow-up time of $a = \\alpha u,\\ b = \\beta u w^T,\\ c = \\gamma w$ with unit vectors $u, w$.
+    r"""Blow-up time of $a = \alpha u,\ b = \beta u w^T,\ c = \gamma w$ with unit vectors $u, w$.
 
-    Width 1 is the case of scalars. With $s_1 \\le s_2 \\le s_3$ the sorted squares,
+    Width 1 is the case of scalars. With $s_1 \le s_2 \le s_3$ the sorted squares,
 
-    $$E > 0:\\ T^* = R_F(s_1, s_2, s_3), \\qquad
-      E < 0:\\ T^* = 2 R_F(0, s_2 - s_1, s_3 - s_1) - R_F(s_1, s_2, s_3),$$
+    $$E > 0:\ T^* = R_F(s_1, s_2, s_3), \qquad
+      E < 0:\ T^* = 2 R_F(0, s_2 - s_1, s_3 - s_1) - R_F(s_1, s_2, s_3),$$
 
-    infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of Chen and Luo), or when two of the three
-    vanish. With $E = 0$ and one zero the two formulas agree.
+    infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of Chen and Luo), or when two of the
+    three vanish. With $E = 0$ and one zero the two formulas agree.
 
     **Returns:** $T^*$ for unit strength.
     """
-    small, middle, large = jnp.sort(jnp.stack(jnp.broadcast_arrays(alpha**2, beta**2, gamma**2)), axis=0)
+    small, middle, large = jnp.sort(
+        jnp.stack(jnp.broadcast_arrays(alpha**2, beta**2, gamma**2)), axis=0
+    )
     direct = carlson_rf(small, middle, large)
     turning = 2 * carlson_rf(jnp.zeros_like(small), middle - small, large - small) - direct
     return jnp.where(alpha * beta * gamma < 0, turning, direct)

@@ -67,7 +67,7 @@ def _widths(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="jaxcond",
-        description="Condensation of three-layer networks: blow-up times of the effective dynamics.",
+        description="Condensation of three-layer networks: blow-up of the effective dynamics.",
         epilog=_EXIT_CODES,
         formatter_class=RichHelpFormatter,
     )
@@ -84,7 +84,7 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyri
         description=(
             "The distribution of the blow-up time T* over random initialisations of a network. "
             "Draws Gaussian initial states, finds the blow-up time of each with a rigorous "
-            "bracket, prints a summary and writes a histogram with the infinite-width value marked. "
+            "bracket, prints a summary and writes a histogram with the infinite-width value. "
             "Times are in units of the effective model."
         ),
         epilog=_EXIT_CODES,
@@ -96,9 +96,15 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyri
         type=_widths,
         default=(200, 200),
         metavar="M|PxQ",
-        help="width of both hidden layers, or a pair like 200x100; of any size, 1e9 too (default 200)",
+        help="width of both hidden layers, or a pair like 200x100; any size, 1e9 too (default 200)",
     )
-    add("--samples", type=int, default=10_000, metavar="N", help="random initialisations (default 10000)")
+    add(
+        "--samples",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="random initialisations (default 10000)",
+    )
     add("--seed", type=int, default=0, help="a sample depends on it and its index only (default 0)")
     add(
         "--scales",
@@ -106,7 +112,7 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyri
         nargs=3,
         default=(1.0, 1.0, 1.0),
         metavar=("A", "B", "C"),
-        help="standard deviations of the entries of a (output), b (middle), c (input) (default 1 1 1)",
+        help="standard deviations of the entries of a (output), b, c (input) (default 1 1 1)",
     )
     add("--rtol", type=float, help="relative tolerance (default 1e-10, or 1e-5 with --float32)")
     add(
@@ -116,8 +122,14 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyri
         metavar="FILE",
         help="figure to write; the suffix tells the format (default study.png)",
     )
-    add("--save", type=Path, metavar="FILE", help="also write every sample's record to an .npz file")
-    add("--full", action="store_true", help="form every state in full, not in its exact reduced form")
+    add(
+        "--save", type=Path, metavar="FILE", help="also write every sample's record to an .npz file"
+    )
+    add(
+        "--full",
+        action="store_true",
+        help="form every state in full, not in its exact reduced form",
+    )
     add("--float32", action="store_true", help="compute in single precision")
     add("--quiet", action="store_true", help="no progress bar")
     study.set_defaults(command=_study)
@@ -143,10 +155,10 @@ def _study(arguments: argparse.Namespace) -> int:
     _print_summary(result)
     if arguments.save is not None:
         result.save(str(arguments.save))
-        _out.print(f"Records written to {arguments.save}", highlight=False)
+        _out.print(Text(f"Records written to {arguments.save}"), soft_wrap=True)
     if result.known.any():
         plotting.save(plotting.histogram(result), arguments.out)
-        _out.print(f"Figure written to {arguments.out}", highlight=False)
+        _out.print(Text(f"Figure written to {arguments.out}"), soft_wrap=True)
     else:
         _out.print("No finite blow-up time: no figure.")
     return 3 if result.summary().statuses["not_converged"] else 0
@@ -192,7 +204,10 @@ def _print_summary(result: StudyResult) -> None:
         ("standard deviation", f"{summary.deviation:.4g}"),
         *((f"quantile {level:.1%}", f"{value:.8g}") for level, value in summary.quantiles),
         ("mean of √q·T*", f"{summary.scaled_mean:.8g} ± {summary.scaled_error:.2g}"),
-        ("√q·T* at infinite width", f"{summary.limit:.10g}" if math.isfinite(summary.limit) else "–"),
+        (
+            "√q·T* at infinite width",
+            f"{summary.limit:.10g}" if math.isfinite(summary.limit) else "–",
+        ),
         ("widest bracket, relative", f"{summary.widest_bracket:.2g}"),
         ("largest numerical error, relative", f"{summary.largest_error:.2g}"),
     ]
@@ -214,10 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail("interrupted; nothing was written", 130)
     except ValueError as error:
         _fail(str(error), 2)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         _fail(str(error) or type(error).__name__, 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    _err.print("[bold red]Error:[/]", Text(" ".join(message.split())), highlight=False, soft_wrap=True)
+    _err.print(
+        "[bold red]Error:[/]", Text(" ".join(message.split())), highlight=False, soft_wrap=True
+    )
     sys.exit(code)

@@ -1,7 +1,7 @@
-"""Energy of the effective dynamics, its gradient flow, and what the flow conserves.
+r"""Energy of the effective dynamics, its gradient flow, and what the flow conserves.
 
-$$E = \\sum_i \\lambda_i a_i^T b c_i, \\qquad
-a_i' = \\lambda_i b c_i, \\quad b' = \\sum_i \\lambda_i a_i c_i^T, \\quad c_i' = \\lambda_i b^T a_i .$$
+$$E = \sum_i \lambda_i a_i^T b c_i, \qquad
+a_i' = \lambda_i b c_i, \quad b' = \sum_i \lambda_i a_i c_i^T, \quad c_i' = \lambda_i b^T a_i .$$
 
 Source: Chen and Luo, eqs. (3.8), (3.10), (3.11) for rank 1 and (A.8) for any rank.
 """
@@ -14,12 +14,12 @@ from .state import State
 
 
 def energy(state: State) -> Float[Array, ""]:
-    """The energy $E = \\sum_i \\lambda_i a_i^T b c_i$ of one state (eq. (3.8), (A.8))."""
+    r"""The energy $E = \sum_i \lambda_i a_i^T b c_i$ of one state (eq. (3.8), (A.8))."""
     return jnp.sum(component_energies(state))
 
 
 def component_energies(state: State) -> Float[Array, " rank"]:
-    """The terms $\\lambda_i a_i^T b c_i$ of the energy, shape `(rank,)`."""
+    r"""The terms $\lambda_i a_i^T b c_i$ of the energy, shape `(rank,)`."""
     return state.strength * jnp.sum(state.a * (state.c @ state.b.T), axis=-1)
 
 
@@ -39,16 +39,16 @@ def vector_field(state: State) -> State:
 
 
 def squared_norms(state: State) -> Float[Array, " 3"]:
-    """$(\\|a\\|^2, \\|b\\|_F^2, \\|c\\|^2)$; each grows at the rate $2E$ (eq. (3.11))."""
+    r"""$(\|a\|^2, \|b\|_F^2, \|c\|^2)$; each grows at the rate $2E$ (eq. (3.11))."""
     return jnp.stack([jnp.sum(layer * layer) for layer in state.layers])
 
 
 class Conserved(eqx.Module):
-    """Quantities that the flow of a state leaves constant.
+    r"""Quantities that the flow of a state leaves constant.
 
-    - `left`: the matrix $A = b b^T - \\sum_i a_i a_i^T$, shape `(p, p)`.
-    - `right`: the matrix $C = b^T b - \\sum_i c_i c_i^T$, shape `(q, q)`.
-    - `balance`: $\\|c_i\\|^2 - \\|a_i\\|^2$, shape `(rank,)`.
+    - `left`: the matrix $A = b b^T - \sum_i a_i a_i^T$, shape `(p, p)`.
+    - `right`: the matrix $C = b^T b - \sum_i c_i c_i^T$, shape `(q, q)`.
+    - `balance`: $\|c_i\|^2 - \|a_i\|^2$, shape `(rank,)`.
     """
 
     left: Float[Array, "p p"]
@@ -57,21 +57,21 @@ class Conserved(eqx.Module):
 
     @property
     def left_units(self) -> Float[Array, " p"]:
-        """$\\sum_{k'} b_{kk'}^2 - \\sum_i a_{ik}^2$ for each unit $k$ (eq. (3.11)): the diagonal of `left`."""
+        r"""$\sum_{k'} b_{kk'}^2 - \sum_i a_{ik}^2$ for each unit $k$, eq. (3.11)."""
         return jnp.diagonal(self.left)
 
     @property
     def right_units(self) -> Float[Array, " q"]:
-        """$\\sum_k b_{kk'}^2 - \\sum_i c_{ik'}^2$ for each unit $k'$ (eq. (3.11)): the diagonal of `right`."""
+        r"""$\sum_k b_{kk'}^2 - \sum_i c_{ik'}^2$ for each unit $k'$, eq. (3.11)."""
         return jnp.diagonal(self.right)
 
 
 def conserved(state: State) -> Conserved:
-    """The conserved matrices and balances of one state.
+    r"""The conserved matrices and balances of one state.
 
     The matrices contain the conserved vectors of eq. (3.11) as their diagonals; that the whole
-    matrices are conserved follows from $(b b^T)' = \\sum_i \\lambda_i (a_i (b c_i)^T + (b c_i) a_i^T)
-    = (\\sum_i a_i a_i^T)'$.
+    matrices are conserved follows from $(b b^T)' = \sum_i \lambda_i (a_i (b c_i)^T + (b c_i) a_i^T)
+    = (\sum_i a_i a_i^T)'$.
     """
     a, b, c = state.layers
     return Conserved(

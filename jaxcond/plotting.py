@@ -1,22 +1,20 @@
 """Figures from stored results. The only room that imports matplotlib."""
 
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from .study import StudyResult
+from .study import StudyResult, written_whole
 
 
 def histogram(result: StudyResult) -> Figure:
-    """The distribution of $\\sqrt q\\,T^*$ over the samples of a study.
+    r"""The distribution of $\sqrt q\,T^*$ over the samples of a study.
 
-    The infinite-width value and the mean with its standard error are marked. A tail beyond the 0.1 and
-    99.9 % quantiles is gathered at the edge and counted in the axis label.
+    The infinite-width value and the mean with its standard error are marked. A tail beyond the 0.1
+    and 99.9 % quantiles is left out and counted in the axis label.
 
     **Raises:** `ValueError` if no sample has a finite blow-up time.
     """
@@ -24,12 +22,17 @@ def histogram(result: StudyResult) -> Figure:
     if summary.count == 0:
         raise ValueError("No sample has a finite blow-up time: there is nothing to plot.")
     values = math.sqrt(study.q) * np.asarray(result.blow_up.time, np.float64)[result.known]
-    low, high = np.quantile(values, [0.001, 0.999])
+    low = np.quantile(values, 0.001, method="lower")
+    high = np.quantile(values, 0.999, method="higher")
     shown = values[(values >= low) & (values <= high)]
     figure = Figure(figsize=(5.2, 3.4), dpi=160, layout="constrained")
     axes = figure.subplots()
     bins = int(np.clip(2 * shown.size ** (1 / 3), 8, 120))
-    axes.hist(shown, bins=bins, density=True, color="0.75", edgecolor="0.45", linewidth=0.4)
+    # At enormous widths the values agree to rounding, and bins need some width.
+    least = 1e3 * np.finfo(np.float64).eps * high
+    span = (low, high) if high - low > least else (low - least, high + least)
+    style = {"color": "0.75", "edgecolor": "0.45", "linewidth": 0.4}
+    axes.hist(shown, bins=bins, range=span, density=True, **style)
     mean = f"mean {summary.scaled_mean:.5g}"
     if summary.count > 1:
         mean += f" ± {summary.scaled_error:.1g}"
@@ -42,7 +45,10 @@ def histogram(result: StudyResult) -> Figure:
     axes.set_xlabel(rf"rescaled blow-up time $\sqrt{{q}}\,T^*${note}")
     axes.set_ylabel("probability density")
     scales = "" if study.scales == (1.0, 1.0, 1.0) else f", scales {study.scales}"
-    axes.set_title(f"width {study.p} × {study.q}{scales}, {study.num_samples} samples, seed {study.seed}", fontsize=9)
+    axes.set_title(
+        f"width {study.p} × {study.q}{scales}, {study.num_samples} samples, seed {study.seed}",
+        fontsize=9,
+    )
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -53,7 +59,9 @@ def check_format(path: str | Path) -> None:
     kind = Path(path).suffix.lstrip(".") or "png"
     known = FigureCanvasBase.get_supported_filetypes()
     if kind not in known:
-        raise ValueError(f"Figures cannot be written as .{kind}; known are {', '.join(sorted(known))}.")
+        raise ValueError(
+            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(known))}."
+        )
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -63,12 +71,5 @@ def save(figure: Figure, path: str | Path) -> None:
     """
     path = Path(path)
     kind = path.suffix.lstrip(".") or "png"
-    handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=f".{path.name}.", suffix=f".{kind}")
-    os.close(handle)
-    try:
+    with written_whole(path) as temporary:
         figure.savefig(temporary, format=kind)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

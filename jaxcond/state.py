@@ -1,8 +1,8 @@
-"""The state of the effective dynamics: one data type for every room of the package.
+r"""The state of the effective dynamics: one data type for every room of the package.
 
 A state of rank ``r`` is a triple of layers with a strength for each component,
 
-$$E = \\sum_{i=1}^r \\lambda_i\\, a_i^T b\\, c_i .$$
+$$E = \sum_{i=1}^r \lambda_i\, a_i^T b\, c_i .$$
 
 Rank 1 with unit strength is the three-layer network with one output of Z.-A. Chen and T. Luo,
 *On the dynamics of three-layer neural networks: initial condensation*, eq. (3.8); higher rank is
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+
 def _as_floating(name: str, value: ArrayLike) -> Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -25,14 +26,14 @@ def _as_floating(name: str, value: ArrayLike) -> Array:
 
 
 class State(eqx.Module):
-    """A point in the phase space of the effective dynamics.
+    r"""A point in the phase space of the effective dynamics.
 
     **Arguments:**
 
     - `a`: output layer, shape `(rank, p)`.
     - `b`: middle layer, shape `(p, q)`.
     - `c`: input layer along the target directions, shape `(rank, q)`.
-    - `strength`: $\\lambda_i$, shape `(rank,)`, either sign.
+    - `strength`: $\lambda_i$, shape `(rank,)`, either sign.
 
     All quantities are dimensionless. A batch of states has the same leading axes on every field;
     functions of the package take one state and are batched by `jax.vmap`.
@@ -55,14 +56,22 @@ class State(eqx.Module):
         shapes = {name: getattr(self, name).shape for name in ("a", "b", "c", "strength")}
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         if self.strength.ndim < 1 or self.a.ndim != self.strength.ndim + 1:
-            raise ValueError(f"A state is a (rank, p), b (p, q), c (rank, q), strength (rank,), but has {listed}.")
+            raise ValueError(
+                "A state is a (rank, p), b (p, q), c (rank, q), strength (rank,), "
+                f"but has {listed}."
+            )
         batch, rank = self.strength.shape[:-1], self.strength.shape[-1]
         p, q = self.a.shape[-1], self.c.shape[-1]
         expected = ((*batch, rank, p), (*batch, p, q), (*batch, rank, q), (*batch, rank))
         if tuple(shapes.values()) != expected:
-            raise ValueError(f"The shapes of a state must be a (rank, p), b (p, q), c (rank, q), strength (rank,), but are {listed}.")
+            raise ValueError(
+                "The shapes of a state must be a (rank, p), b (p, q), c (rank, q), "
+                f"strength (rank,), but are {listed}."
+            )
         if 0 in (rank, p, q):
-            raise ValueError(f"The rank and the widths of a state must be positive, but the shapes are {listed}.")
+            raise ValueError(
+                f"The rank and the widths of a state must be positive, but the shapes are {listed}."
+            )
 
     @classmethod
     def from_vectors(cls, a: ArrayLike, b: ArrayLike, c: ArrayLike) -> "State":
@@ -75,7 +84,9 @@ class State(eqx.Module):
         """
         a, b, c = _as_floating("a", a), _as_floating("b", b), _as_floating("c", c)
         if a.ndim < 1 or c.ndim < 1:
-            raise ValueError(f"Arguments `a` and `c` must be vectors, but have shapes {a.shape} and {c.shape}.")
+            raise ValueError(
+                f"Arguments `a` and `c` must be vectors, but have shapes {a.shape} and {c.shape}."
+            )
         return cls(a[..., None, :], b, c[..., None, :], jnp.ones((*a.shape[:-1], 1), b.dtype))
 
     @property
@@ -124,5 +135,5 @@ class State(eqx.Module):
         largest = jnp.max(jnp.stack([jnp.max(jnp.abs(layer)) for layer in self.layers]))
         _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))
         scale = jnp.ldexp(jnp.ones((), self.dtype), exponent)
-        unit = [jnp.ldexp(layer, -exponent) for layer in self.layers]
-        return State(*unit, self.strength), jnp.where(largest == 0, 1, scale)
+        a, b, c = (jnp.ldexp(layer, -exponent) for layer in self.layers)
+        return State(a, b, c, self.strength), jnp.where(largest == 0, 1, scale)

@@ -4,10 +4,14 @@ A study is a configuration that determines every sample: the ensemble, the seed 
 run in pieces of bounded memory, and gives one record per sample with a summary.
 """
 
+import contextlib
 import math
+import os
+import tempfile
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,13 +24,30 @@ _PIECE = 1 << 18
 _QUANTILES = (0.025, 0.25, 0.5, 0.75, 0.975)
 
 
-class Summary(NamedTuple):
-    """Statistics of the samples whose blow-up time is finite and known.
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[str]:
+    """The name of a file to write, which becomes `path` at the end, or is removed on failure."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+    )
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+class Summary(eqx.Module):
+    r"""Statistics of the samples whose blow-up time is finite and known.
 
     - `count`: their number; `mean`, `deviation`, `error`: mean, standard deviation and standard
       error of the mean of $T^*$; `quantiles`: pairs of level and value.
-    - `scaled_mean`, `scaled_error`: of $\\sqrt q\\,T^*$; `limit`: what it tends to at infinite width with
-      the same aspect ratio and scales.
+    - `scaled_mean`, `scaled_error`: of $\sqrt q\,T^*$; `limit`: what it tends to at infinite width
+      with the same aspect ratio and scales.
     - `statuses`, `settled_by`: number of samples per status and per method.
     - `widest_bracket`, `largest_error`: relative to $T^*$, over the same samples.
     """
@@ -66,7 +87,9 @@ class StudyResult(eqx.Module):
         deviation = float(times.std(ddof=1)) if times.size > 1 else nan
         error = deviation / math.sqrt(times.size) if times.size > 1 else nan
         values = np.quantile(times, _QUANTILES) if times.size else np.full(len(_QUANTILES), nan)
-        width = np.asarray(found.upper, np.float64)[known] - np.asarray(found.lower, np.float64)[known]
+        width = (
+            np.asarray(found.upper, np.float64)[known] - np.asarray(found.lower, np.float64)[known]
+        )
         errors = np.asarray(found.error, np.float64)[known]
         root = math.sqrt(self.study.q)
         return Summary(
@@ -85,20 +108,17 @@ class StudyResult(eqx.Module):
         )
 
     def save(self, path: str) -> None:
-        """Write the records as a NumPy `.npz` archive: a column per field, and the configuration."""
-        found = self.blow_up
+        """Write the records as a NumPy `.npz` archive: a column per field, the configuration."""
         columns = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
         study = self.study
-        with open(path, "wb") as file:
-            np.savez_compressed(
-                file,
-                **{name: np.asarray(getattr(found, name)) for name in columns},
-                methods=np.array(found.methods),
-                widths=np.array([study.p, study.q]),
-                scales=np.array(study.scales),
-                seed=np.array(study.seed),
-                rtol=np.array(math.nan if study.rtol is None else study.rtol),
-            )
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self.blow_up, name)) for name in columns}
+        arrays |= {"methods": self.blow_up.methods, "scales": study.scales, "seed": study.seed}
+        # Python integers beyond 64 bits would be pickled.
+        whole = max(study.p, study.q) < 2**63
+        arrays["widths"] = np.array([study.p, study.q], np.int64 if whole else np.float64)
+        arrays["rtol"] = math.nan if study.rtol is None else study.rtol
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
 
 class Study(eqx.Module):
@@ -129,7 +149,9 @@ class Study(eqx.Module):
         if self.num_samples < 1:
             raise ValueError(f"Argument `num_samples` must be positive, but is {self.num_samples}.")
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f"Argument `seed` must lie between 0 and 2^63 - 1, but is {self.seed}.")
+            raise ValueError(
+                f"Argument `seed` must lie between 0 and 2^63 - 1, but is {self.seed}."
+            )
         _ = self.ensemble
 
     @property
@@ -138,8 +160,8 @@ class Study(eqx.Module):
         return Gaussian(self.p, self.q, self.scales)
 
     def limit(self) -> float:
-        """The infinite-width value of $\\sqrt q\\,T^*$ for the aspect ratio and scales of the study."""
-        if self.scales[1] == 0 or (self.scales[0] == 0 and self.scales[2] == 0):
+        r"""What $\sqrt q\,T^*$ tends to at infinite width, same aspect ratio and scales."""
+        if self.scales.count(0) > 1:
             return math.nan
         state = infinite_width(aspect=self.p / self.q, scales=self.scales, dim=24)
         found = blowup_time(state, Series(dim=24, max_expansions=1))
@@ -157,12 +179,18 @@ class Study(eqx.Module):
         **Returns:** a `StudyResult`.
         """
         start = time.perf_counter()
-        key = jax.random.key(self.seed)
+        with jax.enable_x64(True):  # else seeds are cut to 32 bits
+            key = jax.random.key(self.seed)
         pieces = []
         for first in range(0, self.num_samples, _PIECE):
             indices = np.arange(first, min(first + _PIECE, self.num_samples))
             found = sample_blowup_times(
-                self.ensemble, indices, key=key, rtol=self.rtol, reduced=self.reduced, progress=progress
+                self.ensemble,
+                indices,
+                key=key,
+                rtol=self.rtol,
+                reduced=self.reduced,
+                progress=progress,
             )
             pieces.append(jax.tree.map(np.asarray, found))
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)

@@ -5,24 +5,24 @@ ensemble. Chunks of indices are compiled once and run on as many threads as ther
 GPU one chunk fills the device. What a sample comes to does not depend on the chunk it is in.
 """
 
+import abc
 import os
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ..state import State
-from .method import AbstractMethod
-from .result import BlowUp, Status
 from ._solve import Prepared, classify, resolve_rtol, settle
 from .direct import Direct
+from .method import AbstractMethod
 from .reduced import Reduced
+from .result import BlowUp, Status
 from .series import Series
 
 # States with at most this many entries in b are reduced many at a time: their products are too
@@ -40,22 +40,24 @@ _GPU_CHUNK, _GPU_BYTES = 1 << 16, 1 << 31
 _compiled: set[Hashable] = set()
 
 
-class Source(Protocol):
+class AbstractSource(eqx.Module):
     """What state an index stands for."""
 
     @property
+    @abc.abstractmethod
     def truncated(self) -> bool:
         """Whether its states stand for wider ones, of which they are the reduced form."""
-        ...
 
-    def suited_to(self, method: AbstractMethod) -> "Source":
+    @abc.abstractmethod
+    def suited_to(self, method: AbstractMethod) -> "AbstractSource":
         """The same states in the dimension that a method asks for, where there is a choice."""
-        ...
 
-    def __call__(self, index: Int[Array, ""]) -> State: ...
+    @abc.abstractmethod
+    def __call__(self, index: Int[Array, ""]) -> State:
+        """The state at an index."""
 
 
-class Stored(eqx.Module):
+class Stored(AbstractSource):
     """The states of a batch along the leading axis."""
 
     states: State
@@ -112,15 +114,20 @@ class _Layout(eqx.Module):
     threads: int
 
     @classmethod
-    def of(cls, states: State, method: AbstractMethod, count: int) -> "_Layout":
+    def of(cls, source: AbstractSource, method: AbstractMethod, count: int) -> "_Layout":
+        states = eqx.filter_eval_shape(source, jnp.zeros((), jnp.int32))
         p, q = states.widths
         dim = method.reduced_dim(states.rank)
         width = max(p, q) if dim is None else min(dim, max(p, q))
-        if _platform(states) != "cpu":
+        if _platform(source) != "cpu":
             bytes_each = 4 * p * q * states.dtype.itemsize
             chunk = min(_GPU_CHUNK, max(1, _GPU_BYTES // bytes_each), _power_of_two(count))
             return cls(chunk, chunk, chunk, 1)
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         largest = _CPU_CHUNK if p * q <= _MIDDLE else _CPU_CHUNK_WIDE
         chunk = min(largest, _power_of_two(-(-count // threads)))
         together = chunk if p * q <= _NARROW else (8 if p * q <= _MIDDLE else 1)
@@ -128,9 +135,13 @@ class _Layout(eqx.Module):
         return cls(chunk, min(together, _LANES, chunk), min(lanes, chunk), threads)
 
 
-def _platform(states: State) -> str:
-    devices = getattr(states.b, "devices", None)
-    return next(iter(devices())).platform if callable(devices) else jax.default_backend()
+def _platform(source: AbstractSource) -> str:
+    arrays = [leaf for leaf in jax.tree.leaves(source) if isinstance(leaf, jax.Array)]
+    return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
+
+
+def _wide_precision() -> bool:
+    return jnp.result_type(float) == jnp.float64
 
 
 def _power_of_two(count: int) -> int:
@@ -139,7 +150,12 @@ def _power_of_two(count: int) -> int:
 
 @eqx.filter_jit
 def _solve_chunk(
-    source: Source, indices: Int[Array, " chunk"], method: AbstractMethod, rtol: Array, together: int, lanes: int
+    source: AbstractSource,
+    indices: Int[Array, " chunk"],
+    method: AbstractMethod,
+    rtol: Array,
+    together: int,
+    lanes: int,
 ) -> BlowUp:
     truncated = source.truncated or method.truncates(eqx.filter_eval_shape(source, indices[0]))
 
@@ -162,29 +178,34 @@ def _solve_chunk(
     return jax.tree.map(lambda x: x.reshape(-1), lax.map(solve_block, blocks))
 
 
-def _signature(source: Source, method: AbstractMethod, layout: _Layout) -> Hashable:
+def _signature(source: AbstractSource, method: AbstractMethod, layout: _Layout) -> Hashable:
     """What distinguishes one compiled program of `_solve_chunk` from another."""
     leaves, structure = jax.tree.flatten((source, method))
     shapes = tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
     sizes = (layout.chunk, layout.together, layout.lanes)
-    return structure, shapes, sizes, jax.config.jax_enable_x64
+    return structure, shapes, sizes, _wide_precision()
 
 
 def _solve_all(
-    source: Source, indices: np.ndarray, method: AbstractMethod, rtol: Array, done: Callable[[int], None]
+    source: AbstractSource,
+    indices: np.ndarray,
+    method: AbstractMethod,
+    rtol: Array,
+    done: Callable[[int], None],
 ) -> BlowUp:
     """One method on many indices, chunk by chunk; arrays of the result are on the host."""
-    shape = eqx.filter_eval_shape(source, jnp.zeros((), indices.dtype))
-    layout = _Layout.of(shape, method, indices.size)
+    layout = _Layout.of(source, method, indices.size)
     chunks = [indices[i : i + layout.chunk] for i in range(0, indices.size, layout.chunk)]
-    wide_precision = jax.config.jax_enable_x64
+    wide_precision = _wide_precision()
 
     def run(chunk: np.ndarray) -> BlowUp:
         # JAX's configuration belongs to the thread if the caller set it by a context manager.
         with jax.enable_x64(wide_precision):
             padded = np.pad(chunk, (0, layout.chunk - chunk.size), mode="edge")
-            found = _solve_chunk(source, jnp.asarray(padded), method, rtol, layout.together, layout.lanes)
-            # Waiting here lets other threads run; converting to NumPy would wait with the lock held.
+            found = _solve_chunk(
+                source, jnp.asarray(padded), method, rtol, layout.together, layout.lanes
+            )
+            # Waiting here lets other threads run; converting to NumPy would hold the lock.
             found = jax.block_until_ready(found)
             found = jax.tree.map(lambda x: np.asarray(x)[: chunk.size], found)
         done(chunk.size)
@@ -201,7 +222,7 @@ def _solve_all(
 
 
 def solve_indices(
-    source: Source,
+    source: AbstractSource,
     indices: np.ndarray,
     *,
     rtol: float | None = None,
@@ -273,7 +294,8 @@ def blowup_times(
     """
     if len(states.batch_shape) != 1:
         raise ValueError(
-            f"`blowup_times` takes states with one batch axis, but the batch shape is {states.batch_shape}."
+            "`blowup_times` takes states with one batch axis, but the batch shape is "
+            f"{states.batch_shape}."
         )
     count = states.batch_shape[0]
     if count == 0:
@@ -281,5 +303,9 @@ def blowup_times(
         empty, none = jnp.zeros(0, dtype), jnp.zeros(0, jnp.int32)
         return BlowUp(empty, empty, empty, empty, none, none, none, methods=())
     return solve_indices(
-        Stored(states), np.arange(count, dtype=np.int32), rtol=rtol, methods=methods, progress=progress
+        Stored(states),
+        np.arange(count, dtype=np.int32),
+        rtol=rtol,
+        methods=methods,
+        progress=progress,
     )

@@ -1,8 +1,9 @@
-"""Integration in desingularised time until the bracket closes on the blow-up time.
+r"""Integration in desingularised time until the bracket closes on the blow-up time.
 
-The field is homogeneous of degree 2, so $ds = \\rho\\,dt$ with $\\rho = \\sqrt{\\|a\\|^2 + \\|b\\|^2 + \\|c\\|^2}$ turns
-blow-up into exponential growth in $s$; $t$ is carried along as one more component. Every state then
-needs about as many steps, and a solver stops as soon as the bracket is narrow enough.
+The field is homogeneous of degree 2, so $ds = \rho\,dt$ with $\rho = \sqrt{\|a\|^2 + \|b\|^2 +
+\|c\|^2}$ turns blow-up into exponential growth in $s$; $t$ is carried along as one more component.
+Every state then needs about as many steps, and a solver stops as soon as the bracket is narrow
+enough.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from .method import Raw
 
 Point = tuple[tuple[Array, Array, Array], Array]
 
-# Steps are bounded by `max_steps`; the course in desingularised time is long enough for any of them.
+# Steps are bounded by `max_steps`; the course in desingularised time is longer than any of them.
 _LONGEST_COURSE = 1e6
 # The solver's tolerance is this fraction of the one asked for, and the companion run that measures
 # the error is this much looser.
@@ -40,11 +41,11 @@ def _worst_layer(errors: PyTree[Array]) -> Float[Array, ""]:
 
 
 class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
-    """A step size controller whose tolerance is relative to the norm of each layer.
+    r"""A step size controller whose tolerance is relative to the norm of each layer.
 
-    With $a \\sim 10^{-8}$ beside $b \\sim 1$ an absolute tolerance that suits $b$ costs $a$ its digits,
-    and one that suits $a$ is below the rounding of $b$. So every leaf of the solution is compared
-    with its own root mean square, at every step, and the worst leaf decides.
+    With $a \sim 10^{-8}$ beside $b \sim 1$ an absolute tolerance that suits $b$ costs $a$ its
+    digits, and one that suits $a$ is below the rounding of $b$. So every leaf of the solution is
+    compared with its own root mean square, at every step, and the worst leaf decides.
     """
 
     rtol: Any
@@ -57,7 +58,7 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
     @property
     def _controller(self) -> diffrax.PIDController:
         # Layers that are exactly zero need some absolute tolerance to be compared at all.
-        smallest = jnp.finfo(jnp.result_type(self.rtol)).tiny
+        smallest = float(jnp.finfo(jnp.result_type(self.rtol)).tiny)
         return diffrax.PIDController(rtol=self.rtol, atol=smallest, norm=self.norm)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
@@ -66,13 +67,13 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        sizes = [jax.tree.map(_size_of_layer, y) for y in (y0, y1_candidate)]
+        before, after = (jax.tree.map(_size_of_layer, y) for y in (y0, y1_candidate))
         return self._controller.adapt_step_size(
-            t0, t1, *sizes, args, y_error, error_order, controller_state
+            t0, t1, before, after, args, y_error, error_order, controller_state
         )
 
 
-def _field(_: Array, point: Point, strength: Array) -> Point:
+def _field(_: Any, point: Point, strength: Array) -> Point:
     layers, _ = point
     state = State(*layers, strength)
     speed = 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
@@ -91,10 +92,10 @@ def _terms(solver: diffrax.AbstractSolver) -> PyTree[diffrax.AbstractTerm]:
 
 
 def _time_left(state: State) -> Float[Array, ""]:
-    """The time left, to higher order than the bracket.
+    r"""The time left, to higher order than the bracket.
 
     Close to blow-up the component that dominates is aligned but for a part of $b$ that stays
-    behind; without that part, $\\|b\\|$ is $E/(\\lambda\\|a\\|\\|c\\|)$, and the aligned case is
+    behind; without that part, $\|b\|$ is $E/(\lambda\|a\|\|c\|)$, and the aligned case is
     known in closed form.
     """
     leading = jnp.argmax(component_energies(state))
@@ -128,9 +129,9 @@ def _run(
         max_steps=max_steps,
         throw=False,
     )
-    layers, elapsed = jax.tree.map(lambda x: x[0], solution.ys)
+    (a, b, c), elapsed = jax.tree.map(lambda x: x[0], solution.ys)
     ended = solution.result == diffrax.RESULTS.event_occurred
-    return State(*layers, state.strength), elapsed, ended, solution.stats["num_steps"]
+    return State(a, b, c, state.strength), elapsed, ended, solution.stats["num_steps"]
 
 
 def integrate(

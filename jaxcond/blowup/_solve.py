@@ -3,13 +3,14 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from ..bounds import comes_to_rest
 from ..state import State
 from .method import AbstractMethod, Raw, tolerance_floor
-from .result import BlowUp, Status
 from .reduced import Reduced
+from .result import BlowUp, Status
 from .series import Series
 
 # Beyond this relative error a time is not called converged, however narrow its bracket.
@@ -65,12 +66,13 @@ def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Flo
     floor = tolerance_floor(dtype)
     if rtol is None:
         rtol = 1e-10 if floor < 1e-10 else max(1e-5, floor)
-    if not isinstance(rtol, jax.core.Tracer) and not floor <= float(rtol) <= 0.1:
+    if not isinstance(rtol, Tracer) and not floor <= float(rtol) <= 0.1:
         advice = ""
         if 0 < float(rtol) < floor and jnp.finfo(dtype).bits < 64:
-            advice = " For float64, call jax.config.update('jax_enable_x64', True) before making the arrays."
+            advice = " For float64, call jax.config.update('jax_enable_x64', True) beforehand."
         raise ValueError(
-            f"Argument `rtol` must lie between {floor:.2g} and 0.1 for states in {dtype}, but is {rtol}.{advice}"
+            f"Argument `rtol` must lie between {floor:.2g} and 0.1 for states in {dtype}, "
+            f"but is {rtol}.{advice}"
         )
     return jnp.asarray(rtol, dtype)
 
@@ -81,12 +83,15 @@ def default_method(rank: int) -> AbstractMethod:
 
 
 def blowup_time(
-    state: State, method: AbstractMethod | None = None, *, rtol: float | Float[Array, ""] | None = None
+    state: State,
+    method: AbstractMethod | None = None,
+    *,
+    rtol: float | Float[Array, ""] | None = None,
 ) -> BlowUp:
-    """The blow-up time $T^*$ of the effective dynamics from one state.
+    r"""The blow-up time $T^*$ of the effective dynamics from one state.
 
-    $$a_i' = \\lambda_i b c_i, \\quad b' = \\sum_i \\lambda_i a_i c_i^T, \\quad c_i' = \\lambda_i b^T a_i,
-      \\qquad E(t) \\to \\infty \\text{ as } t \\to T^* .$$
+    $$a_i' = \lambda_i b c_i, \quad b' = \sum_i \lambda_i a_i c_i^T, \quad c_i' = \lambda_i b^T a_i,
+      \qquad E(t) \to \infty \text{ as } t \to T^* .$$
 
     **Arguments:**
 
@@ -96,7 +101,7 @@ def blowup_time(
       float64 and 1e-5 for float32.
 
     **Returns:** a `BlowUp`, in the dtype of the state. The time scales as the inverse of the
-    state, $T^*(\\kappa\\theta) = T^*(\\theta)/\\kappa$, at any scale that the dtype holds.
+    state, $T^*(\kappa\theta) = T^*(\theta)/\kappa$, at any scale that the dtype holds.
 
     **Raises:** `ValueError` for a batch, a tolerance beyond the dtype, or a method that does not
     apply to the rank.

@@ -1,14 +1,16 @@
-"""Taylor coefficients of the effective dynamics of rank 1, and of its entire function.
+r"""Taylor coefficients of the effective dynamics of rank 1, and of its entire function.
 
-With $A = bb^T - aa^T$ and $\\kappa = \\|c\\|^2 - \\|a\\|^2$ conserved, $a$ closes on itself,
+With $A = bb^T - aa^T$ and $\kappa = \|c\|^2 - \|a\|^2$ conserved, $a$ closes on itself,
 
-$$a'' = (A + \\kappa + 2\\|a\\|^2)\\,a,$$
+$$a'' = (A + \kappa + 2\|a\|^2)\,a,$$
 
-and $\\tau$ with $(\\log\\tau)'' = -\\|a\\|^2$, $\\tau(0) = 1$, $\\tau'(0) = 0$ is entire: the movable singularities of
-$a$ are simple poles, and the zeros of $\\tau$. With $N = \\|a\\|^2$, coefficient by coefficient,
+and $\tau$ with $(\log\tau)'' = -\|a\|^2$, $\tau(0) = 1$, $\tau'(0) = 0$ is entire: the movable
+singularities of $a$ are simple poles, and the zeros of $\tau$. With $N = \|a\|^2$, coefficient by
+coefficient,
 
-$$(n+1)(n+2)\\,a_{n+2} = (A+\\kappa)\\,a_n + 2\\sum_j N_j a_{n-j}, \\quad N_n = \\sum_j a_j \\cdot a_{n-j}, \\quad
-(n+1)\\,\\tau_{n+1} = -\\sum_j \\frac{N_{j-1}}{j}\\,\\tau_{n-j}.$$
+$$(n+1)(n+2)\,a_{n+2} = (A+\kappa)\,a_n + 2\sum_j N_j a_{n-j}, \quad
+N_n = \sum_j a_j \cdot a_{n-j}, \quad
+(n+1)\,\tau_{n+1} = -\sum_j \frac{N_{j-1}}{j}\,\tau_{n-j}.$$
 
 Every array here carries many states at once along its *last* axis, the lanes: so that XLA compiles
 the recurrences, whose loops over $j$ are unrolled, to long runs of vector arithmetic in place.
@@ -37,15 +39,22 @@ def _earlier(values: Array, n: Array, j: int) -> Array:
 
 
 def flow_coefficients(
-    matrix: Float[Array, "k k lanes"], a: Float[Array, "k lanes"], velocity: Float[Array, "k lanes"], order: int
-) -> tuple[Float[Array, "order+1 k lanes"], Float[Array, "order-1 k lanes"]]:
-    """Taylor coefficients of $a$ and of $\\|a\\|^2$.
+    matrix: Float[Array, "k k lanes"],
+    a: Float[Array, "k lanes"],
+    velocity: Float[Array, "k lanes"],
+    order: int,
+) -> tuple[
+    Float[Array, "order+1 k lanes"],
+    Float[Array, "order-1 lanes"],
+    Float[Array, "order-1 lanes"],
+]:
+    r"""Taylor coefficients of $a$ and of $\|a\|^2$.
 
-    **Arguments:** `matrix`, $A + \\kappa$; `a` and `velocity`, $a$ and $a'$ at the point of expansion;
-    `order`, the highest power of $a$, at least 4.
+    **Arguments:** `matrix`, $A + \kappa$; `a` and `velocity`, $a$ and $a'$ at the point of
+    expansion; `order`, the highest power of $a$, at least 4.
 
-    **Returns:** coefficients of $a$ up to `order` and of $a \\odot a$ up to `order - 2`; the latter
-    summed over components is $N$.
+    **Returns:** coefficients of $a$ up to `order`, and up to `order - 2` those of $N = \|a\|^2$
+    and of what its last component contributes to it.
     """
     width, lanes = a.shape
     # Index order - m holds the coefficient of power m; negative powers are zero.
@@ -65,9 +74,11 @@ def flow_coefficients(
             last = lax.dynamic_update_index_in_dim(last, square[-1], n - 1, 0)
             pull = jnp.zeros_like(a)
             for j in range(length):
-                pull = pull + norms[j] * _earlier(vectors, n - 1, j)
+                pull = pull + norms[j][None] * _earlier(vectors, n - 1, j)
             previous = _earlier(vectors, n - 1, 0)
-            linear = sum(matrix[i] * previous[i] for i in range(width))
+            linear = jnp.zeros_like(a)
+            for i in range(width):
+                linear = linear + matrix[i] * previous[i][None]
             following = (linear + 2 * pull) / (n * (n + 1)).astype(a.dtype)
             square = jnp.zeros_like(a)
             for j in range(length // 2 + 1):
@@ -81,7 +92,7 @@ def flow_coefficients(
     stops = [1 + round(i * (order - 1) / _NUM_STRETCHES) for i in range(_NUM_STRETCHES + 1)]
     for start, stop in itertools.pairwise(stops):
         carry = lax.fori_loop(start, stop, stretch(stop), carry)
-    vectors, norms, last, current, square = carry
+    vectors, norms, last, current, _ = carry
     coefficients = jnp.concatenate([vectors[order:0:-1], current[None]])
     return coefficients, norms[:-1], last[:-1]
 
@@ -89,11 +100,11 @@ def flow_coefficients(
 def entire_function(
     norms: Float[Array, "order-1 lanes"],
 ) -> tuple[Float[Array, "order+1 lanes"], Float[Array, "order+1 lanes"]]:
-    """Taylor coefficients of $\\tau$ from those of $N = \\|a\\|^2$.
+    r"""Taylor coefficients of $\tau$ from those of $N = \|a\|^2$.
 
-    **Returns:** the coefficients $\\tau_0, \\dots, \\tau_{order}$, and for each the sum of the absolute
-    values of the terms that it was added up from: its rounding error is a small multiple of
-    epsilon times that.
+    **Returns:** the coefficients $\tau_0, \dots, \tau_{order}$, and for each the sum of the
+    absolute values of the terms that it was added up from: its rounding error is a small multiple
+    of epsilon times that.
     """
     order, lanes = norms.shape[0] + 1, norms.shape[1]
     logarithmic = norms / jnp.arange(1, order, dtype=norms.dtype)[:, None]

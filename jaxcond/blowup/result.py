@@ -31,7 +31,8 @@ class BlowUp(eqx.Module):
     - `lower`, `upper`: the rigorous bracket of `jaxcond.bracket`, evaluated on the state shortly
       before $T^*$. It is exact for that state; the numerical error up to there is separate:
     - `error`: the method's own estimate of its absolute numerical error (truncation, rounding and
-      the condition of $T^*$ itself). Where it exceeds the bracket's width, it is what limits `time`.
+      the condition of $T^*$ itself). Where it exceeds the bracket's width, it is what limits
+      `time`.
     - `status`: a `Status` code.
     - `num_steps`: Taylor expansions or solver steps taken.
     - `stage`: index into `methods` of the method that settled the sample.
@@ -62,8 +63,9 @@ class BlowUp(eqx.Module):
             status = Status(int(self.status))
             digits = 8 if self.time.dtype == jnp.float32 else 16
             return (
-                f"T* = {float(self.time):.{digits}g} ({status.name.lower()}, error {float(self.error):.1g}, "
-                f"bracket [{float(self.lower):.{digits}g}, {float(self.upper):.{digits}g}], {self.time.dtype})"
+                f"T* = {float(self.time):.{digits}g} ({status.name.lower()}, "
+                f"error {float(self.error):.1g}, bracket [{float(self.lower):.{digits}g}, "
+                f"{float(self.upper):.{digits}g}], {self.time.dtype})"
             )
         listed = ", ".join(f"{n} {name}" for name, n in self.counts().items() if n)
         return f"BlowUp of {self.status.size} samples in {self.time.dtype}: {listed}"

@@ -1,10 +1,10 @@
-"""The blow-up time as the first positive zero of an entire function (rank 1).
+r"""The blow-up time as the first positive zero of an entire function (rank 1).
 
-With $(\\log\\tau)'' = -\\|a\\|^2$, $\\tau(0)=1$, $\\tau'(0)=0$, the function $\\tau$ is entire and $T^*$ is its first
-positive zero. Its Taylor polynomial is found by recurrence, without time stepping; everything that
-the bracket needs follows from it, since $\\|a\\|^2 = (\\tau'^2 - \\tau\\tau'')/\\tau^2$, the other norms differ
-from it by constants, and $E = \\frac12 (\\|a\\|^2)'$. Where one expansion does not reach $T^*$, the flow is
-followed part of the way and expanded again.
+With $(\log\tau)'' = -\|a\|^2$, $\tau(0)=1$, $\tau'(0)=0$, the function $\tau$ is entire and $T^*$
+is its first positive zero. Its Taylor polynomial is found by recurrence, without time stepping;
+everything that the bracket needs follows from it, since $\|a\|^2 = (\tau'^2 - \tau\tau'')/\tau^2$,
+the other norms differ from it by constants, and $E = \frac12 (\|a\|^2)'$. Where one expansion does
+not reach $T^*$, the flow is followed part of the way and expanded again.
 """
 
 import equinox as eqx
@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float
 
 from ..bounds import bracket_from_norms
 from ..state import State
-from .method import AbstractMethod, Raw
 from ._taylor import entire_function, flow_coefficients
+from .method import AbstractMethod, Raw
 
 # From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.
 _NUM_ROOT_STEPS = 14
-# Duplications of Carlson's algorithm in a step of the root finder: what they leave is a lower bound.
+# Duplications of Carlson's algorithm in a step of the root finder; they leave a lower bound.
 _NUM_ROUGH_DUPLICATIONS = 2
 # What the missing directions contribute to tau, as a share of what the last one kept contributes:
 # measured at most 0.1 for Gaussian states of widths 20 to 200 in 8 to 12 dimensions.
@@ -30,12 +30,12 @@ _PERTURBATION = 2.0**-30
 
 
 class Series(AbstractMethod):
-    """The zero of the entire function $\\tau$, from Taylor polynomials in Krylov coordinates.
+    r"""The zero of the entire function $\tau$, from Taylor polynomials in Krylov coordinates.
 
     **Arguments:**
 
-    - `order`: degree of the polynomials, at least 4; `None` chooses by the dtype, 32 for float64 and
-      20 for float32. For Gaussian states 24 and 32 give $T^*$ to about 5e-11 and 2e-15.
+    - `order`: degree of the polynomials, at least 4; `None` chooses by the dtype, 32 for float64
+      and 20 for float32. For Gaussian states 24 and 32 give $T^*$ to about 5e-11 and 2e-15.
     - `dim`: dimension to which wider states are reduced. 12 suffices for equal layer scales, 24
       covers scales that differ by 1e8. Narrower states are solved as they are.
     - `max_expansions`: how often the flow may be expanded again where one expansion does not reach.
@@ -58,7 +58,9 @@ class Series(AbstractMethod):
         if self.dim < 2:
             raise ValueError(f"Argument `dim` must be at least 2, but is {self.dim}.")
         if self.max_expansions < 1:
-            raise ValueError(f"Argument `max_expansions` must be at least 1, but is {self.max_expansions}.")
+            raise ValueError(
+                f"Argument `max_expansions` must be at least 1, but is {self.max_expansions}."
+            )
 
     @property
     def label(self) -> str:
@@ -67,7 +69,9 @@ class Series(AbstractMethod):
 
     def check(self, state: State) -> None:
         if state.rank != 1:
-            raise ValueError(f"Method `Series` applies to states of rank 1, but the rank is {state.rank}.")
+            raise ValueError(
+                f"Method `Series` applies to states of rank 1, but the rank is {state.rank}."
+            )
 
     def reduced_dim(self, rank: int) -> int:
         del rank
@@ -83,16 +87,16 @@ class Series(AbstractMethod):
         raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol))
         parts = jax.tree.map(lambda x: x.reshape(1 + probes, lanes), raw)
         raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
-        spread = jnp.max(jnp.abs(others - raw.time), axis=0) / _PERTURBATION
+        spread = jnp.max(jnp.abs(others - raw.time[None]), axis=0) / _PERTURBATION
         condition = 4 * jnp.finfo(states.dtype).eps * jnp.where(jnp.isfinite(spread), spread, 0)
         return eqx.tree_at(lambda r: r.error, raw, raw.error + condition)
 
 
 class _Problem(eqx.Module):
-    """$a'' = (A + \\kappa + 2\\|a\\|^2)a$ at one instant, many lanes, in units of `unit`.
+    r"""$a'' = (A + \kappa + 2\|a\|^2)a$ at one instant, many lanes, in units of `unit`.
 
-    The equation is written for whichever of $a$ and $c$ is smaller: with $a$ far larger, $A + \\kappa$
-    would cancel against $2\\|a\\|^2$ and lose the other layers to rounding.
+    The equation is written for whichever of $a$ and $c$ is smaller: with $a$ far larger, $A +
+    \kappa$ would cancel against $2\|a\|^2$ and lose the other layers to rounding.
     """
 
     matrix: Float[Array, "k k lanes"]
@@ -106,22 +110,25 @@ class _Problem(eqx.Module):
     @classmethod
     def of(cls, states: State, truncated: bool) -> "_Problem":
         strength = states.strength[0]
-        a, b, c = states.a[0], states.b, states.c[0] * jnp.sign(strength)
+        a, b, c = states.a[0], states.b, states.c[0] * jnp.sign(strength)[None]
         size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
         _, exponent = jnp.frexp(jnp.sqrt(size_a + size_b + size_c))
         rate = jnp.ldexp(jnp.ones_like(strength), exponent)
-        a, b, c = a / rate, b / rate, c / rate
+        a, b, c = a / rate[None], b / rate[None, None], c / rate[None]
         swap = size_a > size_c
-        b = jnp.where(swap, jnp.swapaxes(b, 0, 1), b)
-        a, c = jnp.where(swap, c, a), jnp.where(swap, a, c)
+        b = jnp.where(swap[None, None], jnp.swapaxes(b, 0, 1), b)
+        a, c = jnp.where(swap[None], c, a), jnp.where(swap[None], a, c)
         size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
         width = a.shape[0]
-        gram = sum(b[:, None, j] * b[None, :, j] for j in range(width))
+        gram, velocity = jnp.zeros_like(b), jnp.zeros_like(a)
+        for j in range(width):
+            gram = gram + b[:, None, j] * b[None, :, j]
+            velocity = velocity + b[:, j] * c[j][None]
         identity = jnp.eye(width, dtype=a.dtype)[:, :, None]
         return cls(
-            matrix=gram - a[:, None] * a[None, :] + (size_c - size_a) * identity,
+            matrix=gram - a[:, None] * a[None, :] + (size_c - size_a)[None, None] * identity,
             a=a,
-            velocity=sum(b[:, j] * c[j] for j in range(width)),
+            velocity=velocity,
             middle_excess=size_b - size_a,
             other_excess=size_c - size_a,
             unit=1 / (rate * jnp.abs(strength)),
@@ -131,11 +138,20 @@ class _Problem(eqx.Module):
     def in_units(self, raw: Raw) -> Raw:
         """Times in the units of the state that the problem was made of."""
         unit = self.unit
-        return Raw(raw.time * unit, raw.lower * unit, raw.upper * unit, raw.error * unit, raw.converged, raw.num_steps)
+        return Raw(
+            raw.time * unit,
+            raw.lower * unit,
+            raw.upper * unit,
+            raw.error * unit,
+            raw.converged,
+            raw.num_steps,
+        )
 
     def norms(self, a_squared: Array) -> Float[Array, "3 lanes"]:
-        """$(\\|a\\|^2, \\|b\\|^2, \\|c\\|^2)$ when the first of them is `a_squared`."""
-        others = [jnp.maximum(a_squared + excess, 0) for excess in (self.middle_excess, self.other_excess)]
+        r"""$(\|a\|^2, \|b\|^2, \|c\|^2)$ when the first of them is `a_squared`."""
+        others = [
+            jnp.maximum(a_squared + excess, 0) for excess in (self.middle_excess, self.other_excess)
+        ]
         return jnp.stack([a_squared, *others])
 
 
@@ -161,7 +177,7 @@ def _polynomial(coefficients: Array, x: Array, num_derivatives: int) -> list[Arr
 
 
 def _first_zero(tau: Float[Array, "order+1 lanes"], problem: _Problem) -> Float[Array, " lanes"]:
-    """The first positive zero of $\\tau$, approached from the left.
+    r"""The first positive zero of $\tau$, approached from the left.
 
     Each step is a lower bound on the time left, so the zero cannot be passed, let alone a later one
     be found; the bound is sharp to third order, and so the steps converge. Newton's method from
@@ -194,9 +210,12 @@ def _rough_lower_bound(norms: Float[Array, "3 lanes"]) -> Float[Array, " lanes"]
 
 
 def _bracket_before(
-    tau: Float[Array, "order+1 lanes"], zero: Float[Array, " lanes"], problem: _Problem, width: Float[Array, " lanes"]
+    tau: Float[Array, "order+1 lanes"],
+    zero: Float[Array, " lanes"],
+    problem: _Problem,
+    width: Float[Array, " lanes"],
 ) -> tuple[Float[Array, " lanes"], Float[Array, " lanes"]]:
-    """The bracket from the state so far before the zero of $\\tau$ that it is as narrow as `width`."""
+    r"""The bracket from a state shortly before the zero of $\tau$, about as narrow as `width`."""
 
     def at(distance: Array) -> tuple[Array, Array]:
         x = zero - distance
@@ -215,8 +234,10 @@ def _bracket_before(
 
 
 def _expand(problem: _Problem, order: int, rtol: Float[Array, ""]) -> _Expansion:
-    """Expand the flow and find the zero of $\\tau$, with an estimate of its error."""
-    coefficients, norms, last = flow_coefficients(problem.matrix, problem.a, problem.velocity, order)
+    r"""Expand the flow and find the zero of $\tau$, with an estimate of its error."""
+    coefficients, norms, last = flow_coefficients(
+        problem.matrix, problem.a, problem.velocity, order
+    )
     tau, sizes = entire_function(norms)
     zero = _first_zero(tau, problem)
     value, slope = _polynomial(tau, zero, 1)
@@ -263,7 +284,9 @@ def _follow(problem: _Problem, order: int, max_expansions: int, rtol: Float[Arra
         ahead = elapsed + _rough_lower_bound(problem.norms(jnp.sum(problem.a**2, 0)))
         here = Raw(
             jnp.where(reached, total, course.best.time),
-            jnp.where(reached, elapsed + found.lower, jnp.where(course.settled, course.best.lower, ahead)),
+            jnp.where(
+                reached, elapsed + found.lower, jnp.where(course.settled, course.best.lower, ahead)
+            ),
             jnp.where(reached, elapsed + found.upper, course.best.upper),
             jnp.where(reached, found.error, course.best.error),
             course.best.converged | reached,
@@ -273,18 +296,29 @@ def _follow(problem: _Problem, order: int, max_expansions: int, rtol: Float[Arra
         a, velocity, step = _advance(expansion.coefficients)
         moved = eqx.tree_at(lambda p: (p.a, p.velocity), problem, (a, velocity))
         keep = settled | ~jnp.isfinite(step)
-        problem = jax.tree.map(lambda old, new: jnp.where(keep, old, new), problem, moved)
+        problem = jax.tree.map(lambda old, new: _where_lanes(keep, old, new), problem, moved)
         elapsed = elapsed + jnp.where(keep, 0, step)
         return _Course(problem, elapsed, here, settled, course.num_expansions + 1)
 
     lanes = problem.a.shape[-1]
     unknown = jnp.full(lanes, jnp.inf, problem.a.dtype)
-    best = Raw(unknown, unknown, unknown, unknown, jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32))
-    start = _Course(problem, jnp.zeros_like(unknown), best, jnp.zeros(lanes, bool), jnp.zeros((), jnp.int32))
+    best = Raw(
+        unknown, unknown, unknown, unknown, jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
+    )
+    start = _Course(
+        problem, jnp.zeros_like(unknown), best, jnp.zeros(lanes, bool), jnp.zeros((), jnp.int32)
+    )
     course = lax.while_loop(
-        lambda course: (course.num_expansions < max_expansions) & ~jnp.all(course.settled), turn, start
+        lambda course: (course.num_expansions < max_expansions) & ~jnp.all(course.settled),
+        turn,
+        start,
     )
     return course.best
+
+
+def _where_lanes(choice: Array, chosen: Array, other: Array) -> Array:
+    shape = (1,) * (chosen.ndim - 1) + choice.shape
+    return jnp.where(choice.reshape(shape), chosen, other)
 
 
 def _advance(coefficients: Float[Array, "order+1 k lanes"]) -> tuple[Array, Array, Array]:
@@ -299,7 +333,7 @@ def _advance(coefficients: Float[Array, "order+1 k lanes"]) -> tuple[Array, Arra
         return jnp.maximum(from_a, from_velocity)
 
     step = jnp.minimum(reach(order), reach(order - 1))
-    a, velocity = _polynomial(coefficients, step, 1)
+    a, velocity = _polynomial(coefficients, step[None], 1)
     return a, velocity, step
 
 
@@ -314,7 +348,8 @@ def _perturbed(states: State, probes: int) -> State:
         shape = layer.shape[:-1]
         signs = jax.random.rademacher(key, (probes, *shape), layer.dtype)
         mean_square = jnp.sum(layer**2, axis=(0, 1)) / (shape[0] * shape[1])
-        noise = [_PERTURBATION * jnp.sqrt(mean_square) * sign[..., None] for sign in signs]
+        size = _PERTURBATION * jnp.sqrt(mean_square)
+        noise = [jnp.expand_dims(size, (0, 1)) * sign[..., None] for sign in signs]
         return jnp.concatenate([layer, *(layer + part for part in noise)], axis=-1)
 
     layers = [copies(layer, key) for layer, key in zip(states.layers, keys, strict=True)]

@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Integer, PRNGKeyArray
 
-from ..blowup import BlowUp, solve_indices
-from ..blowup.method import AbstractMethod
+from ..blowup import AbstractMethod, AbstractSource, BlowUp, solve_indices
 from ..state import State
 from ._ensemble import AbstractEnsemble, sample_key
 
 
-class Draws(eqx.Module):
+class Draws(AbstractSource):
     """The samples of an ensemble, numbered from 0: a source for `solve_indices`.
 
     - `ensemble`, `key`: sample $i$ depends on these and on $i$ alone.
@@ -36,7 +35,7 @@ class Draws(eqx.Module):
         dim = method.reduced_dim(1)
         return Draws(self.ensemble, self.key, self.dim if dim is None else dim)
 
-    def __call__(self, index: Int[Array, ""]) -> State:
+    def __call__(self, index: Integer[Array, ""]) -> State:
         """The sample with a global index."""
         key = sample_key(self.key, index)
         if self.dim is None:
@@ -72,16 +71,24 @@ def sample_blowup_times(
     """
     if isinstance(indices, int):
         if indices < 1:
-            raise ValueError(f"Argument `indices` must be a positive number of samples, but is {indices}.")
+            raise ValueError(
+                f"Argument `indices` must be a positive number of samples, but is {indices}."
+            )
         indices = np.arange(indices)
     indices = np.asarray(indices)
     if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError("Argument `indices` must be a number of samples or a list of whole numbers.")
+        raise ValueError(
+            "Argument `indices` must be a number of samples or a list of whole numbers."
+        )
     if indices.min() < 0:
         raise ValueError(f"Argument `indices` must not be negative, but holds {indices.min()}.")
     largest = np.iinfo(np.uint32).max
     if indices.max() > largest and not jnp.zeros(0, int).dtype.itemsize == 8:
-        raise ValueError(f"Sample indices above {largest} need 64-bit integers: enable `jax_enable_x64`.")
+        raise ValueError(
+            f"Sample indices above {largest} need 64-bit integers: enable `jax_enable_x64`."
+        )
     dtype = np.uint32 if indices.max() <= largest else np.int64
     source = Draws(ensemble, key, 12 if reduced else None)
-    return solve_indices(source, indices.astype(dtype), rtol=rtol, methods=methods, progress=progress)
+    return solve_indices(
+        source, indices.astype(dtype), rtol=rtol, methods=methods, progress=progress
+    )

@@ -31,12 +31,9 @@ def sample_key(key: PRNGKeyArray, index: Array | int) -> PRNGKeyArray:
     below 2^64.
     """
     index = jnp.asarray(index)
-    key = jax.random.fold_in(key, index.astype(jnp.uint32))
+    low = jax.random.fold_in(key, index.astype(jnp.uint32))
     if index.dtype.itemsize < 8:
-        return key
+        return low
+    # Indices that fit 32 bits give the same key whatever integer they come in.
     high = (index >> 32).astype(jnp.uint32)
-    return jax.tree.map(
-        lambda folded, plain: lax.select(jnp.broadcast_to(high > 0, ()), folded, plain),
-        jax.random.fold_in(key, high),
-        key,
-    )
+    return jax.lax.cond(high > 0, lambda: jax.random.fold_in(low, high), lambda: low)

@@ -1,10 +1,10 @@
-"""The Gaussian ensemble, at full width and in its exact reduced form.
+r"""The Gaussian ensemble, at full width and in its exact reduced form.
 
 For layers with independent normal entries, rotation invariance gives the *exact* law of the
 reduced state: its entries are independent,
 
-$$\\|a\\| = s_a\\chi_p, \\quad \\|c\\| = s_c\\chi_q, \\quad T_{jj} = s_b N(0,1), \\quad
-  T_{j,j+1} = s_b\\chi_{q-j}, \\quad T_{j+1,j} = s_b\\chi_{p-j} \\qquad (j = 1, 2, \\dots),$$
+$$\|a\| = s_a\chi_p, \quad \|c\| = s_c\chi_q, \quad T_{jj} = s_b N(0,1), \quad
+  T_{j,j+1} = s_b\chi_{q-j}, \quad T_{j+1,j} = s_b\chi_{p-j} \qquad (j = 1, 2, \dots),$$
 
 as the orthogonal tridiagonalisation conditions each step on a direction that is independent of
 what is left of $b$. So a state of any width is drawn from a few dozen random numbers, without
@@ -28,14 +28,13 @@ _MAX_ROUNDS = 64
 _BLOCK = 4
 
 
-def _chi(
-    degrees: Float[Array, " n"], *, key: PRNGKeyArray
-) -> Float[Array, " n"]:
-    """Chi variates $\\chi_k$ for an array of degrees of freedom, exact at any $k$, with $\\chi_0 = 0$.
+def _chi(degrees: Float[Array, " n"], *, key: PRNGKeyArray) -> Float[Array, " n"]:
+    r"""Chi variates $\chi_k$ for an array of degrees of freedom, exact at any $k$, with $\chi_0 =
+    0$.
 
-    Marsaglia and Tsang (2000), for $d = k/2 - 1/3$, $y = x / \\sqrt{9d}$ with normal $x$ and uniform $u$:
-    $\\sqrt{2d}(1+y)^{3/2}$ is accepted if $\\log u < x^2/2 + d(1 - v + \\log v)$, $v = (1+y)^3$. Below
-    $k = 2$ the shape is raised by one and a power of another uniform multiplied in.
+    Marsaglia and Tsang (2000), for $d = k/2 - 1/3$, $y = x / \sqrt{9d}$ with normal $x$ and uniform
+    $u$: $\sqrt{2d}(1+y)^{3/2}$ is accepted if $\log u < x^2/2 + d(1 - v + \log v)$, $v = (1+y)^3$.
+    Below $k = 2$ the shape is raised by one and a power of another uniform multiplied in.
     """
     dtype = degrees.dtype
     boosted = degrees < 2
@@ -80,23 +79,32 @@ class Gaussian(AbstractEnsemble):
 
     - `p`, `q`: the widths, positive whole numbers of any size; for `sample_reduced` they may be
       arrays, so that a sweep over widths compiles once.
-    - `scales`: standard deviations $(s_a, s_b, s_c)$ of the entries of $a$, $b$, $c$, positive or zero.
+    - `scales`: standard deviations $(s_a, s_b, s_c)$ of the entries of $a$, $b$, $c$, positive or
+      zero.
     """
 
     p: Real[Array, ""] | int | float
     q: Real[Array, ""] | int | float
-    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (1.0, 1.0, 1.0)
+    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (
+        1.0,
+        1.0,
+        1.0,
+    )
 
     def __check_init__(self):
         for name in ("p", "q"):
             width = getattr(self, name)
             if isinstance(width, (int, float)) and not (width >= 1 and float(width).is_integer()):
-                raise ValueError(f"Argument `{name}` must be a positive whole number, but is {width}.")
+                raise ValueError(
+                    f"Argument `{name}` must be a positive whole number, but is {width}."
+                )
         if len(self.scales) != 3:
             raise ValueError(f"Argument `scales` must hold three values, but is {self.scales}.")
         for scale in self.scales:
             if isinstance(scale, (int, float)) and not (0 <= scale < math.inf):
-                raise ValueError(f"Argument `scales` must be finite and not negative, but is {self.scales}.")
+                raise ValueError(
+                    f"Argument `scales` must be finite and not negative, but is {self.scales}."
+                )
 
     def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> State:
         """One state at full width: $a$ of shape `(1, p)`, $b$ `(p, q)`, $c$ `(1, q)`.
@@ -132,19 +140,27 @@ class Gaussian(AbstractEnsemble):
         dtype = jnp.result_type(float) if dtype is None else dtype
         scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in self.scales)
         p, q = jnp.asarray(self.p, dtype), jnp.asarray(self.q, dtype)
+
         def block(start: Array) -> tuple[Array, Array, Array]:
             steps = (start * _BLOCK + jnp.arange(_BLOCK)).astype(dtype)
             normal_key, chi_key = jax.random.split(jax.random.fold_in(key, start))
             normal = jax.random.normal(normal_key, (_BLOCK,), dtype)
             normal = jnp.where(steps < jnp.minimum(p, q), normal, 0)
-            degrees = jnp.maximum(jnp.concatenate([p - steps, q - steps]), 0)
+            # An off-diagonal entry needs its row as well as its column to exist.
+            exists = steps <= jnp.minimum(p, q)
+            degrees = jnp.concatenate([p - steps, q - steps])
+            degrees = jnp.where(jnp.tile(exists, 2), jnp.maximum(degrees, 0), 0)
             chi = _chi(degrees, key=chi_key)
             return normal, chi[:_BLOCK], chi[_BLOCK:]
 
         draws = jax.vmap(block)(jnp.arange(-(-dim // _BLOCK)))
         normal, chi_p, chi_q = (draw.reshape(-1)[:dim] for draw in draws)
         return _tridiagonal_state(
-            scale_a * chi_p[0], scale_c * chi_q[0], scale_b * normal, scale_b * chi_q[1:], scale_b * chi_p[1:]
+            scale_a * chi_p[0],
+            scale_c * chi_q[0],
+            scale_b * normal,
+            scale_b * chi_q[1:],
+            scale_b * chi_p[1:],
         )
 
 
@@ -163,14 +179,14 @@ def infinite_width(
     dim: int = 16,
     dtype: jnp.dtype | None = None,
 ) -> State:
-    """The state to which reduced Gaussian states of growing width converge.
+    r"""The state to which reduced Gaussian states of growing width converge.
 
-    With $p = \\alpha m$ and $q = m$, everything divided by $\\sqrt m$, fluctuations vanish as $1/\\sqrt m$:
-    $\\|a\\| = s_a\\sqrt\\alpha$, $\\|c\\| = s_c$, $T_{jj} = 0$, $T_{j,j+1} = s_b$, $T_{j+1,j} = s_b\\sqrt\\alpha$.
-    So $\\sqrt m\\,T^*$ of a wide random state tends to the blow-up time of this one; for equal widths
-    and unit scales that is 1.167972771072370….
+    With $p = \alpha m$ and $q = m$, everything divided by $\sqrt m$, fluctuations vanish as
+    $1/\sqrt m$: $\|a\| = s_a\sqrt\alpha$, $\|c\| = s_c$, $T_{jj} = 0$, $T_{j,j+1} = s_b$,
+    $T_{j+1,j} = s_b\sqrt\alpha$. So $\sqrt m\,T^*$ of a wide random state tends to the blow-up time
+    of this one; for equal widths and unit scales that is 1.167972771072370….
 
-    **Arguments:** `aspect`, the ratio $\\alpha = p/q$; `scales`, the standard deviations
+    **Arguments:** `aspect`, the ratio $\alpha = p/q$; `scales`, the standard deviations
     $(s_a, s_b, s_c)$; `dim`, the dimension kept (16 is exact to rounding for scales alike; take
     more when they are not).
 
