@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -68,6 +69,17 @@ def drawing(width: int, count: int) -> tuple[int, dict[str, Callable[[], object]
         "drawing, jax": lambda: draw(key),
     }
     return count, calls
+
+
+def gaussian(width: int) -> jc.Gaussian:
+    """The ensemble with its widths as arrays, so that one program serves all of them."""
+    return jc.Gaussian(jnp.asarray(float(width)), jnp.asarray(float(width)))
+
+
+def planned(plans: dict[str, dict[int, int]], width: int, quick: bool) -> dict[str, int]:
+    """Samples per method at a width."""
+    counts = {name: plan[width] for name, plan in plans.items()}
+    return {name: max(min(n, 2), n // 10) for name, n in counts.items()} if quick else counts
 
 
 @dataclass

@@ -30,7 +30,6 @@ for _variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
     os.environ[_variable] = "1"
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -44,7 +43,9 @@ from _timing import (  # noqa: E402
     cpus,
     drawing,
     figure,
+    gaussian,
     interleaved,
+    planned,
     relative_error,
     setup,
     show,
@@ -75,12 +76,6 @@ BATCHES = {10: 16384, 200: 4096}
 SERIES = ((8, 4), (12, 6), (16, 8), (20, 8), (24, 8), (28, 8), (32, 10), (36, 12))
 
 Method = Callable[[Batch, float], Floats]
-
-
-def planned(plans: dict[str, dict[int, int]], width: int, quick: bool) -> dict[str, int]:
-    """Samples per method at a width."""
-    counts = {name: plan[width] for name, plan in plans.items()}
-    return {name: max(min(n, 2), n // 10) for name, n in counts.items()} if quick else counts
 
 
 def by_jaxcond(batch: Batch, tol: float) -> Floats:
@@ -193,11 +188,6 @@ def draw_and_solve(width: int, count: int, close: float) -> Callable[[], Floats]
         return _peers.numba_rank_one(*arrays, TOL, close=close)
 
     return call
-
-
-def gaussian(width: int) -> jc.Gaussian:
-    """The ensemble with its widths as arrays, so that one program serves all of them."""
-    return jc.Gaussian(jnp.asarray(float(width)), jnp.asarray(float(width)))
 
 
 def sampler(width: int, count: int, rtol: float = REDUCED_RTOL) -> Callable[[], jc.BlowUp]:
@@ -391,6 +381,7 @@ def main() -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     console = Console()
+    console.width = max(console.width, 130)
     show("setup", setup(), console)
     for part in arguments.part or PARTS:
         found = PARTS[part](arguments.quick)

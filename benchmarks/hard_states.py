@@ -41,9 +41,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 states")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", type=int, default=500, help="states per width to compare")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("hard_states.json"))
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=list(PLAN), help="some of the plan"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; by default beside the script, if whole"
+    )
     arguments = parser.parse_args()
-    plan = {w: max(1, n // 100) for w, n in PLAN.items()} if arguments.quick else PLAN
+    plan = {width: PLAN[width] for width in arguments.widths}
+    if arguments.quick:
+        plan = {width: max(1, count // 100) for width, count in plan.items()}
     rows = []
     for width, count in plan.items():
         row = run_width(width, count, arguments.seed, arguments.compare)
@@ -57,8 +64,10 @@ def main() -> None:
         values = [row[key] for row in rows]
         total[key] = max(values) if key.startswith("worst") else sum(values)
     print(json.dumps(total, indent=1))
-    if not arguments.quick:
-        arguments.out.write_text(json.dumps({"total": total, "widths": rows}, indent=1) + "\n")
+    whole = not arguments.quick and plan == PLAN
+    out = arguments.out or (Path(__file__).with_name("hard_states.json") if whole else None)
+    if out is not None:
+        out.write_text(json.dumps({"total": total, "widths": rows}, indent=1) + "\n")
 
 
 def run_width(width: int, count: int, seed: int, compare: int) -> dict:

@@ -16,7 +16,7 @@ given state.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from .energy import conserved, energy, squared_norms, vector_field
 from .state import State
@@ -28,12 +28,12 @@ _NUM_DUPLICATIONS = 14
 
 
 def carlson_rf(
-    x: Float[Array, ""],
-    y: Float[Array, ""],
-    z: Float[Array, ""],
+    x: Float[ArrayLike, "..."],
+    y: Float[ArrayLike, "..."],
+    z: Float[ArrayLike, "..."],
     *,
     num_duplications: int = _NUM_DUPLICATIONS,
-) -> Float[Array, ""]:
+) -> Float[Array, "..."]:
     r"""Carlson's symmetric elliptic integral of the first kind.
 
     $$R_F(x, y, z) = \tfrac12 \int_0^\infty \frac{dt}{\sqrt{(t+x)(t+y)(t+z)}}$$
@@ -85,8 +85,10 @@ def bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def bracket_from_norms(
-    norms: Float[Array, " 3"], current_energy: Float[Array, ""], strength: Float[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    norms: Float[Array, "three *lanes"],
+    current_energy: Float[Array, " *lanes"],
+    strength: Float[Array, " *lanes"],
+) -> tuple[Float[Array, " *lanes"], Float[Array, "*lanes"]]:
     r"""The rank-one bracket from $(\|a\|^2, \|b\|_F^2, \|c\|^2)$, $E$ and $|\lambda|$ alone."""
     lower = carlson_rf(norms[0], norms[1], norms[2]) / strength
     positive = current_energy > 0
@@ -156,8 +158,8 @@ def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
 
 
 def aligned_blowup_time(
-    alpha: Float[Array, ""], beta: Float[Array, ""], gamma: Float[Array, ""]
-) -> Float[Array, ""]:
+    alpha: Float[Array, "..."], beta: Float[Array, "..."], gamma: Float[Array, "..."]
+) -> Float[Array, "..."]:
     r"""Blow-up time of $a = \alpha u,\ b = \beta u w^T,\ c = \gamma w$ with unit vectors $u, w$.
 
     Width 1 is the case of scalars. With $s_1 \le s_2 \le s_3$ the sorted squares,

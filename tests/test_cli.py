@@ -112,13 +112,15 @@ def test_progress_is_shown_on_standard_error_unless_quiet(call):
     assert (code, "1200/1200" in err, "1200/1200" in out) == (0, True, False)
     code, quiet_out, err = call(*SMALL, "--quiet")
     assert (code, err) == (0, "")
-    # The same but for the time it took.
-    assert quiet_out.split("time  ")[0] == out.split("time  ")[0]
+    # The same but for the time it took, which the widths of the columns depend on.
+    numbers = [re.findall(r"[\w.%±*·-]+", text.split("│ time")[0]) for text in (out, quiet_out)]
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) > 30
 
 
 @pytest.mark.slow
 def test_single_precision(call, tmp_path, result):
-    code, _, err = call(*SMALL, "--float32", "--save", "records.npz")
+    code, _, err = call(*SMALL, "--float32", "--rtol", "1e-3", "--save", "records.npz")
     assert code == 0
     assert "Error" not in err
     with np.load(tmp_path / "records.npz") as stored:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Integer
 
 from ..state import State
 from ._solve import Prepared, classify, resolve_rtol, settle
@@ -53,7 +53,7 @@ class AbstractSource(eqx.Module):
         """The same states in the dimension that a method asks for, where there is a choice."""
 
     @abc.abstractmethod
-    def __call__(self, index: Int[Array, ""]) -> State:
+    def __call__(self, index: Integer[Array, ""]) -> State:
         """The state at an index."""
 
 
@@ -72,7 +72,7 @@ class Stored(AbstractSource):
         del method
         return self
 
-    def __call__(self, index: Int[Array, ""]) -> State:
+    def __call__(self, index: Integer[Array, ""]) -> State:
         """The state at an index."""
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, index, 0, keepdims=False), self.states
@@ -151,7 +151,7 @@ def _power_of_two(count: int) -> int:
 @eqx.filter_jit
 def _solve_chunk(
     source: AbstractSource,
-    indices: Int[Array, " chunk"],
+    indices: Integer[Array, " chunk"],
     method: AbstractMethod,
     rtol: Array,
     together: int,

@@ -44,9 +44,9 @@ def flow_coefficients(
     velocity: Float[Array, "k lanes"],
     order: int,
 ) -> tuple[
-    Float[Array, "order+1 k lanes"],
-    Float[Array, "order-1 lanes"],
-    Float[Array, "order-1 lanes"],
+    Float[Array, "powers k lanes"],
+    Float[Array, "squares lanes"],
+    Float[Array, "squares lanes"],
 ]:
     r"""Taylor coefficients of $a$ and of $\|a\|^2$.
 
@@ -98,8 +98,8 @@ def flow_coefficients(
 
 
 def entire_function(
-    norms: Float[Array, "order-1 lanes"],
-) -> tuple[Float[Array, "order+1 lanes"], Float[Array, "order+1 lanes"]]:
+    norms: Float[Array, "squares lanes"],
+) -> tuple[Float[Array, "powers lanes"], Float[Array, "powers lanes"]]:
     r"""Taylor coefficients of $\tau$ from those of $N = \|a\|^2$.
 
     **Returns:** the coefficients $\tau_0, \dots, \tau_{order}$, and for each the sum of the

@@ -25,8 +25,11 @@ _NUM_ROUGH_DUPLICATIONS = 2
 # What the missing directions contribute to tau, as a share of what the last one kept contributes:
 # measured at most 0.1 for Gaussian states of widths 20 to 200 in 8 to 12 dimensions.
 _MISSING = 0.25
-# Relative size of the perturbation whose effect measures the condition of T*.
-_PERTURBATION = 2.0**-30
+# The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
+# above rounding itself, since close to a state that never blows up T* is far from linear.
+_NOISE = 64
+# What rounding does, as a share of what that noise does.
+_ROUNDING_SHARE = 1 / 8
 
 
 class Series(AbstractMethod):
@@ -87,8 +90,8 @@ class Series(AbstractMethod):
         raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol))
         parts = jax.tree.map(lambda x: x.reshape(1 + probes, lanes), raw)
         raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
-        spread = jnp.max(jnp.abs(others - raw.time[None]), axis=0) / _PERTURBATION
-        condition = 4 * jnp.finfo(states.dtype).eps * jnp.where(jnp.isfinite(spread), spread, 0)
+        # A copy that does not blow up, or not in time, says that nothing is known.
+        condition = _ROUNDING_SHARE * jnp.max(jnp.abs(others - raw.time[None]), axis=0)
         return eqx.tree_at(lambda r: r.error, raw, raw.error + condition)
 
 
@@ -159,7 +162,7 @@ class _Expansion(eqx.Module):
     """One Taylor expansion, and what its polynomial says of the blow-up time."""
 
     result: Raw
-    coefficients: Float[Array, "order+1 k lanes"]
+    coefficients: Float[Array, "powers k lanes"]
 
 
 def _polynomial(coefficients: Array, x: Array, num_derivatives: int) -> list[Array]:
@@ -176,7 +179,7 @@ def _polynomial(coefficients: Array, x: Array, num_derivatives: int) -> list[Arr
     return values
 
 
-def _first_zero(tau: Float[Array, "order+1 lanes"], problem: _Problem) -> Float[Array, " lanes"]:
+def _first_zero(tau: Float[Array, "powers lanes"], problem: _Problem) -> Float[Array, " lanes"]:
     r"""The first positive zero of $\tau$, approached from the left.
 
     Each step is a lower bound on the time left, so the zero cannot be passed, let alone a later one
@@ -184,7 +187,7 @@ def _first_zero(tau: Float[Array, "order+1 lanes"], problem: _Problem) -> Float[
     there removes the last rounding.
     """
 
-    def advance(_: int, x: Array) -> Array:
+    def advance(_: Array, x: Array) -> Array:
         value, first, second = _polynomial(tau, x, 2)
         a_squared = jnp.maximum(first * first - value * second, 0) / (value * value)
         # Carlson's algorithm broken off: the mean of what is left bounds R_F from below, since
@@ -210,7 +213,7 @@ def _rough_lower_bound(norms: Float[Array, "3 lanes"]) -> Float[Array, " lanes"]
 
 
 def _bracket_before(
-    tau: Float[Array, "order+1 lanes"],
+    tau: Float[Array, "powers lanes"],
     zero: Float[Array, " lanes"],
     problem: _Problem,
     width: Float[Array, " lanes"],
@@ -321,7 +324,7 @@ def _where_lanes(choice: Array, chosen: Array, other: Array) -> Array:
     return jnp.where(choice.reshape(shape), chosen, other)
 
 
-def _advance(coefficients: Float[Array, "order+1 k lanes"]) -> tuple[Array, Array, Array]:
+def _advance(coefficients: Float[Array, "powers k lanes"]) -> tuple[Array, Array, Array]:
     """Follow an expansion as far as its last terms stay below rounding: $a$, $a'$ and the step."""
     order = coefficients.shape[0] - 1
     size = jnp.max(jnp.abs(coefficients), axis=1)
@@ -338,7 +341,7 @@ def _advance(coefficients: Float[Array, "order+1 k lanes"]) -> tuple[Array, Arra
 
 
 def _perturbed(states: State, probes: int) -> State:
-    """The states followed by copies with noise of relative size `_PERTURBATION` in every layer.
+    """The states followed by copies with noise of `_NOISE` units of rounding in every layer.
 
     The same signs for every lane, so that a sample's error does not depend on its batch.
     """
@@ -348,10 +351,10 @@ def _perturbed(states: State, probes: int) -> State:
         shape = layer.shape[:-1]
         signs = jax.random.rademacher(key, (probes, *shape), layer.dtype)
         mean_square = jnp.sum(layer**2, axis=(0, 1)) / (shape[0] * shape[1])
-        size = _PERTURBATION * jnp.sqrt(mean_square)
+        size = _NOISE * jnp.finfo(layer.dtype).eps * jnp.sqrt(mean_square)
         noise = [jnp.expand_dims(size, (0, 1)) * sign[..., None] for sign in signs]
         return jnp.concatenate([layer, *(layer + part for part in noise)], axis=-1)
 
     layers = [copies(layer, key) for layer, key in zip(states.layers, keys, strict=True)]
     strength = jnp.concatenate([states.strength] * (1 + probes), axis=-1)
-    return eqx.tree_at(lambda s: (*s.layers, s.strength), states, (*layers, strength))
+    return eqx.tree_at(lambda s: (s.a, s.b, s.c, s.strength), states, (*layers, strength))
