@@ -85,7 +85,7 @@ def bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def bracket_from_norms(
-    norms: Float[Array, "three *lanes"],
+    norms: Float[Array, "3 *lanes"],
     current_energy: Float[Array, " *lanes"],
     strength: Float[Array, " *lanes"],
 ) -> tuple[Float[Array, " *lanes"], Float[Array, "*lanes"]]:

@@ -32,7 +32,9 @@ _NARROW, _MIDDLE = 32**2, 100**2
 _UNREDUCED = 16
 # Lanes that are solved together: what a core's second-level cache holds of their coefficients.
 _LANES = 32
-_CPU_CHUNK, _CPU_CHUNK_WIDE = 512, 128
+# Samples of a chunk: enough for its overhead to vanish, few enough to share out evenly. Chunks of
+# wide states hold so many entries of b in all, some milliseconds of work.
+_CPU_CHUNK, _CPU_ENTRIES = 2048, 1 << 22
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 _GPU_CHUNK, _GPU_BYTES = 1 << 16, 1 << 31
 
@@ -128,8 +130,10 @@ class _Layout(eqx.Module):
             if hasattr(os, "sched_getaffinity")
             else os.cpu_count() or 1
         )
-        largest = _CPU_CHUNK if p * q <= _MIDDLE else _CPU_CHUNK_WIDE
-        chunk = min(largest, _power_of_two(-(-count // threads)))
+        largest = _CPU_CHUNK if p * q <= _MIDDLE else _power_of_two(_CPU_ENTRIES // (p * q))
+        # A few chunks for each thread even out their costs; less than a block wastes lanes.
+        share = _power_of_two(count // (2 * threads) + 1) // 2
+        chunk = min(largest, max(_LANES, share), _power_of_two(-(-count // threads)))
         together = chunk if p * q <= _NARROW else (8 if p * q <= _MIDDLE else 1)
         lanes = _LANES if width <= 2 * _LANES else 1
         return cls(chunk, min(together, _LANES, chunk), min(lanes, chunk), threads)
