@@ -244,6 +244,7 @@ def test_a_sweep_over_widths_compiles_once():
 
 def test_blowup_times_of_a_sweep_compile_once(wide_times, caplog):
     assert wide_times.time.size >= 20_000
+    sampled(as_arrays(80, 100), 1500)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         jax.jit(lambda x: x + 1)(jnp.zeros(1))
         for width in (60, 90):

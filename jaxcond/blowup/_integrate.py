@@ -81,14 +81,16 @@ def _field(_: Any, point: Point, strength: Array) -> Point:
 
 
 def _terms(solver: diffrax.AbstractSolver) -> PyTree[diffrax.AbstractTerm]:
-    implicit = diffrax.ODETerm(_field)
+    term = diffrax.ODETerm(_field)
     if isinstance(solver, diffrax.AbstractImplicitSolver) and not isinstance(
         solver.term_structure, type
     ):
-        # Implicit-explicit solvers: everything is on the implicit side.
+        # Implicit-explicit solvers get everything on the explicit side: in desingularised time the
+        # flow is not stiff, and with a vanishing explicit side KenCarp3 to 5 did not finish in
+        # 4,096 steps a state of width 3 that takes 19 to 113 this way.
         nothing = diffrax.ODETerm(lambda t, y, args: jax.tree.map(jnp.zeros_like, y))
-        return diffrax.MultiTerm(nothing, implicit)
-    return implicit
+        return diffrax.MultiTerm(term, nothing)
+    return term
 
 
 def _time_left(state: State) -> Float[Array, ""]:

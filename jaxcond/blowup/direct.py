@@ -16,7 +16,8 @@ class Direct(AbstractMethod):
     **Arguments:**
 
     - `solver`: any adaptive diffrax solver; `Dopri8` is the fastest at tight tolerances, the
-      implicit `Kvaerno` and `KenCarp` ones solve linear systems in all unknowns.
+      implicit `Kvaerno` ones solve linear systems in all unknowns, and of the implicit-explicit
+      `KenCarp` ones the explicit side is used, as the flow is not stiff in this time.
     - `max_steps`: after so many steps the sample is `not_converged`.
 
     The simplest method, and the slowest by far on wide states: it makes about 1,000 products with
