@@ -13,7 +13,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from ..bounds import bracket, carlson_rf
 from ..energy import component_energies, squared_norms, vector_field
@@ -23,10 +23,10 @@ from .method import Raw
 Point = tuple[tuple[Array, Array, Array], Array]
 
 # Steps are bounded by `max_steps`; the course in desingularised time is longer than any of them.
-_LONGEST_COURSE = 1e6
+LONGEST_COURSE = 1e6
 # The solver's tolerance is this fraction of the one asked for, and the companion run that measures
 # the error is this much looser.
-_SAFETY = 0.05
+SAFETY = 0.05
 _LOOSER = 30.0
 # The ratio of the two errors is about `_LOOSER`; a quarter of their difference leaves a margin.
 _ERROR_FACTOR = 0.25
@@ -73,15 +73,18 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
         )
 
 
-def _field(_: Any, point: Point, strength: Array) -> Point:
+def desingularised(_: Any, point: Point, strength: Array) -> Point:
+    r"""The layers' and the time's change per unit of desingularised time."""
     layers, _ = point
     state = State(*layers, strength)
     speed = 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
     return jax.tree.map(lambda x: speed * x, vector_field(state).layers), speed
 
 
-def _terms(solver: diffrax.AbstractSolver) -> PyTree[diffrax.AbstractTerm]:
-    term = diffrax.ODETerm(_field)
+def split_terms(
+    term: diffrax.ODETerm, solver: diffrax.AbstractSolver
+) -> PyTree[diffrax.AbstractTerm]:
+    """The terms in the form that a solver takes them."""
     if isinstance(solver, diffrax.AbstractImplicitSolver) and not isinstance(
         solver.term_structure, type
     ):
@@ -93,7 +96,7 @@ def _terms(solver: diffrax.AbstractSolver) -> PyTree[diffrax.AbstractTerm]:
     return term
 
 
-def _time_left(state: State) -> Float[Array, ""]:
+def time_left(state: State) -> Float[Array, ""]:
     r"""The time left, to higher order than the bracket.
 
     Close to blow-up the component that dominates is aligned but for a part of $b$ that stays
@@ -107,9 +110,28 @@ def _time_left(state: State) -> Float[Array, ""]:
     return carlson_rf(size_a, along**2 / (size_a * size_c), size_c) / strength
 
 
-def _run(
-    state: State, solver: diffrax.AbstractSolver, rtol: Array, tolerance: Array, max_steps: int
-) -> tuple[State, Array, Array, Array]:
+class End(eqx.Module):
+    """The state at which the bracket closed, and how the solver came there."""
+
+    state: State
+    elapsed: Float[Array, ""]
+    course: Float[Array, ""]
+    reached: Bool[Array, ""]
+    num_steps: Array
+
+
+def run_to_end(
+    state: State,
+    solver: diffrax.AbstractSolver,
+    rtol: Array,
+    tolerance: Array,
+    max_steps: int,
+) -> End:
+    """Follow one state of unit scale until its bracket is narrower than `rtol` of the time.
+
+    `tolerance` is the solver's, relative to each layer; `course` the desingularised time passed.
+    """
+
     def closed(t: Array, y: Point, args: Array, **kwargs: Any) -> Array:
         layers, elapsed = y
         lower, upper = bracket(State(*layers, args))
@@ -118,10 +140,10 @@ def _run(
     dtype = state.dtype
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
     solution = diffrax.diffeqsolve(
-        _terms(solver),
+        split_terms(diffrax.ODETerm(desingularised), solver),
         solver,
         t0=jnp.zeros((), dtype),
-        t1=jnp.asarray(_LONGEST_COURSE, dtype),
+        t1=jnp.asarray(LONGEST_COURSE, dtype),
         dt0=jnp.asarray(1e-3, dtype),
         y0=(state.layers, jnp.zeros((), dtype)),
         args=state.strength,
@@ -133,7 +155,8 @@ def _run(
     )
     (a, b, c), elapsed = jax.tree.map(lambda x: x[0], solution.ys)
     ended = solution.result == diffrax.RESULTS.event_occurred
-    return State(a, b, c, state.strength), elapsed, ended, solution.stats["num_steps"]
+    last = State(a, b, c, state.strength)
+    return End(last, elapsed, solution.ts[0], ended, solution.stats["num_steps"])
 
 
 def integrate(
@@ -145,23 +168,24 @@ def integrate(
     the error of the better run, condition of the problem included.
     """
     eps = jnp.finfo(state.dtype).eps
-    finest = jnp.maximum(_SAFETY * rtol, 20 * eps)
+    finest = jnp.maximum(SAFETY * rtol, 20 * eps)
     tolerances = jnp.stack([finest, _LOOSER * finest])
-    last, elapsed, ended, num_steps = jax.lax.map(
-        lambda tolerance: _run(state, solver, rtol, tolerance, max_steps), tolerances
+    ends = jax.lax.map(
+        lambda tolerance: run_to_end(state, solver, rtol, tolerance, max_steps), tolerances
     )
-    lower, upper = jax.vmap(bracket)(last)
-    time = elapsed + jnp.clip(jax.vmap(_time_left)(last), lower, upper)
+    elapsed = ends.elapsed
+    lower, upper = jax.vmap(bracket)(ends.state)
+    time = elapsed + jnp.clip(jax.vmap(time_left)(ends.state), lower, upper)
     error = _ERROR_FACTOR * jnp.abs(time[0] - time[1]) + 4 * eps * time[0]
     if state.rank > 1:
-        # Components that do not dominate may still grow, and `_time_left` leaves them out.
+        # Components that do not dominate may still grow, and `time_left` leaves them out.
         error = error + (upper[0] - lower[0])
     raw = Raw(
         time[0],
         elapsed[0] + lower[0],
         elapsed[0] + upper[0],
         error,
-        jnp.all(ended) & jnp.isfinite(error),
-        jnp.sum(num_steps).astype(jnp.int32),
+        jnp.all(ends.reached) & jnp.isfinite(error),
+        jnp.sum(ends.num_steps).astype(jnp.int32),
     )
-    return raw, jax.tree.map(lambda x: x[0], last)
+    return raw, jax.tree.map(lambda x: x[0], ends.state)

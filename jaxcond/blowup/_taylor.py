@@ -131,3 +131,78 @@ def entire_function(
         carry = lax.fori_loop(start, stop, stretch(stop), carry)
     values, sizes = carry
     return values[order::-1], sizes
+
+
+def flow_cotangents(
+    matrix: Float[Array, "k k lanes"],
+    coefficients: Float[Array, "powers k lanes"],
+    norms: Float[Array, "squares lanes"],
+    of_coefficients: Float[Array, "powers k lanes"],
+    of_norms: Float[Array, "squares lanes"],
+) -> tuple[Float[Array, "k k lanes"], Float[Array, "k lanes"], Float[Array, "k lanes"]]:
+    r"""Reverse mode of `flow_coefficients`: cotangents of `matrix`, `a` and `velocity`.
+
+    With $\lambda_n = \bar a_{n+2}/((n+1)(n+2))$, from the highest power down,
+
+    $$\bar N_n \mathrel{+}= 2\sum_i \lambda_{n+i} \cdot a_i, \qquad
+    \bar a_n \mathrel{+}= (A+\kappa)^T\lambda_n + 2\sum_i N_i \lambda_{n+i}
+      + 2\sum_i \bar N_{n+i} a_i .$$
+
+    Each power gathers what the later ones owe to it: the transposes that JAX derives of the
+    recurrence would scatter every term into buffers of all powers instead.
+
+    **Arguments:** `coefficients` and `norms` as found by `flow_coefficients`; `of_coefficients` and
+    `of_norms`, the cotangents of these results.
+    """
+    order = coefficients.shape[0] - 1
+    # Index n holds power n; what lies beyond the highest power is zero.
+    owed = jnp.zeros((2 * order + 1, *coefficients.shape[1:]), coefficients.dtype)
+    owed_norms = jnp.zeros((2 * order + 1, norms.shape[-1]), norms.dtype)
+
+    def later(values: Array, n: Array, i: int) -> Array:
+        return lax.dynamic_index_in_dim(values, n + i, 0, keepdims=False)
+
+    def stretch(length: int):
+        def body(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            owed, owed_norms = carry
+            n = order - 2 - index
+            scale = ((n + 1) * (n + 2)).astype(matrix.dtype)
+            _, following = gathered(owed, owed_norms, n + 2, length)
+            factor = following / scale
+            owed = lax.dynamic_update_index_in_dim(owed, factor, n, 0)
+            total = jnp.zeros_like(factor)
+            for i in range(length):
+                total = total + later(owed, n, i) * coefficients[i]
+            of_norm = lax.dynamic_index_in_dim(of_norms, n, 0, keepdims=False)
+            of_norm = of_norm + 2 * jnp.sum(total, axis=0)
+            return owed, lax.dynamic_update_index_in_dim(owed_norms, of_norm, n, 0)
+
+        return body
+
+    def gathered(
+        owed: Array, owed_norms: Array, n: Array | int, length: int
+    ) -> tuple[Array, Array]:
+        n = jnp.asarray(n)
+        factor = lax.dynamic_index_in_dim(owed, n, 0, keepdims=False)
+        total = jnp.zeros_like(factor)
+        for i in range(length):
+            total = total + norms[i][None] * later(owed, n, i)
+            total = total + later(owed_norms, n, i)[None] * coefficients[i]
+        linear = jnp.zeros_like(factor)
+        for i in range(matrix.shape[0]):
+            linear = linear + matrix[:, i] * factor[i][None]
+        own = lax.dynamic_index_in_dim(of_coefficients, n, 0, keepdims=False)
+        return factor, own + linear + 2 * total
+
+    powers = order - 1
+    carry = (owed, owed_norms)
+    stops = [round(i * powers / _NUM_STRETCHES) for i in range(_NUM_STRETCHES + 1)]
+    for start, stop in itertools.pairwise(stops):
+        carry = lax.fori_loop(start, stop, stretch(stop), carry)
+    owed, owed_norms = carry
+    _, of_a = gathered(owed, owed_norms, 0, powers)
+    _, of_velocity = gathered(owed, owed_norms, 1, powers)
+    of_matrix = jnp.zeros_like(matrix)
+    for n in range(powers):
+        of_matrix = of_matrix + coefficients[n][:, None] * owed[n][None, :]
+    return of_matrix, of_a, of_velocity

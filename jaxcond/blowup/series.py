@@ -13,18 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..bounds import bracket_from_norms
 from ..state import State
-from ._taylor import entire_function, flow_coefficients
+from ._expansion import Problem, advance, expand, rough_lower_bound
 from .method import AbstractMethod, Raw
 
-# From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.
-_NUM_ROOT_STEPS = 14
-# Duplications of Carlson's algorithm in a step of the root finder; they leave a lower bound.
-_NUM_ROUGH_DUPLICATIONS = 2
-# What the missing directions contribute to tau, as a share of what the last one kept contributes:
-# measured at most 0.1 for Gaussian states of widths 20 to 200 in 8 to 12 dimensions.
-_MISSING = 0.25
 # The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
 # above rounding itself, since close to a state that never blows up T* is far from linear.
 _NOISE = 64
@@ -80,13 +72,17 @@ class Series(AbstractMethod):
         del rank
         return self.dim
 
+    def degree(self, dtype: jnp.dtype) -> int:
+        """The order of the polynomials for states of a dtype."""
+        return self.order or (32 if dtype == jnp.float64 else 20)
+
     def solve(self, states: State, rtol: Float[Array, ""], *, truncated: bool) -> Raw:
-        order = self.order or (32 if states.dtype == jnp.float64 else 20)
+        order = self.degree(states.dtype)
         if self.max_expansions == 1:
-            problem = _Problem.of(states, truncated)
-            return problem.in_units(_expand(problem, order, rtol).result)
+            problem = Problem.of(states, truncated)
+            return problem.in_units(expand(problem, order, rtol).result)
         probes, lanes = 2, states.b.shape[-1]
-        problem = _Problem.of(_perturbed(states, probes), truncated)
+        problem = Problem.of(_perturbed(states, probes), truncated)
         raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol))
         parts = jax.tree.map(lambda x: x.reshape(1 + probes, lanes), raw)
         raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
@@ -95,196 +91,30 @@ class Series(AbstractMethod):
         return eqx.tree_at(lambda r: r.error, raw, raw.error + condition)
 
 
-class _Problem(eqx.Module):
-    r"""$a'' = (A + \kappa + 2\|a\|^2)a$ at one instant, many lanes, in units of `unit`.
-
-    The equation is written for whichever of $a$ and $c$ is smaller: with $a$ far larger, $A +
-    \kappa$ would cancel against $2\|a\|^2$ and lose the other layers to rounding.
-    """
-
-    matrix: Float[Array, "k k lanes"]
-    a: Float[Array, "k lanes"]
-    velocity: Float[Array, "k lanes"]
-    middle_excess: Float[Array, " lanes"]  # ||b||^2 - ||a||^2
-    other_excess: Float[Array, " lanes"]  # ||c||^2 - ||a||^2
-    unit: Float[Array, " lanes"]
-    truncated: bool = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, states: State, truncated: bool) -> "_Problem":
-        strength = states.strength[0]
-        a, b, c = states.a[0], states.b, states.c[0] * jnp.sign(strength)[None]
-        size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
-        _, exponent = jnp.frexp(jnp.sqrt(size_a + size_b + size_c))
-        rate = jnp.ldexp(jnp.ones_like(strength), exponent)
-        a, b, c = a / rate[None], b / rate[None, None], c / rate[None]
-        swap = size_a > size_c
-        b = jnp.where(swap[None, None], jnp.swapaxes(b, 0, 1), b)
-        a, c = jnp.where(swap[None], c, a), jnp.where(swap[None], a, c)
-        size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
-        width = a.shape[0]
-        gram, velocity = jnp.zeros_like(b), jnp.zeros_like(a)
-        for j in range(width):
-            gram = gram + b[:, None, j] * b[None, :, j]
-            velocity = velocity + b[:, j] * c[j][None]
-        identity = jnp.eye(width, dtype=a.dtype)[:, :, None]
-        return cls(
-            matrix=gram - a[:, None] * a[None, :] + (size_c - size_a)[None, None] * identity,
-            a=a,
-            velocity=velocity,
-            middle_excess=size_b - size_a,
-            other_excess=size_c - size_a,
-            unit=1 / (rate * jnp.abs(strength)),
-            truncated=truncated,
-        )
-
-    def in_units(self, raw: Raw) -> Raw:
-        """Times in the units of the state that the problem was made of."""
-        unit = self.unit
-        return Raw(
-            raw.time * unit,
-            raw.lower * unit,
-            raw.upper * unit,
-            raw.error * unit,
-            raw.converged,
-            raw.num_steps,
-        )
-
-    def norms(self, a_squared: Array) -> Float[Array, "3 lanes"]:
-        r"""$(\|a\|^2, \|b\|^2, \|c\|^2)$ when the first of them is `a_squared`."""
-        others = [
-            jnp.maximum(a_squared + excess, 0) for excess in (self.middle_excess, self.other_excess)
-        ]
-        return jnp.stack([a_squared, *others])
-
-
-class _Expansion(eqx.Module):
-    """One Taylor expansion, and what its polynomial says of the blow-up time."""
-
-    result: Raw
-    coefficients: Float[Array, "powers k lanes"]
-
-
-def _polynomial(coefficients: Array, x: Array, num_derivatives: int) -> list[Array]:
-    """A polynomial with coefficients along the first axis and its first derivatives, by Horner."""
-    values = [jnp.zeros_like(coefficients[0]) for _ in range(num_derivatives + 1)]
-    for coefficient in coefficients[::-1]:
-        for i in range(num_derivatives, 0, -1):
-            values[i] = values[i] * x + values[i - 1]
-        values[0] = values[0] * x + coefficient
-    factorial = 1
-    for i in range(2, num_derivatives + 1):
-        factorial *= i
-        values[i] = values[i] * factorial
-    return values
-
-
-def _first_zero(tau: Float[Array, "powers lanes"], problem: _Problem) -> Float[Array, " lanes"]:
-    r"""The first positive zero of $\tau$, approached from the left.
-
-    Each step is a lower bound on the time left, so the zero cannot be passed, let alone a later one
-    be found; the bound is sharp to third order, and so the steps converge. Newton's method from
-    there removes the last rounding.
-    """
-
-    def advance(_: Array, x: Array) -> Array:
-        value, first, second = _polynomial(tau, x, 2)
-        a_squared = jnp.maximum(first * first - value * second, 0) / (value * value)
-        # Carlson's algorithm broken off: the mean of what is left bounds R_F from below, since
-        # R_F is an average of a convex function.
-        bound = _rough_lower_bound(problem.norms(a_squared))
-        return x + jnp.where((value > 0) & jnp.isfinite(bound), bound, 0)
-
-    x = lax.fori_loop(0, _NUM_ROOT_STEPS, advance, jnp.zeros_like(tau[0]))
-    for _ in range(2):
-        value, first = _polynomial(tau, x, 1)
-        step = value / first
-        x = x - jnp.where(jnp.abs(step) < 0.01 * x, step, 0)
-    return x
-
-
-def _rough_lower_bound(norms: Float[Array, "3 lanes"]) -> Float[Array, " lanes"]:
-    x, y, z = norms
-    for _ in range(_NUM_ROUGH_DUPLICATIONS):
-        root_x, root_y, root_z = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
-        shift = root_x * (root_y + root_z) + root_y * root_z
-        x, y, z = 0.25 * (x + shift), 0.25 * (y + shift), 0.25 * (z + shift)
-    return jnp.sqrt(3 / (x + y + z))
-
-
-def _bracket_before(
-    tau: Float[Array, "powers lanes"],
-    zero: Float[Array, " lanes"],
-    problem: _Problem,
-    width: Float[Array, " lanes"],
-) -> tuple[Float[Array, " lanes"], Float[Array, " lanes"]]:
-    r"""The bracket from a state shortly before the zero of $\tau$, about as narrow as `width`."""
-
-    def at(distance: Array) -> tuple[Array, Array]:
-        x = zero - distance
-        value, first, second, third = _polynomial(tau, x, 3)
-        ratio = first / value
-        a_squared = ratio * ratio - second / value
-        energy = -0.5 * third / value + 1.5 * ratio * second / value - ratio**3
-        lower, upper = bracket_from_norms(problem.norms(a_squared), energy, jnp.ones_like(energy))
-        return x + lower, x + upper
-
-    # In these units the norms differ by at most 1, and the width is about distance^3.
-    distance = jnp.minimum(jnp.cbrt(width), 0.25 * zero)
-    lower, upper = at(distance)
-    excess = jnp.cbrt(0.3 * width / jnp.maximum(upper - lower, 0.3 * width))
-    return at(distance * jnp.where(jnp.isfinite(upper), excess, 0.03))
-
-
-def _expand(problem: _Problem, order: int, rtol: Float[Array, ""]) -> _Expansion:
-    r"""Expand the flow and find the zero of $\tau$, with an estimate of its error."""
-    coefficients, norms, last = flow_coefficients(
-        problem.matrix, problem.a, problem.velocity, order
-    )
-    tau, sizes = entire_function(norms)
-    zero = _first_zero(tau, problem)
-    value, slope = _polynomial(tau, zero, 1)
-    tail = _polynomial(jnp.abs(tau.at[:-2].set(0)), zero, 0)[0]
-    rounding = 4 * jnp.finfo(tau.dtype).eps * _polynomial(sizes, zero, 0)[0]
-    wrong = jnp.abs(value) + tail + rounding
-    if problem.truncated:
-        powers = jnp.arange(2, order + 1, dtype=tau.dtype)[:, None]
-        weight = _polynomial(last / (powers * (powers - 1)), zero, 0)[0] * zero * zero
-        wrong = wrong + _MISSING * jnp.abs(weight)
-    error = wrong / jnp.abs(slope)
-    lower, upper = _bracket_before(tau, zero, problem, rtol * zero)
-    narrow = jnp.abs(upper - lower) <= rtol * zero
-    converged = narrow & (error <= rtol * zero) & (slope < 0)
-    result = Raw(zero, lower, upper, error, converged, jnp.ones(zero.shape, jnp.int32))
-    return _Expansion(result, coefficients)
-
-
 class _Course(eqx.Module):
     """Where the flow has been followed to."""
 
-    problem: _Problem
+    problem: Problem
     elapsed: Float[Array, " lanes"]
     best: Raw
     settled: Bool[Array, " lanes"]
     num_expansions: Array
 
 
-def _follow(problem: _Problem, order: int, max_expansions: int, rtol: Float[Array, ""]) -> Raw:
+def _follow(problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""]) -> Raw:
     """Expand again and again, part of the way each time, until an expansion reaches the zero."""
-    eps = jnp.finfo(problem.a.dtype).eps
 
     def turn(course: _Course) -> _Course:
         problem = course.problem
-        expansion = _expand(problem, order, rtol)
+        expansion = expand(problem, order, rtol)
         found, elapsed = expansion.result, course.elapsed
         total = elapsed + found.time
-        # Narrow against the whole time, and as exact as the arithmetic allows.
+        # Narrow against the whole time, too.
         narrow = jnp.abs(found.upper - found.lower) <= rtol * total
-        exact = found.error <= jnp.maximum(16 * eps, 0.01 * rtol) * total
-        reached = narrow & exact & jnp.isfinite(total) & ~course.settled
+        reached = narrow & expansion.reaches(elapsed, rtol) & ~course.settled
         num = course.best.num_steps + jnp.where(course.settled, 0, 1)
         # Until an expansion reaches the zero, what is certain is a lower bound.
-        ahead = elapsed + _rough_lower_bound(problem.norms(jnp.sum(problem.a**2, 0)))
+        ahead = elapsed + rough_lower_bound(problem.norms(jnp.sum(problem.a**2, 0)))
         here = Raw(
             jnp.where(reached, total, course.best.time),
             jnp.where(
@@ -296,7 +126,7 @@ def _follow(problem: _Problem, order: int, max_expansions: int, rtol: Float[Arra
             num,
         )
         settled = course.settled | reached
-        a, velocity, step = _advance(expansion.coefficients)
+        a, velocity, step = advance(expansion.coefficients)
         moved = eqx.tree_at(lambda p: (p.a, p.velocity), problem, (a, velocity))
         keep = settled | ~jnp.isfinite(step)
         problem = jax.tree.map(lambda old, new: _where_lanes(keep, old, new), problem, moved)
@@ -322,22 +152,6 @@ def _follow(problem: _Problem, order: int, max_expansions: int, rtol: Float[Arra
 def _where_lanes(choice: Array, chosen: Array, other: Array) -> Array:
     shape = (1,) * (chosen.ndim - 1) + choice.shape
     return jnp.where(choice.reshape(shape), chosen, other)
-
-
-def _advance(coefficients: Float[Array, "powers k lanes"]) -> tuple[Array, Array, Array]:
-    """Follow an expansion as far as its last terms stay below rounding: $a$, $a'$ and the step."""
-    order = coefficients.shape[0] - 1
-    size = jnp.max(jnp.abs(coefficients), axis=1)
-    eps = jnp.finfo(coefficients.dtype).eps
-
-    def reach(n: int) -> Array:
-        from_a = (eps * size[0] / size[n]) ** (1 / n)
-        from_velocity = (eps * size[1] / size[n]) ** (1 / (n - 1))
-        return jnp.maximum(from_a, from_velocity)
-
-    step = jnp.minimum(reach(order), reach(order - 1))
-    a, velocity = _polynomial(coefficients, step[None], 1)
-    return a, velocity, step
 
 
 def _perturbed(states: State, probes: int) -> State:
