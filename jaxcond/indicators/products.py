@@ -1,0 +1,43 @@
+r"""The products of $b$ from which the indicators of the final stage are computed.
+
+A trajectory has them without forming $b$, since $bb^T = A + \sum_i a_i a_i^T$ with $A$ conserved.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..state import State
+
+
+class Products(eqx.Module):
+    r"""What the final stage indicators need of a state.
+
+    - `a`, `c`, `strength`: as in `State`.
+    - `onto_a`: $\lambda_i b c_i = a_i'$, shape `(rank, p)`; `onto_c`: $\lambda_i b^T a_i = c_i'$,
+      shape `(rank, q)`.
+    - `left`, `right`: $bb^T$, shape `(p, p)`, and $b^Tb$, shape `(q, q)`.
+    """
+
+    a: Float[Array, "rank p"]
+    c: Float[Array, "rank q"]
+    strength: Float[Array, " rank"]
+    onto_a: Float[Array, "rank p"]
+    onto_c: Float[Array, "rank q"]
+    left: Float[Array, "p p"]
+    right: Float[Array, "q q"]
+
+    @classmethod
+    def of(cls, state: State) -> "Products":
+        """The products of a state that holds its $b$."""
+        a, b, c = state.layers
+        strength = state.strength[:, None]
+        return cls(a, c, state.strength, strength * (c @ b.T), strength * (a @ b), b @ b.T, b.T @ b)
+
+    def row_norms(self) -> Float[Array, " p"]:
+        r"""$\|b_k\|$ of the rows of $b$."""
+        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.left), 0))
+
+    def column_norms(self) -> Float[Array, " q"]:
+        r"""$\|b^l\|$ of the columns of $b$."""
+        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.right), 0))
