@@ -3,9 +3,15 @@
 from ._batch import AbstractSource as AbstractSource
 from ._batch import blowup_times as blowup_times
 from ._batch import solve_indices as solve_indices
+from ._integrate import SAFETY as SAFETY
+from ._integrate import Layerwise as Layerwise
+from ._integrate import run_to_distance as run_to_distance
+from ._integrate import split_terms as split_terms
 from ._solve import blowup_time as blowup_time
+from ._solve import resolve_rtol as resolve_rtol
 from .direct import Direct as Direct
 from .method import AbstractMethod as AbstractMethod
+from .method import tolerance_floor as tolerance_floor
 from .reduced import Reduced as Reduced
 from .result import BlowUp as BlowUp
 from .result import Status as Status

@@ -41,7 +41,7 @@ def adjoint_gradient(
             solver,
             t0=start,
             t1=stop,
-            dt0=None,
+            dt0=jnp.asarray(1e-3, state.dtype),
             y0=y,
             args=state.strength,
             stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance * smallest),
@@ -53,8 +53,8 @@ def adjoint_gradient(
         return solution.ys, solution.result == diffrax.RESULTS.successful
 
     def back(_: Array, pair: tuple[Any, State], strength: Array) -> tuple[Any, State]:
-        layers, gradient = pair
-        state = State(*layers, strength)
+        (a, b, c), gradient = pair
+        state = State(a, b, c, strength)
         speed = 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
         field, pull = jax.vjp(vector_field, state)
         (pulled,) = pull(gradient)
@@ -73,7 +73,8 @@ def adjoint_gradient(
     start = (state.layers, jnp.zeros((), state.dtype))
     anchors, fine = follow(desingularised, stops[0], stops[-1], start, diffrax.SaveAt(ts=stops[1:]))
     layers, _ = anchors
-    last = State(*(x[-1] for x in layers), state.strength)
+    a, b, c = (x[-1] for x in layers)
+    last = State(a, b, c, state.strength)
     gradient = jax.grad(time_left)(last)
     # The closed form leaves out what does not dominate, which changes the length of its gradient
     # but hardly its direction; the length is known from p.f = -1.

@@ -111,7 +111,7 @@ def time_left(state: State) -> Float[Array, ""]:
 
 
 class End(eqx.Module):
-    """The state at which the bracket closed, and how the solver came there."""
+    """Where a run ended: the state, the time, and the desingularised time `course`."""
 
     state: State
     elapsed: Float[Array, ""]
@@ -129,13 +129,43 @@ def run_to_end(
 ) -> End:
     """Follow one state of unit scale until its bracket is narrower than `rtol` of the time.
 
-    `tolerance` is the solver's, relative to each layer; `course` the desingularised time passed.
+    `tolerance` is the solver's, relative to each layer.
     """
 
-    def closed(t: Array, y: Point, args: Array, **kwargs: Any) -> Array:
-        layers, elapsed = y
-        lower, upper = bracket(State(*layers, args))
+    def closed(current: State, elapsed: Array) -> Array:
+        lower, upper = bracket(current)
         return upper - lower <= rtol * (elapsed + lower)
+
+    return _run(state, solver, closed, tolerance, max_steps)
+
+
+def run_to_distance(
+    state: State,
+    solver: diffrax.AbstractSolver,
+    distance: Array,
+    tolerance: Array,
+    max_steps: int,
+) -> End:
+    """Follow one state of unit scale until its blow-up is at most `distance` away in time."""
+
+    def close(current: State, elapsed: Array) -> Array:
+        del elapsed
+        lower, upper = bracket(current)
+        return jnp.clip(time_left(current), lower, upper) <= distance
+
+    return _run(state, solver, close, tolerance, max_steps)
+
+
+def _run(
+    state: State,
+    solver: diffrax.AbstractSolver,
+    ends: Callable[[State, Array], Array],
+    tolerance: Array,
+    max_steps: int,
+) -> End:
+    def ended(t: Array, y: Point, args: Array, **kwargs: Any) -> Array:
+        layers, elapsed = y
+        return ends(State(*layers, args), elapsed)
 
     dtype = state.dtype
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
@@ -148,15 +178,16 @@ def run_to_end(
         y0=(state.layers, jnp.zeros((), dtype)),
         args=state.strength,
         stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance * smallest),
-        event=diffrax.Event(closed),
+        event=diffrax.Event(ended),
         saveat=diffrax.SaveAt(t1=True),
         max_steps=max_steps,
         throw=False,
     )
+    assert solution.ts is not None
     (a, b, c), elapsed = jax.tree.map(lambda x: x[0], solution.ys)
-    ended = solution.result == diffrax.RESULTS.event_occurred
+    reached = solution.result == diffrax.RESULTS.event_occurred
     last = State(a, b, c, state.strength)
-    return End(last, elapsed, solution.ts[0], ended, solution.stats["num_steps"])
+    return End(last, elapsed, solution.ts[0], reached, solution.stats["num_steps"])
 
 
 def integrate(

@@ -46,7 +46,9 @@ def singular_values(matrix: Float[Array, "m n"], num: int | None = None) -> Floa
 def effective_rank(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
     r"""$\exp(-\sum_i \pi_i\log\pi_i)$ with $\pi_i = \sigma_i/\sum_j\sigma_j$.
 
-    Between 1 and the rank; NaN for a matrix of zeros. Source: O. Roy and M. Vetterli, *The effective rank* (2007).
+    Between 1 and the rank; NaN for a matrix of zeros.
+
+    Source: O. Roy and M. Vetterli, *The effective rank* (2007).
     """
     values = singular_values(matrix)
     shares = values / jnp.sum(values)

@@ -31,7 +31,7 @@ class Angles(eqx.Module):
 def angles_of(products: Products) -> Angles:
     """`angles` from the products of $b$ alone."""
     a, c, onto_a = products.a, products.c, products.onto_a
-    norms = products.column_norms()
+    norms = products.columns
     sign_c, strength = jnp.sign(c), jnp.sign(products.strength)[:, None]
     gram = products.right / (norms[:, None] * norms[None, :])
     xi = sign_c[:, :, None] * sign_c[:, None, :] * gram[None]

@@ -76,8 +76,8 @@ def first_condition(products: Products, tolerance: Float[Array, ""]) -> Conditio
         jnp.linalg.norm(layer, axis=-1, keepdims=True) for layer in (products.a, products.c)
     )
     strength = jnp.abs(products.strength)[:, None]
-    scale_c = strength * size_a * products.column_norms()[None]
-    scale_a = strength * size_c * products.row_norms()[None]
+    scale_c = strength * size_a * products.columns[None]
+    scale_a = strength * size_c * products.rows[None]
     sides = (
         (products.c, size_c, products.onto_c, scale_c),
         (products.a, size_a, products.onto_a, scale_a),
@@ -104,8 +104,8 @@ def second_condition(products: Products, tolerance: Float[Array, ""]) -> Conditi
     """
     parts, margins = [], []
     for layer, gram, norms in (
-        (products.c, products.right, products.column_norms()),
-        (products.a, products.left, products.row_norms()),
+        (products.c, products.right, products.columns),
+        (products.a, products.left, products.rows),
     ):
         size = jnp.linalg.norm(layer, axis=-1, keepdims=True)
         sign = _sign(layer, size, tolerance)

@@ -16,6 +16,8 @@ class Products(eqx.Module):
     - `a`, `c`, `strength`: as in `State`.
     - `onto_a`: $\lambda_i b c_i = a_i'$, shape `(rank, p)`; `onto_c`: $\lambda_i b^T a_i = c_i'$,
       shape `(rank, q)`.
+    - `rows`, `columns`: the norms $\|b_k\|$ and $\|b^l\|$, shapes `(p,)` and `(q,)`; apart from the
+      Gram matrices, so that these need not be formed where they are not asked for.
     - `left`, `right`: $bb^T$, shape `(p, p)`, and $b^Tb$, shape `(q, q)`.
     """
 
@@ -24,6 +26,8 @@ class Products(eqx.Module):
     strength: Float[Array, " rank"]
     onto_a: Float[Array, "rank p"]
     onto_c: Float[Array, "rank q"]
+    rows: Float[Array, " p"]
+    columns: Float[Array, " q"]
     left: Float[Array, "p p"]
     right: Float[Array, "q q"]
 
@@ -32,12 +36,14 @@ class Products(eqx.Module):
         """The products of a state that holds its $b$."""
         a, b, c = state.layers
         strength = state.strength[:, None]
-        return cls(a, c, state.strength, strength * (c @ b.T), strength * (a @ b), b @ b.T, b.T @ b)
-
-    def row_norms(self) -> Float[Array, " p"]:
-        r"""$\|b_k\|$ of the rows of $b$."""
-        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.left), 0))
-
-    def column_norms(self) -> Float[Array, " q"]:
-        r"""$\|b^l\|$ of the columns of $b$."""
-        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.right), 0))
+        return cls(
+            a,
+            c,
+            state.strength,
+            strength * (c @ b.T),
+            strength * (a @ b),
+            jnp.linalg.norm(b, axis=1),
+            jnp.linalg.norm(b, axis=0),
+            b @ b.T,
+            b.T @ b,
+        )

@@ -1,0 +1,175 @@
+"""When the final stage begins."""
+
+import enum
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..blowup import Direct, Reduced, Status
+from ..indicators import first_condition, second_condition, third_condition
+from ..state import State
+from ._flow import desingularised_time, follow
+from ._solve import (
+    Setting,
+    check_closeness,
+    check_method,
+    even_stops,
+    resolve_trajectory_rtol,
+)
+from .result import products_along
+
+_CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
+# Halvings of one interval of the grid: to rounding.
+_NUM_HALVINGS = 50
+# Steps within one interval of the grid: what dense output keeps in memory.
+_INTERVAL_STEPS = 64
+
+
+class OnsetStatus(enum.IntEnum):
+    """What is known of the onset of the final stage."""
+
+    FOUND = 0
+    """It begins at `Onset.time`."""
+    FROM_START = 1
+    """The initial state satisfies the condition: the time is 0."""
+    NOT_REACHED = 2
+    """The condition does not hold at the last point followed: the time is infinite."""
+    NO_BLOW_UP = 3
+    """The flow comes to rest; there is no final stage: the time is infinite."""
+    NOT_CONVERGED = 4
+    """The solver took too many steps, or $T^*$ is not known: the time is NaN."""
+    INVALID_INPUT = 5
+    """The state is not finite: the time is NaN."""
+
+
+class Onset(eqx.Module):
+    r"""When the final stage condition begins to hold.
+
+    - `time`: in units of the effective model; `time_left`: $T^*$ less that.
+    - `stays`: whether it held at every later point of the grid, as Proposition 2 says.
+    - `status`: an `OnsetStatus`.
+    """
+
+    time: Float[Array, "*batch"]
+    time_left: Float[Array, "*batch"]
+    stays: Bool[Array, "*batch"]
+    status: Int[Array, "*batch"]
+
+
+def final_stage_time(
+    state: State,
+    *,
+    conditions: tuple[int, ...] = (1, 2, 3),
+    num: int = 128,
+    closeness: float | Float[Array, ""] = 1e-8,
+    method: Reduced | Direct | None = None,
+    rtol: float | Float[Array, ""] | None = None,
+) -> Onset:
+    r"""The time from which the final stage condition holds, any rank.
+
+    The lifted flow is looked at on a grid even in desingularised time; in the interval after the
+    last point at which the condition fails, the least margin is brought to zero by bisection on
+    dense output.
+
+    **Arguments:** `state`, one `State`; `conditions`, which of the three (see `final_stage`) have
+    to hold; `num`, points of the grid; `closeness`, the $(T^* - t)/T^*$ at which the grid ends: wide
+    states have small entries, whose signs are settled late; `method` and `rtol` as for
+    `trajectory`.
+
+    **Returns:** an `Onset`. Where the condition held for a while, failed and held again (which by
+    Proposition 2 does not happen for the three together), it is the last onset, and `stays` is
+    false.
+
+    **Raises:** `ValueError` as `trajectory` does, and for conditions other than 1, 2, 3.
+    """
+    method = check_method(method, state, "final_stage_time")
+    check_closeness(closeness)
+    if not conditions or not set(conditions) <= set(_CONDITIONS):
+        raise ValueError(f"Argument `conditions` must be some of 1, 2 and 3, but is {conditions}.")
+    if num < 2:
+        raise ValueError(f"Argument `num` must be at least 2, but is {num}.")
+    rtol = resolve_trajectory_rtol(rtol, state.dtype)
+    distance = jnp.asarray(closeness, state.dtype)
+    return _onset(state, tuple(sorted(set(conditions))), num, distance, method, rtol)
+
+
+@eqx.filter_jit
+def _onset(
+    state: State,
+    conditions: tuple[int, ...],
+    num: int,
+    closeness: Array,
+    method: Reduced | Direct,
+    rtol: Array,
+) -> Onset:
+    setting = Setting.of(state, method, rtol)
+    products = products_along(setting.reduction, setting.unit)
+    exact = jnp.zeros((), state.dtype)
+
+    def margin(reduced: State) -> Array:
+        seen = products(reduced)
+        margins = [_CONDITIONS[number](seen, exact).margin for number in conditions]
+        return jnp.min(jnp.stack(margins))
+
+    stops = even_stops(setting, num, closeness)
+    solver, tolerance = method.solver, setting.tolerance
+    followed = follow(
+        setting.small,
+        desingularised_time,
+        stops[0],
+        stops,
+        solver,
+        tolerance,
+        method.max_steps,
+    )
+    holds = lax.map(margin, followed.states) > 0
+    last_failure = jnp.max(jnp.where(holds, -1, jnp.arange(num)))
+    first_success = jnp.min(jnp.where(holds, jnp.arange(num), num))
+    start = jnp.clip(last_failure, 0, num - 2)
+    begin = jax.tree.map(lambda x: x[start], followed.states)
+    length = stops[start + 1] - stops[start]
+    interval = follow(
+        begin,
+        desingularised_time,
+        jnp.zeros_like(length),
+        length[None],
+        solver,
+        tolerance,
+        _INTERVAL_STEPS,
+        dense=True,
+    )
+
+    def at(course: Array) -> tuple[State, Array]:
+        (a, b, c), elapsed = interval.dense.evaluate(course)
+        return State(a, b, c, state.strength), elapsed
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        inside = margin(at(middle)[0]) > 0
+        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+
+    _, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(length), length))
+    time = followed.times[start] + at(high)[1]
+    time = jnp.where(last_failure < 0, 0, time)
+
+    blow_up = setting.blow_up
+    reached = followed.reached & interval.reached & jnp.isfinite(time) & (stops[-1] > 0)
+    status = jnp.where(last_failure < 0, OnsetStatus.FROM_START, OnsetStatus.FOUND)
+    status = jnp.where(last_failure == num - 1, OnsetStatus.NOT_REACHED, status)
+    known = reached & (blow_up.status == Status.CONVERGED)
+    status = jnp.where(known, status, OnsetStatus.NOT_CONVERGED)
+    status = jnp.where(blow_up.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
+    status = jnp.where(setting.finite, status, OnsetStatus.INVALID_INPUT)
+    never = (status == OnsetStatus.NOT_REACHED) | (status == OnsetStatus.NO_BLOW_UP)
+    time = jnp.where(status >= OnsetStatus.NOT_CONVERGED, jnp.nan, time)
+    left = jnp.where(never, jnp.nan, blow_up.time - time)
+    return Onset(
+        jnp.where(never, jnp.inf, time) / setting.scale,
+        left / setting.scale,
+        (first_success > last_failure) & (status <= OnsetStatus.FROM_START),
+        status.astype(jnp.int32),
+    )

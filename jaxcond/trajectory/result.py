@@ -1,0 +1,219 @@
+r"""States along the way to the blow-up, kept small and lifted to full width on demand.
+
+The reduced flow is followed by diffrax; what full width needs is stored once: the initial state and
+the bases. Quantities of the full states that the final stage asks for follow without forming $b$:
+$bb^T = A + \sum_i a_i a_i^T$ with $A$ conserved.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..blowup import BlowUp
+from ..bounds import energy_growth, theorem_1_upper
+from ..energy import Conserved, conserved, energy
+from ..indicators import (
+    Angles,
+    Condition,
+    Products,
+    angles_of,
+    first_condition,
+    ratios_of,
+    resolve_tolerance,
+    second_condition,
+    third_condition,
+)
+from ..reduction import Reduction
+from ..state import State
+
+
+class PointStatus(enum.IntEnum):
+    """What became of one point of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
+
+    REACHED = 0
+    """The state is known to the tolerance."""
+    TRUNCATED = 1
+    """Reached, but the reduction's dimension limits the accuracy: see `Trajectory.truncation`."""
+    BEYOND_BLOW_UP = 2
+    """The time lies at or beyond $T^*$."""
+    BEFORE_START = 3
+    """The time is negative, or the energy below that of the initial state."""
+    NEVER_REACHED = 4
+    """The state comes to rest: the energy, or the fraction of $T^*$, is never reached."""
+    NOT_CONVERGED = 5
+    """The solver took too many steps, or $T^*$ is not known."""
+    INVALID_INPUT = 6
+    """The initial state or the point holds NaN."""
+
+
+_CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
+
+
+class Trajectory(eqx.Module):
+    r"""States of one flow, `num` of them, in the order asked for.
+
+    - `times`: shape `(num,)`, from the initial state on, in units of the effective model.
+    - `time_left`: $T^* - t$, shape `(num,)`, without cancellation close to $T^*$.
+    - `blow_up`: the `BlowUp` of the initial state.
+    - `status`: a `PointStatus` for each point.
+    - `drift`: how far the conserved matrices and balances have moved from their initial values,
+      over $\|\theta(t)\|^2$, shape `(num,)`.
+    - `truncation`: bound on the relative size of what the reduction leaves out of $a$ and $c$,
+      shape `(num,)`; zero where nothing is left out.
+    - `reduced`: the states in the coordinates of `reduction`, batched; `reduction` is `None` for
+      states that were followed in full.
+    - `initial`: the full state at time 0.
+    """
+
+    times: Float[Array, "*batch num"]
+    time_left: Float[Array, "*batch num"]
+    status: Int[Array, "*batch num"]
+    drift: Float[Array, "*batch num"]
+    truncation: Float[Array, "*batch num"]
+    blow_up: BlowUp
+    reduced: State
+    reduction: Reduction | None
+    initial: State
+    tolerance: Float[Array, "*batch"]
+
+    def __len__(self) -> int:
+        return self.times.shape[-1]
+
+    def state(self, index: int) -> State:
+        """The full state at one point of an unbatched trajectory."""
+        return self._lift(jax.tree.map(lambda x: x[index], self.reduced))
+
+    def states(self) -> State:
+        """All full states at once, batched along the first axis: `num` copies of $b$."""
+        return jax.vmap(self._lift)(self.reduced)
+
+    def _lift(self, reduced: State) -> State:
+        return reduced if self.reduction is None else self.reduction.lift(reduced, self.initial)
+
+    def map(self, function: Callable[[Products], Any]) -> Any:
+        """A function of the `Products` of every state, stacked, without forming any $b$."""
+        return _map(self, function)
+
+    @property
+    def energy(self) -> Float[Array, " num"]:
+        """The energy at every point."""
+        return jax.vmap(energy)(self.reduced)
+
+    def condition(
+        self, number: int, *, tolerance: float | Float[Array, ""] | None = None
+    ) -> Condition:
+        """Condition 1, 2 or 3 of the final stage at every point.
+
+        **Arguments:** `tolerance`, the accuracy of the states that decides which inequalities are
+        `undecided`, by default that of the trajectory. **Raises:** `ValueError` for other numbers.
+
+        The second condition forms the Gram matrices of $b$, point after point.
+        """
+        if number not in _CONDITIONS:
+            raise ValueError(f"Argument `number` must be 1, 2 or 3, but is {number}.")
+        accuracy = (
+            self.tolerance
+            if tolerance is None
+            else resolve_tolerance(tolerance, self.initial.dtype)
+        )
+        return _condition(self, accuracy, number)
+
+    def angles(self) -> Angles:
+        """The angles of Definition 2 at every point, as cosines."""
+        return self.map(angles_of)
+
+    def ratios(self) -> Float[Array, "num 2 rank"]:
+        """The ratios of eq. (4.5) at every point."""
+        return self.map(ratios_of)
+
+    def growth(self) -> Float[Array, " num"]:
+        r"""The constant $C$ of Theorem 2 from every point on, for rank 1.
+
+        The largest $E'/(3E^{4/3})$ at that point and all later ones saved; NaN where $E \le 0$.
+        """
+        order = jnp.argsort(self.times)
+        unit = jax.vmap(_unit_strength)(self.reduced)
+        values = jax.vmap(energy_growth)(unit)[order]
+        largest = jax.lax.cummax(values, reverse=True)
+        return jnp.where(self.energy > 0, largest[jnp.argsort(order)], jnp.nan)
+
+    def theorem_bounds(self) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
+        r"""Bounds of Theorems 2 and 1 on $T^*$ from every point: $t + E^{-1/3}/C$, $t + E^{-1/3}$.
+
+        For rank 1; eqs. (4.22) and (3.15). NaN and infinite where $E \le 0$.
+        """
+        unit = jax.vmap(_unit_strength)(self.reduced)
+        strength = jnp.abs(self.initial.strength[0])
+        left = jax.vmap(theorem_1_upper)(unit) / strength
+        return self.times + left / self.growth(), self.times + left
+
+    def __str__(self) -> str:
+        if self.times.ndim > 1:
+            return f"Trajectory of {self.times.shape[-1]} points, batch {self.times.shape[:-1]}"
+        reached = int(jnp.sum(self.status <= PointStatus.TRUNCATED))
+        nearest = float(jnp.nanmin(self.time_left / self.blow_up.time))
+        return (
+            f"Trajectory of {len(self)} points, {reached} reached, up to {nearest:.3g} T* from "
+            f"the blow-up at T* = {float(self.blow_up.time):.10g}; drift "
+            f"{float(jnp.nanmax(self.drift)):.1g}"
+        )
+
+
+def _unit_strength(state: State) -> State:
+    r"""The same energy over $|\lambda|$, its sign with $c$."""
+    sign = jnp.sign(state.strength)[:, None]
+    return State(state.a, state.b, sign * state.c, jnp.ones_like(state.strength))
+
+
+class _Frame(eqx.Module):
+    """What all states of a trajectory share: bases and conserved matrices of the full state."""
+
+    reduction: Reduction | None
+    kept: Conserved
+
+    @classmethod
+    def of(cls, reduction: Reduction | None, initial: State) -> "_Frame":
+        return cls(reduction, conserved(initial))
+
+    def products(self, reduced: State) -> Products:
+        if self.reduction is None:
+            return Products.of(reduced)
+        strength = reduced.strength[:, None]
+        a, c = reduced.a @ self.reduction.left, reduced.c @ self.reduction.right
+        onto_a = (reduced.c @ reduced.b.T) @ self.reduction.left
+        onto_c = (reduced.a @ reduced.b) @ self.reduction.right
+        rows = self.kept.left_units + jnp.sum(a * a, axis=0)
+        columns = self.kept.right_units + jnp.sum(c * c, axis=0)
+        return Products(
+            a,
+            c,
+            reduced.strength,
+            strength * onto_a,
+            strength * onto_c,
+            jnp.sqrt(jnp.maximum(rows, 0)),
+            jnp.sqrt(jnp.maximum(columns, 0)),
+            self.kept.left + a.T @ a,
+            self.kept.right + c.T @ c,
+        )
+
+
+def products_along(reduction: Reduction | None, initial: State) -> Callable[[State], Products]:
+    """The map from reduced states to the products of their full states."""
+    return _Frame.of(reduction, initial).products
+
+
+@eqx.filter_jit
+def _map(trajectory: Trajectory, function: Callable[[Products], Any]) -> Any:
+    products = products_along(trajectory.reduction, trajectory.initial)
+    return jax.lax.map(lambda reduced: function(products(reduced)), trajectory.reduced)
+
+
+@eqx.filter_jit
+def _condition(trajectory: Trajectory, tolerance: Array, number: int) -> Condition:
+    function = _CONDITIONS[number]
+    return _map(trajectory, lambda products: function(products, tolerance))
