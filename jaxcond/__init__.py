@@ -25,6 +25,13 @@ from .bounds import energy_growth as energy_growth
 from .bounds import theorem_1_upper as theorem_1_upper
 from .bounds import theorem_2_energy as theorem_2_energy
 from .bounds import theorem_2_lower as theorem_2_lower
+from .depth import Deep as Deep
+from .depth import deep_blowup_time as deep_blowup_time
+from .depth import deep_bracket as deep_bracket
+from .depth import deep_energy as deep_energy
+from .depth import deep_vector_field as deep_vector_field
+from .depth import two_layer as two_layer
+from .depth import two_layer_energy as two_layer_energy
 from .energy import Conserved as Conserved
 from .energy import conserved as conserved
 from .energy import energy as energy
@@ -33,10 +40,30 @@ from .ensembles import Gaussian as Gaussian
 from .ensembles import infinite_width as infinite_width
 from .ensembles import sample_blowup_times as sample_blowup_times
 from .ensembles import sample_key as sample_key
+from .indicators import Angles as Angles
+from .indicators import Condition as Condition
+from .indicators import FinalStage as FinalStage
+from .indicators import alignment as alignment
+from .indicators import angles as angles
+from .indicators import condensed as condensed
+from .indicators import condensed_set as condensed_set
+from .indicators import cosine_similarity as cosine_similarity
+from .indicators import effective_rank as effective_rank
+from .indicators import final_stage as final_stage
+from .indicators import product as product
+from .indicators import ratios as ratios
+from .indicators import share_within as share_within
+from .indicators import singular_values as singular_values
 from .reduction import Reduction as Reduction
 from .reduction import reduce as reduce
 from .state import State as State
 from .study import Study as Study
 from .study import StudyResult as StudyResult
+from .trajectory import Onset as Onset
+from .trajectory import OnsetStatus as OnsetStatus
+from .trajectory import PointStatus as PointStatus
+from .trajectory import Trajectory as Trajectory
+from .trajectory import final_stage_time as final_stage_time
+from .trajectory import trajectory as trajectory
 
 __version__ = "0.1.0"

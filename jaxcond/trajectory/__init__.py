@@ -1,5 +1,7 @@
 """States along the way to the blow-up, and when the final stage begins."""
 
+from ._flow import EnergyClock as EnergyClock
+from ._flow import follow as follow
 from ._solve import trajectory as trajectory
 from .onset import Onset as Onset
 from .onset import OnsetStatus as OnsetStatus

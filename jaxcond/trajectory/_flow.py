@@ -68,21 +68,25 @@ def follow(
     max_steps: int,
     *,
     dense: bool = False,
+    field: Callable[[State], State] = vector_field,
 ) -> Followed:
-    """Follow one state of unit scale from `start` through the rising `stops`."""
+    """Follow one state of unit scale from `start` through the rising `stops`.
 
-    def field(_: Any, point: Any, strength: Array) -> Any:
+    `field` is the right-hand side, which only a test of the theory would replace.
+    """
+
+    def moving(_: Any, point: Any, strength: Array) -> Any:
         (a, b, c), _ = point
         current = State(a, b, c, strength)
-        slope = vector_field(current)
+        slope = field(current)
         rate = clock(current, slope)
         return jax.tree.map(lambda x: rate * x, slope.layers), rate
 
-    rate = clock(state, vector_field(state))
+    rate = clock(state, field(state))
     first = 1e-3 / (rate * jnp.sqrt(jnp.sum(squared_norms(state))))
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
     solution = diffrax.diffeqsolve(
-        split_terms(diffrax.ODETerm(field), solver),
+        split_terms(diffrax.ODETerm(moving), solver),
         solver,
         t0=start,
         t1=stops[-1],

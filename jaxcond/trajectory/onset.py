@@ -75,8 +75,8 @@ def final_stage_time(
     dense output.
 
     **Arguments:** `state`, one `State`; `conditions`, which of the three (see `final_stage`) have
-    to hold; `num`, points of the grid; `closeness`, the $(T^* - t)/T^*$ at which the grid ends: wide
-    states have small entries, whose signs are settled late; `method` and `rtol` as for
+    to hold; `num`, points of the grid; `closeness`, the $(T^* - t)/T^*$ at which the grid ends:
+    wide states have small entries, whose signs are settled late; `method` and `rtol` as for
     `trajectory`.
 
     **Returns:** an `Onset`. Where the condition held for a while, failed and held again (which by

@@ -1,15 +1,10 @@
-"""The command line: a thin layer over the Python API."""
+"""`jaxcond study`: the distribution of the blow-up time."""
 
 import argparse
 import math
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,28 +16,10 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from rich_argparse import RichHelpFormatter
 
-import jaxcond
-
-from . import plotting
-from .study import Study, StudyResult
-
-_EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 done, but some samples did not converge; "
-    "130 interrupted."
-)
-_out = Console()
-_err = Console(stderr=True)
-
-
-class _UsageError(ValueError):
-    pass
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{message} (see {self.prog} --help)")
+from .. import plotting
+from ..study import Study, StudyResult
+from ._common import Parser, check_writable, err, out
 
 
 class _Rate(ProgressColumn):
@@ -64,20 +41,8 @@ def _widths(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="jaxcond",
-        description="Condensation of three-layer networks: blow-up of the effective dynamics.",
-        epilog=_EXIT_CODES,
-        formatter_class=RichHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"jaxcond {jaxcond.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_study(commands)
-    return parser
-
-
-def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_study(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the command and its options."""
     study = commands.add_parser(
         "study",
         help="distribution of the blow-up time over random initialisations",
@@ -87,8 +52,6 @@ def _add_study(commands: "argparse._SubParsersAction[_Parser]") -> None:  # pyri
             "bracket, prints a summary and writes a histogram with the infinite-width value. "
             "Times are in units of the effective model."
         ),
-        epilog=_EXIT_CODES,
-        formatter_class=RichHelpFormatter,
     )
     add = study.add_argument
     add(
@@ -139,7 +102,7 @@ def _study(arguments: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", not arguments.float32)
     targets = [path for path in (arguments.out, arguments.save) if path is not None]
     for path in targets:
-        _check_writable(path)
+        check_writable(path)
     plotting.check_format(arguments.out)
     p, q = arguments.width
     configuration = Study(
@@ -155,24 +118,13 @@ def _study(arguments: argparse.Namespace) -> int:
     _print_summary(result)
     if arguments.save is not None:
         result.save(str(arguments.save))
-        _out.print(Text(f"Records written to {arguments.save}"), soft_wrap=True)
+        out.print(Text(f"Records written to {arguments.save}"), soft_wrap=True)
     if result.known.any():
         plotting.save(plotting.histogram(result), arguments.out)
-        _out.print(Text(f"Figure written to {arguments.out}"), soft_wrap=True)
+        out.print(Text(f"Figure written to {arguments.out}"), soft_wrap=True)
     else:
-        _out.print("No finite blow-up time: no figure.")
+        out.print("No finite blow-up time: no figure.")
     return 3 if result.summary().statuses["not_converged"] else 0
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a file cannot be written."""
-    folder = path.parent
-    if path.is_dir():
-        raise OSError(f"cannot write {path}: it is a folder")
-    if not folder.is_dir():
-        raise OSError(f"cannot write {path}: there is no folder {folder}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OSError(f"cannot write {path}: permission denied")
 
 
 def _run(configuration: Study, quiet: bool) -> StudyResult:
@@ -183,7 +135,7 @@ def _run(configuration: Study, quiet: bool) -> StudyResult:
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_err, disable=quiet) as progress:
+    with Progress(*columns, console=err, disable=quiet) as progress:
         task = progress.add_task("compiling", total=configuration.num_samples)
 
         def advance(count: int) -> None:
@@ -217,24 +169,4 @@ def _print_summary(result: StudyResult) -> None:
     rows.append(("time", f"{result.seconds:.2f} s  ({rate:,.0f} samples/s with compilation)"))
     for row in rows:
         table.add_row(*row)
-    _out.print(table)
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line: one clear line and a non-zero exit code for whatever goes wrong."""
-    try:
-        parsed = _parser().parse_args(arguments)
-        sys.exit(parsed.command(parsed))
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
-    except ValueError as error:
-        _fail(str(error), 2)
-    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        _fail(str(error) or type(error).__name__, 1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    _err.print(
-        "[bold red]Error:[/]", Text(" ".join(message.split())), highlight=False, soft_wrap=True
-    )
-    sys.exit(code)
+    out.print(table)

@@ -1,0 +1,46 @@
+"""The command line: a thin layer over the Python API."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+from rich.text import Text
+
+import jaxcond
+
+from ._check import add_check
+from ._common import Parser, err
+from ._study import add_study
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="jaxcond",
+        description="Condensation of three-layer networks: blow-up of the effective dynamics.",
+    )
+    parser.add_argument("--version", action="version", version=f"jaxcond {jaxcond.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    add_study(commands)
+    add_check(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line: one clear line and a non-zero exit code for whatever goes wrong."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        sys.exit(parsed.command(parsed))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        _fail(str(error) or type(error).__name__, 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(
+        "[bold red]Error:[/]", Text(" ".join(message.split())), highlight=False, soft_wrap=True
+    )
+    sys.exit(code)

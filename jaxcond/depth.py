@@ -1,0 +1,299 @@
+r"""Other depths: two layers, which never blow up, and any number of layers from three on.
+
+$$E = \langle W_L \cdots W_1, V\rangle, \qquad W_l' = \partial E/\partial W_l .$$
+
+With two layers and one output this is $a' = c$, $c' = a$: exponential growth. From three layers on
+(a `State` has three) it can blow up. Every $n_l = \|W_l\|_F^2$ has $n_l' = 2E$, $R = \sum_l n_l$
+has $R' = 2LE$, and $E \le \|V\|_2\prod_l\|W_l\|_F$, $E' = \|\nabla E\|^2 \ge L^2E^2/R$, so that
+$(R/E)' \le -L(L-2)$. Integrated, these are the two bounds of `deep_bracket`.
+
+Source: Chen and Luo, eqs. (3.8), (3.10) and (3.11) with another number of factors.
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .blowup import BlowUp, Status
+from .blowup._integrate import SAFETY, Layerwise, split_terms
+from .blowup._solve import resolve_rtol
+from .state import State
+
+# The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
+# so the trapezoidal rule of spacing h is exact to exp(-2 pi^2 / h).
+_NUM_NODES = 512
+# As in `blowup._integrate`, but longer, as layers much smaller than their mean grow slowly.
+_LONGEST_COURSE = 1e12
+_LOOSER, _ERROR_FACTOR, _LARGEST_ERROR = 30.0, 0.25, 1e-2
+
+
+def two_layer(
+    a: Float[ArrayLike, " width"], c: Float[ArrayLike, " width"], t: Float[ArrayLike, "*num"]
+) -> tuple[Float[Array, "*num width"], Float[Array, "*num width"]]:
+    r"""The effective dynamics of two-layer networks, which exists for all times.
+
+    $$a' = c,\ c' = a: \qquad a(t) = a\cosh t + c\sinh t, \quad c(t) = a\sinh t + c\cosh t .$$
+
+    **Arguments:** the output layer `a` and the input layer along the target direction `c`, shape
+    `(width,)`; times `t` of either sign, a scalar or of shape `(num,)`.
+
+    **Returns:** $(a(t), c(t))$, each `(width,)` or `(num, width)`. They overflow only where the
+    solution does, and keep their digits where it decays.
+    """
+    a, c, t = (jnp.asarray(x, jnp.result_type(a, c, t, 0.0)) for x in (a, c, t))
+    a, c = (jnp.broadcast_to(x, (*t.shape, *x.shape)) for x in (a, c))
+    t = t[..., None]
+    # By cosh and sinh small components keep their digits, by exponentials decaying ones do.
+    short = jnp.abs(t) < 1
+    cosh, sinh = jnp.cosh(jnp.where(short, t, 0)), jnp.sinh(jnp.where(short, t, 0))
+    # In two halves, so that the exponential does not overflow before the product.
+    half, plus, minus = jnp.exp(0.5 * t), 0.5 * a + 0.5 * c, 0.5 * a - 0.5 * c
+    growing = jnp.where(plus == 0, 0, half * (half * plus))
+    decaying = jnp.where(minus == 0, 0, minus / half / half)
+    later_a = jnp.where(short, a * cosh + c * sinh, growing + decaying)
+    return later_a, jnp.where(short, a * sinh + c * cosh, growing - decaying)
+
+
+def two_layer_energy(
+    a: Float[ArrayLike, "*num width"], c: Float[ArrayLike, "*num width"]
+) -> Float[Array, "*num"]:
+    r"""The energy $E = a \cdot c$ of a two-layer network, at one time or at each of several."""
+    return jnp.sum(jnp.asarray(a) * jnp.asarray(c), axis=-1)
+
+
+class Deep(eqx.Module):
+    r"""A point in the phase space of $L$ layers, $E = \langle W_L\cdots W_1, V\rangle$.
+
+    **Arguments:**
+
+    - `layers`: $(W_1, \dots, W_L)$, the one next to the input first, of shapes `(n_l, n_{l-1})`.
+    - `target`: $V$, shape `(n_L, n_0)`; by default 1 where both are 1, as for one output and an
+      input layer along the target direction.
+
+    All quantities are dimensionless. Functions take one point and are batched by `jax.vmap`.
+
+    **Raises:** `ValueError` for shapes that do not fit together or arrays that are not floating.
+    """
+
+    layers: tuple[Float[Array, "..."], ...]
+    target: Float[Array, "..."]
+
+    def __init__(self, layers: tuple[ArrayLike, ...], target: ArrayLike | None = None):
+        arrays = [jnp.asarray(x) for x in layers]
+        default = jnp.ones((1, 1), arrays[0].dtype if arrays else float)
+        arrays.append(default if target is None else jnp.asarray(target))
+        dtypes = [str(x.dtype) for x in arrays]
+        if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):
+            raise ValueError(f"`layers` and `target` must be real floating, but are {dtypes}.")
+        *matrices, self.target = (x.astype(jnp.result_type(*arrays)) for x in arrays)
+        self.layers = tuple(matrices)
+
+    def __check_init__(self):
+        shapes = [layer.shape for layer in self.layers]
+        matrices = len(shapes) >= 2 and all(len(s) == 2 and 0 not in s for s in shapes)
+        if not matrices or any(shapes[i + 1][1] != s[0] for i, s in enumerate(shapes[:-1])):
+            raise ValueError(
+                "Argument `layers` must be at least two matrices of shapes (n_1, n_0), "
+                f"(n_2, n_1), ..., but has shapes {shapes}."
+            )
+        if self.target.shape != (shapes[-1][0], shapes[0][1]):
+            raise ValueError(
+                f"Argument `target` must have shape (n_L, n_0) = {(shapes[-1][0], shapes[0][1])}, "
+                f"but has {self.target.shape}; it may be left out only where both are 1."
+            )
+
+    @classmethod
+    def from_state(cls, state: State) -> "Deep":
+        r"""The three layers $(c^T, b, a)$ and the target $\mathrm{diag}(\lambda)$ of one state."""
+        return cls((state.c.T, state.b, state.a), jnp.diag(state.strength))
+
+    @property
+    def depth(self) -> int:
+        """The number of layers $L$."""
+        return len(self.layers)
+
+
+def deep_energy(deep: Deep) -> Float[Array, ""]:
+    r"""The energy $E = \langle W_L \cdots W_1, V\rangle$ of one point."""
+    return jnp.sum(jnp.linalg.multi_dot(deep.layers[::-1]) * deep.target)
+
+
+def deep_vector_field(deep: Deep) -> Deep:
+    """Right-hand side of the flow: the layers' gradient, with zero for the target."""
+    gradient = jax.grad(lambda layers: deep_energy(Deep(layers, deep.target)))(deep.layers)
+    return Deep(gradient, jnp.zeros_like(deep.target))
+
+
+def chain_blowup_time(squares: Float[Array, " depth"]) -> Float[Array, ""]:
+    r"""Blow-up time of $L \ge 3$ scalar, or aligned, layers $w_l$ of positive energy.
+
+    $$T^* = \tfrac12\int_0^\infty \prod_{l=1}^L \frac{1}{\sqrt{w_l^2 + x}}\,dx$$
+
+    **Arguments:** the squares $w_l^2 \ge 0$. For $L = 3$ this is `carlson_rf` of them.
+
+    **Returns:** the time for unit strength, to a few units in the last place if the second and
+    third smallest square are within 40 decades of each other; infinite where two squares vanish,
+    NaN where one is negative or NaN.
+    """
+    ordered = jnp.sort(squares)
+    diverges = ordered[1] == 0
+    ordered = jnp.where(diverges, 1, ordered)
+    unit, info = ordered / ordered[2], jnp.finfo(squares.dtype)
+    # Trapezoidal rule in log x: the integrand decays on either side of the second and third square,
+    # at least as the root of x. All factors are at most one, so that nothing overflows.
+    last = -2 * jnp.log(info.eps)
+    first = jnp.maximum(jnp.log(unit[1]) - last, jnp.log(info.tiny))
+    x = jnp.exp(jnp.linspace(first, last, _NUM_NODES))[:, None]
+    factors = jnp.concatenate([x / (unit[None, :2] + x), 1 / (unit[None, 2:] + x)], axis=1)
+    integral = jnp.sum(jnp.prod(jnp.sqrt(factors), axis=1)) * (last - first) / (_NUM_NODES - 1)
+    return jnp.where(diverges, jnp.inf, 0.5 * integral * jnp.sqrt(ordered[2]) ** (2 - squares.size))
+
+
+def deep_bracket(deep: Deep) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""A rigorous interval for the time that one point has left until it blows up.
+
+    $$\frac{1}{2\|V\|_2}\int_0^\infty \prod_{l=1}^L \frac{1}{\sqrt{n_l+x}}\,dx \;\le\; T^* \;\le\;
+      \frac{R}{L(L-2)E}, \qquad n_l = \|W_l\|_F^2,\quad R = \sum_l n_l .$$
+
+    By the inequality of the means the lower bound is at least $m^{1-L/2}/((L-2)\|V\|_2)$ with
+    $m = R/L$, and equal to it where all norms agree. If the layers are aligned as well, so that
+    $E = \|V\|_2\,m^{L/2}$, both bounds coincide.
+
+    **Arguments:** one `Deep` of at least 3 layers.
+
+    **Returns:** `(lower, upper)`. `upper` is infinite unless the energy is positive; both are
+    infinite where two layers or the target vanish, and NaN for a point with NaN.
+
+    **Raises:** `ValueError` for a batch or for two layers.
+    """
+    unit, exponent = _unit_scale(deep)
+    lower, upper = _bracket(unit, jnp.linalg.norm(unit.target, ord=2))
+    return jnp.ldexp(lower, -exponent), jnp.ldexp(upper, -exponent)
+
+
+def _unit_scale(deep: Deep) -> tuple[Deep, Int[Array, ""]]:
+    """Divide powers of two out of layers and target; times become `2**exponent` times longer."""
+    if deep.depth < 3 or deep.target.ndim != 2:
+        raise ValueError(
+            "Argument `deep` must be one point of at least 3 layers, but has layers of shapes "
+            f"{[layer.shape for layer in deep.layers]}: batch by `jax.vmap`."
+        )
+    sizes = jnp.stack([jnp.max(jnp.abs(x)) for x in (*deep.layers, deep.target)])
+    sizes = jnp.stack([jnp.max(sizes[:-1]), sizes[-1]])
+    of_layers, of_target = jnp.frexp(jnp.where(jnp.isfinite(sizes), sizes, 1))[1]
+    layers = tuple(jnp.ldexp(layer, -of_layers) for layer in deep.layers)
+    unit = Deep(layers, jnp.ldexp(deep.target, -of_target))
+    return unit, (deep.depth - 2) * of_layers + of_target
+
+
+def _squares(deep: Deep) -> Float[Array, " depth"]:
+    return jnp.stack([jnp.sum(layer * layer) for layer in deep.layers])
+
+
+def _bracket(deep: Deep, strength: Array) -> tuple[Array, Array]:
+    squares, current = _squares(deep), deep_energy(deep)
+    ratio = jnp.sum(squares) / (deep.depth * (deep.depth - 2) * current)
+    return chain_blowup_time(squares) / strength, jnp.where(current <= 0, jnp.inf, ratio)
+
+
+def _time_left(deep: Deep) -> Float[Array, ""]:
+    # Close to blow-up all layers are aligned but for parts that stay behind and do not count: along
+    # its own gradient G, a layer is E / |G|. That leaves an error of higher order than the bracket.
+    current = deep_energy(deep)
+    along = current / jnp.sqrt(_squares(deep_vector_field(deep)))
+    return chain_blowup_time(along**2) * jnp.abs(jnp.prod(along) / current)
+
+
+def _field(_: Any, point: tuple[tuple[Array, ...], Array], target: Array) -> Any:
+    deep = Deep(point[0], target)
+    speed = jnp.sqrt(jnp.mean(_squares(deep))) ** (2 - deep.depth)
+    return jax.tree.map(lambda x: speed * x, deep_vector_field(deep).layers), speed
+
+
+def _run(
+    deep: Deep, solver: diffrax.AbstractSolver, rtol: Array, tolerance: Array, max_steps: int
+) -> tuple[Array, Array, Array, Array]:
+    strength = jnp.linalg.norm(deep.target, ord=2)
+    zero = jnp.zeros_like(strength)
+
+    def closed(t: Array, y: Any, args: Array, **kwargs: Any) -> Array:
+        lower, upper = _bracket(Deep(y[0], args), strength)
+        return upper - lower <= rtol * (y[1] + lower)
+
+    solution = diffrax.diffeqsolve(
+        split_terms(diffrax.ODETerm(_field), solver),
+        solver,
+        t0=zero,
+        t1=zero + _LONGEST_COURSE,
+        dt0=zero + 1e-3,
+        y0=(deep.layers, zero),
+        args=deep.target,
+        stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance),
+        event=diffrax.Event(closed),
+        max_steps=max_steps,
+        throw=False,
+    )
+    layers, elapsed = jax.tree.map(lambda x: x[0], solution.ys)
+    last = Deep(layers, deep.target)
+    lower, upper = _bracket(last, strength)
+    times = elapsed + jnp.stack([jnp.clip(_time_left(last), lower, upper), lower, upper])
+    # What `_time_left` leaves out is of second order where the bracket's width is of first, unless
+    # there are other components of the target that may still grow.
+    missed = 1.0 if min(deep.target.shape) > 1 else jnp.minimum(upper / lower - 1, 1)
+    ended = solution.result == diffrax.RESULTS.event_occurred
+    return times, missed * (upper - lower), ended, solution.stats["num_steps"]
+
+
+def deep_blowup_time(
+    deep: Deep,
+    *,
+    rtol: float | Float[Array, ""] | None = None,
+    solver: diffrax.AbstractSolver = diffrax.Dopri8(),  # noqa: B008
+    max_steps: int = 4096,
+) -> BlowUp:
+    r"""The blow-up time $T^*$ of the flow $W_l' = \partial E/\partial W_l$ of $L \ge 3$ layers.
+
+    It is integrated in the time $ds = (R/L)^{(L-2)/2}\,dt$, in which the layers grow exponentially,
+    until `deep_bracket` closes, which it does like $(T^*-t)^{L/(L-2)}$; and again at a looser
+    tolerance to measure the error.
+
+    **Arguments:** one `Deep`; `rtol`, on $T^*$ and on the width of its bracket, by default 1e-10
+    for float64 and 1e-5 for float32; any adaptive diffrax `solver`; `max_steps` of a run.
+
+    **Returns:** a `BlowUp`. The time scales as $T^*(\kappa\theta) = \kappa^{2-L}\,T^*(\theta)$.
+
+    **Raises:** `ValueError` for a batch, two layers, or a tolerance beyond the dtype.
+
+    **Status:** see `Status`. `no_blow_up` is reported where the vector field vanishes exactly;
+    `not_converged` also where the time itself is beyond the range of the dtype.
+    """
+    return _blowup_time(deep, resolve_rtol(rtol, deep.target.dtype), solver, max_steps)
+
+
+@eqx.filter_jit
+def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_steps: int) -> BlowUp:
+    unit, exponent = _unit_scale(deep)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(deep)]))
+    rests = jnp.all(_squares(deep_vector_field(unit)) == 0)
+    # What will not be solved is replaced by a point that is solved at once.
+    unit = jax.tree.map(lambda x: jnp.where(finite & ~rests, x, 1), unit)
+    eps = jnp.finfo(unit.target.dtype).eps
+    tolerances = jnp.array([1, _LOOSER], rtol.dtype) * jnp.maximum(SAFETY * rtol, 20 * eps)
+    runs = jax.lax.map(lambda x: _run(unit, solver, rtol, x, max_steps), tolerances)
+    times, missed, ended, num_steps = runs
+    time, loose = times[:, 0]
+    error = _ERROR_FACTOR * jnp.abs(time - loose) + 4 * eps * time + missed[0]
+    known = jnp.all(ended) & (error <= _LARGEST_ERROR * time)
+    values = jnp.ldexp(jnp.append(times[0], error), -exponent)
+    values = jnp.where(rests, jnp.array([jnp.inf, jnp.inf, jnp.inf, 0], times.dtype), values)
+    time, lower, upper, error = jnp.where(finite, values, jnp.nan)
+    known = known & (time > 0) & (time < jnp.inf)
+    codes = [Status.INVALID_INPUT, Status.NO_BLOW_UP, Status.CONVERGED]
+    status = jnp.select([~finite, rests, known], codes, Status.NOT_CONVERGED).astype(jnp.int32)
+    num_steps = jnp.sum(num_steps).astype(jnp.int32)
+    label = f"deep, {type(solver).__name__}"
+    return BlowUp(time, lower, upper, error, status, num_steps, 0 * num_steps, (label,))

@@ -1,0 +1,7 @@
+"""Figures from stored results. The only room that imports matplotlib."""
+
+from ._files import check_format as check_format
+from ._files import save as save
+from ._similarity import similarity_map as similarity_map
+from ._study import histogram as histogram
+from ._trajectory import trajectory_panel as trajectory_panel

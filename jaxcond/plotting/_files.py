@@ -1,0 +1,29 @@
+"""Writing figures to files."""
+
+from pathlib import Path
+
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.figure import Figure
+
+from ..study import written_whole
+
+
+def check_format(path: str | Path) -> None:
+    """Raise `ValueError` unless figures can be written in the format of a file's suffix."""
+    kind = Path(path).suffix.lstrip(".") or "png"
+    known = FigureCanvasBase.get_supported_filetypes()
+    if kind not in known:
+        raise ValueError(
+            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(known))}."
+        )
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure at once or not at all; the suffix tells the format (`.png` if there is none).
+
+    **Raises:** `OSError` if the file cannot be written, `ValueError` for an unknown format.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".") or "png"
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=kind)
