@@ -7,6 +7,7 @@ from ._integrate import SAFETY as SAFETY
 from ._integrate import Layerwise as Layerwise
 from ._integrate import run_to_distance as run_to_distance
 from ._integrate import split_terms as split_terms
+from ._integrate import time_left as time_left
 from ._solve import blowup_time as blowup_time
 from ._solve import resolve_rtol as resolve_rtol
 from .direct import Direct as Direct

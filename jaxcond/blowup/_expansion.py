@@ -197,7 +197,10 @@ def expand(problem: Problem, order: int, rtol: Float[Array, ""]) -> Expansion:
 
 
 def advance(coefficients: Float[Array, "powers k lanes"]) -> tuple[Array, Array, Array]:
-    """Follow an expansion as far as its last terms stay below rounding: $a$, $a'$ and the step."""
+    """Follow an expansion as far as its last terms stay below rounding: $a$, $a'$ and the step.
+
+    To differentiation the step is a constant: $T^*$ does not depend on where the flow is expanded.
+    """
     order = coefficients.shape[0] - 1
     size = jnp.max(jnp.abs(coefficients), axis=1)
     eps = jnp.finfo(coefficients.dtype).eps
@@ -207,6 +210,6 @@ def advance(coefficients: Float[Array, "powers k lanes"]) -> tuple[Array, Array,
         from_velocity = (eps * size[1] / size[n]) ** (1 / (n - 1))
         return jnp.maximum(from_a, from_velocity)
 
-    step = jnp.minimum(reach(order), reach(order - 1))
+    step = lax.stop_gradient(jnp.minimum(reach(order), reach(order - 1)))
     a, velocity = polynomial(coefficients, step[None], 1)
     return a, velocity, step

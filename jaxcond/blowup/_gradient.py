@@ -141,9 +141,8 @@ def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array
     record = lax.while_loop(
         lambda record: (record.turn < max_expansions) & ~jnp.all(record.settled), turn, start
     )
-    # Neither where the flow is expanded again nor how the zero was found has a derivative.
-    constant = lax.stop_gradient((record.step, record.zero))
-    return eqx.tree_at(lambda r: (r.step, r.zero), record, constant)
+    # How the zero was found has no derivative: see `_of_norms`.
+    return eqx.tree_at(lambda r: r.zero, record, lax.stop_gradient(record.zero))
 
 
 def _back_through(
@@ -194,6 +193,22 @@ def _small_gradient(
     return adjoint_gradient(state, method.solver, method.max_steps, rtol)
 
 
+@jax.custom_jvp
+def _first_order(gradient: Array, ended: Bool[Array, ""]) -> Array:
+    """The gradient as it is, with NaN for its own derivatives where the bases have ended.
+
+    They are exact for that state, but a change of the state may need directions that they lack.
+    """
+    del ended
+    return gradient
+
+
+@_first_order.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    gradient, ended = primals
+    return gradient, jnp.where(ended, jnp.nan, tangents[0])
+
+
 def time_gradient(
     state: State, time: Float[Array, ""], method: AbstractMethod, rtol: Float[Array, ""]
 ) -> State:
@@ -215,7 +230,9 @@ def time_gradient(
         reduction = reduce(unit, dim)
         small = _small_gradient(reduction.state, time * scale, method, rtol)
         left, right = reduction.left, reduction.right
-        a, b, c = small.a @ left, left.T @ (small.b @ right), small.c @ right
+        ended = ~jnp.all(jnp.any(left != 0, axis=1) & jnp.any(right != 0, axis=1))
+        layers = small.a @ left, left.T @ (small.b @ right), small.c @ right
+        a, b, c = (_first_order(layer, ended) for layer in layers)
     else:
         small = _small_gradient(pad(unit, max(p, q)), time * scale, method, rtol)
         a, b, c = small.a[:, :p], small.b[:p, :q], small.c[:, :q]

@@ -116,7 +116,9 @@ def blowup_time(
     **Derivatives:** `time` has them by every field of the state, in forward and reverse mode and
     under `jax.vmap`; second ones by forward over reverse (`jax.hessian`). The gradient lies in the
     directions of the reduction, $\nabla_b T^* = P G Q^T$, and costs about as much as the time. The
-    other results are constants to differentiation. NaN where the time is infinite or unknown.
+    other results are constants to differentiation. NaN where the time is infinite or unknown, and
+    for second derivatives at wide states whose reduction ends early (as aligned ones), since they
+    need directions that it lacks.
 
     Jit-compiled; may be called inside other transformations.
     """

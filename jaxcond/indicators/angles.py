@@ -47,6 +47,7 @@ def angles_of(products: Products) -> Angles:
     return Angles(xi, psi, phi, zeta)
 
 
+@eqx.filter_jit
 def angles(state: State) -> Angles:
     r"""The angles $\xi, \psi, \varphi, \zeta$ of Definition 2 of one state, as cosines."""
     return angles_of(Products.of(state.unit_scale()[0]))
@@ -69,6 +70,7 @@ def condensed_set(state: State, threshold: float = 1e-2) -> Bool[Array, "rank q"
     return state.c**2 > threshold**2 * mean_square
 
 
+@eqx.filter_jit
 def condensed(state: State, threshold: float = 1e-2, cosine: float = 0.99) -> Bool[Array, ""]:
     r"""Whether a state is a condensed solution: all of $c$ diverges and all $c_l b^l$ align.
 
@@ -86,6 +88,7 @@ def ratios_of(products: Products) -> Float[Array, "2 rank"]:
     return speed[None] / squares
 
 
+@eqx.filter_jit
 def ratios(state: State) -> Float[Array, "2 rank"]:
     r"""$\|a'\|/\|c\|^2$ and $\|a'\|/\|a\|^2$ of each component over $|\lambda|$; both tend to 1.
 

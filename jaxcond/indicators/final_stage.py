@@ -151,6 +151,7 @@ def final_stage_of(products: Products, tolerance: Float[Array, ""]) -> FinalStag
     )
 
 
+@eqx.filter_jit
 def final_stage(state: State, *, tolerance: float | Float[Array, ""] | None = None) -> FinalStage:
     r"""The final stage condition of one state, any rank.
 

@@ -1,5 +1,7 @@
 """The panel of one trajectory: energy, bracket, indicators and angles on the way to blow-up."""
 
+from typing import Literal
+
 import jax
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,15 +10,17 @@ from matplotlib.figure import Figure
 from ..bounds import bracket
 from ..trajectory import PointStatus, Trajectory
 
+Place = Literal["upper left", "lower left", "lower right"]
+
 
 def trajectory_panel(trajectory: Trajectory) -> Figure:
     r"""Four views of one trajectory of rank 1 against $(T^* - t)/T^*$, at column width.
 
-    1. The energy, between the lower bound of Theorem 1 and the upper bound of Theorem 2 from the
-       first point with $E > 0$ on.
+    1. The energy, between the lower bound of Theorem 1 and the upper bound of Theorem 2 from half
+       of $T^*$ on (or where $E$ becomes positive, if that is later).
     2. How far the ends of the bracket lie from $T^*$, with the bound of Theorem 2.
     3. The shares of the inequalities of conditions 1 and 2 of the final stage that hold.
-    4. The least cosines of the angles $\\xi$ and $\\psi$, and that of $\\zeta$.
+    4. The least cosines of the angles $\xi$ and $\psi$, and that of $\zeta$.
 
     **Raises:** `ValueError` for a batch, a higher rank, or fewer than two points before the
     blow-up.
@@ -52,8 +56,8 @@ def trajectory_panel(trajectory: Trajectory) -> Figure:
     return figure
 
 
-def _legend(axes: Axes, **place: object) -> None:
-    axes.legend(frameon=False, fontsize=6.5, handlelength=2.2, **place)
+def _legend(axes: Axes, place: Place) -> None:
+    axes.legend(frameon=False, fontsize=6.5, handlelength=2.2, loc=place)
 
 
 def _energy(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
@@ -62,8 +66,9 @@ def _energy(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
     strength = abs(float(trajectory.initial.strength[0]))
     positive = energy > 0
     axes.plot(left[positive], energy[positive], "k-", linewidth=1.2, label="energy $E$")
-    if positive.any():
-        first = int(np.argmax(positive))
+    begun = np.flatnonzero(positive & (left <= 0.5))
+    if begun.size:
+        first = int(begun[0])
         growth = float(np.asarray(trajectory.growth())[shown][first])
         start = (energy[first] / strength) ** (-1 / 3)
         elapsed = strength * (time[first:] - time[first])
@@ -74,14 +79,13 @@ def _energy(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
             rest = start - factor * elapsed
             bound = np.where(rest > 0, np.abs(rest) ** -3.0, np.nan) * strength
             axes.plot(left[first:], bound, style, color="0.35", linewidth=1.1, label=label)
+    if positive.any():
         axes.set_ylim(energy[positive].min() / 3, energy[positive].max() * 3)
     if (~positive).any():
-        edge = float(left[~positive].min())
-        axes.axvspan(1.0, edge, color="0.93", linewidth=0)
-        axes.text(0.02, 0.06, r"$E \leq 0$", transform=axes.transAxes, fontsize=7)
+        axes.axvspan(1.0, left[~positive].min(), color="0.85", linewidth=0, label=r"$E \leq 0$")
     axes.set_yscale("log")
     axes.set_ylabel("energy", fontsize=8)
-    _legend(axes, loc="upper left")
+    _legend(axes, "upper left")
 
 
 def _bracket(
@@ -91,7 +95,7 @@ def _bracket(
     remaining = left * time
     theorem_2 = np.asarray(trajectory.theorem_bounds()[0] - trajectory.times)[shown]
     # What is left of a difference below the rounding of its parts says nothing.
-    floor = 8 * np.finfo(np.float64).eps * remaining
+    floor = 64 * np.finfo(np.float64).eps * time + float(trajectory.tolerance) * remaining
     for bound, style, label in (
         (upper, "k-", "$E^{-1/3}$ above"),
         (lower, "k--", "$R_F$ below"),
@@ -102,7 +106,7 @@ def _bracket(
         axes.plot(left, gap, style, linewidth=1.1, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("bound $-$ $T^*$, over $T^*$", fontsize=8)
-    _legend(axes, loc="lower left")
+    _legend(axes, "lower left")
 
 
 def _counts(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
@@ -117,7 +121,7 @@ def _counts(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
             axes.plot([begun], [1.0], "o", color="k", markersize=3.5, fillstyle="none")
     axes.set_ylim(None, 1.03)
     axes.set_ylabel("share that holds", fontsize=8)
-    _legend(axes, loc="lower right")
+    _legend(axes, "lower right")
 
 
 def _angles(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
@@ -132,4 +136,4 @@ def _angles(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
         axes.plot(left, least, style, linewidth=1.1, label=label)
     axes.set_ylim(-1.05, 1.05)
     axes.set_ylabel("cosine", fontsize=8)
-    _legend(axes, loc="lower right")
+    _legend(axes, "lower right")

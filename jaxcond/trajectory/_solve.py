@@ -1,5 +1,7 @@
 """`trajectory`: what is asked for, the flow to it, and what became of each point."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ..blowup import (
     SAFETY,
-    AbstractMethod,
     BlowUp,
     Direct,
     Reduced,
@@ -17,6 +18,7 @@ from ..blowup import (
     blowup_time,
     resolve_rtol,
     run_to_distance,
+    time_left,
     tolerance_floor,
 )
 from ..bounds import bracket
@@ -59,7 +61,7 @@ def _finest_time(dtype: jnp.dtype, rtol: Array) -> Array:
     return jnp.maximum(tolerance_floor(dtype), 0.1 * rtol).astype(dtype)
 
 
-def check_method(method: AbstractMethod | None, state: State, name: str) -> Reduced | Direct:
+def check_method(method: Reduced | Direct | None, state: State, name: str) -> Reduced | Direct:
     """The method to follow a flow with; `ValueError` where it does not apply."""
     if state.batch_shape:
         raise ValueError(
@@ -67,10 +69,6 @@ def check_method(method: AbstractMethod | None, state: State, name: str) -> Redu
             "`jax.vmap`."
         )
     method = Reduced() if method is None else method
-    if not isinstance(method, Reduced | Direct):
-        raise ValueError(
-            f"Argument `method` must be a `Reduced` or a `Direct`, but is {type(method).__name__}."
-        )
     method.check(state)
     return method
 
@@ -174,9 +172,7 @@ def _collect(
     times = jnp.where(reached, times, jnp.nan)
     a, b, c = (jnp.where(reached[:, None, None], x, jnp.nan) for x in states.layers)
     states = State(a, b, c, states.strength)
-    # The bracket is the sharper of the two where the blow-up is close.
-    lower, upper = jax.vmap(bracket)(states)
-    left = jnp.clip(setting.blow_up.time - times, lower, upper)
+    left = _time_left(setting, states, times)
     lost = jnp.zeros_like(times)
     if setting.reduction is not None:
         lost = jnp.sqrt(jax.vmap(truncation)(states))
@@ -202,6 +198,20 @@ def _collect(
     )
 
 
+def _time_left(setting: Setting, states: State, times: Array) -> Float[Array, " num"]:
+    """$T^* - t$: the difference, or where that would cancel, what the states themselves tell."""
+    total = setting.blow_up.time
+    lower, upper = jax.vmap(bracket)(states)
+    difference = jnp.clip(total - times, lower, upper)
+    # The closed form is exact to two orders more than the bracket is wide, if no other component
+    # is left out.
+    uncertain = upper - lower
+    if setting.small.rank == 1:
+        uncertain = uncertain * (difference / total) ** 2
+    close = uncertain < 4 * jnp.finfo(times.dtype).eps * total
+    return jnp.where(close, jnp.clip(jax.vmap(time_left)(states), lower, upper), difference)
+
+
 def _drift(small: State, states: State) -> Float[Array, " num"]:
     start = conserved(small)
 
@@ -216,9 +226,9 @@ def _drift(small: State, states: State) -> Float[Array, " num"]:
 def trajectory(
     state: State,
     *,
-    times: Float[ArrayLike, " num"] | None = None,
-    fractions: Float[ArrayLike, " num"] | None = None,
-    energies: Float[ArrayLike, " num"] | None = None,
+    times: ArrayLike | Sequence[float] | None = None,
+    fractions: ArrayLike | Sequence[float] | None = None,
+    energies: ArrayLike | Sequence[float] | None = None,
     num: int | None = None,
     closeness: float | Float[Array, ""] = 1e-3,
     method: Reduced | Direct | None = None,

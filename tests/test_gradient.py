@@ -1,0 +1,151 @@
+"""Derivatives of the blow-up time against finite differences, identities and closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import aligned_state, random_state
+
+import jaxcond as jc
+
+
+def time(state, method=None):
+    return jc.blowup_time(state, method, rtol=1e-12).time
+
+
+def moved(state, direction, step):
+    return jax.tree.map(lambda x, y: x + step * y, state, direction)
+
+
+def inner(one, other):
+    return sum(float(jnp.vdot(x, y)) for x, y in zip(one.layers, other.layers, strict=True))
+
+
+def check_identities(state, gradient, rtol):
+    """Homogeneity, and one unit of time less after one unit of time."""
+    np.testing.assert_allclose(inner(gradient, state), -time(state), rtol=rtol)
+    np.testing.assert_allclose(inner(gradient, jc.vector_field(state)), -1.0, rtol=rtol)
+    strength = jnp.vdot(gradient.strength, state.strength)
+    np.testing.assert_allclose(strength, -time(state), rtol=rtol)
+
+
+def check_differences(state, gradient, seed, rtol):
+    """Central differences along a random direction, all fields at once."""
+    direction = random_state(jax.random.key(seed), state.rank, *state.widths)
+    step = 1e-5
+    difference = (time(moved(state, direction, step)) - time(moved(state, direction, -step))) / (
+        2 * step
+    )
+    along = inner(gradient, direction) + float(jnp.vdot(gradient.strength, direction.strength))
+    np.testing.assert_allclose(along, difference, rtol=rtol)
+    return direction
+
+
+@functools.cache
+def wide_state():
+    return jc.Gaussian(30, 28).sample(key=jax.random.key(3))
+
+
+@functools.cache
+def wide_gradient():
+    return jax.jit(jax.grad(time))(wide_state())
+
+
+def test_wide_state_reduced():
+    state, gradient = wide_state(), wide_gradient()
+    check_identities(state, gradient, 1e-11)
+    direction = check_differences(state, gradient, 4, 1e-7)
+    _, forward = jax.jvp(time, (state,), (direction,))
+    along = inner(gradient, direction) + float(jnp.vdot(gradient.strength, direction.strength))
+    np.testing.assert_allclose(forward, along, rtol=1e-12)
+
+
+def test_gradient_does_not_depend_on_the_method():
+    for method in (jc.Direct(), jc.Reduced()):
+        gradient = jax.jit(jax.grad(lambda s, m=method: time(s, m)))(wide_state())
+        np.testing.assert_allclose(gradient.b, wide_gradient().b, rtol=0, atol=1e-14)
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    state = wide_state()
+    direction = random_state(jax.random.key(5), 1, 30, 28)
+    gradient = jax.jit(jax.grad(time))
+    _, second = jax.jit(lambda s, d: jax.jvp(jax.grad(time), (s,), (d,)))(state, direction)
+    step = 1e-5
+    difference = jax.tree.map(
+        lambda x, y: (x - y) / (2 * step),
+        gradient(moved(state, direction, step)),
+        gradient(moved(state, direction, -step)),
+    )
+    for x, y in zip(jax.tree.leaves(second), jax.tree.leaves(difference), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-8 * float(jnp.max(jnp.abs(y))))
+
+
+@pytest.mark.slow
+def test_aligned_wide_state_has_first_derivatives_only():
+    state = aligned_state(1.2, -0.7, 0.5, p=30, q=28)
+    other = random_state(jax.random.key(5), 1, 30, 28)
+    gradient, second = jax.jit(lambda s, d: jax.jvp(jax.grad(time), (s,), (d,)))(state, other)
+    expected = jax.grad(lambda v: jc.aligned_blowup_time(v[0], v[1], v[2]))(
+        jnp.array([1.2, -0.7, 0.5])
+    )
+    np.testing.assert_allclose(gradient.a[0], expected[0] * state.a[0] / 1.2, rtol=1e-9)
+    assert np.all(np.isnan(second.b))
+
+
+@pytest.mark.slow
+def test_hessian_is_symmetric_and_homogeneous():
+    def of_vector(x):
+        return time(jc.State.from_vectors(x[:2], x[2:6].reshape(2, 2), x[6:]))
+
+    x = jax.random.normal(jax.random.key(2), (8,))
+    hessian, gradient = jax.jit(jax.hessian(of_vector))(x), jax.jit(jax.grad(of_vector))(x)
+    scale = float(jnp.max(jnp.abs(hessian)))
+    np.testing.assert_allclose(hessian, hessian.T, rtol=0, atol=1e-11 * scale)
+    # The gradient is homogeneous of degree -2.
+    np.testing.assert_allclose(hessian @ x, -2 * gradient, rtol=1e-9)
+
+
+@functools.cache
+def scalar_gradient():
+    def of_vector(v):
+        return time(jc.State.from_vectors(v[:1], v[1:2, None], v[2:]))
+
+    return jax.jit(jax.grad(of_vector))
+
+
+@pytest.mark.parametrize("scales", [(1.2, -0.7, 0.5), (0.8, 0.9, 1.1), (1e-3, 2.0, -1e-2)])
+def test_closed_form_of_width_one(scales):
+    """Either sign of the energy, and re-expansion where scales differ."""
+    values = jnp.array(scales)
+    got = scalar_gradient()(values)
+    expected = jax.grad(lambda v: jc.aligned_blowup_time(v[0], v[1], v[2]))(values)
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_vmap_equals_a_loop_and_spares_bad_lanes():
+    good = jnp.array([1.2, -0.7, 0.5])
+    never = jnp.array([1.0, 1.0, -1.0])
+    broken = jnp.array([1.0, jnp.nan, 1.0])
+    gradient = scalar_gradient()
+    batch = jax.vmap(gradient)(jnp.stack([good, never, broken, 2 * good]))
+    np.testing.assert_allclose(batch[0], gradient(good), rtol=1e-12)
+    np.testing.assert_allclose(batch[3], gradient(good) / 4, rtol=1e-12)
+    assert np.all(np.isnan(batch[1:3]))
+
+
+def test_unequal_widths_and_higher_rank():
+    state = random_state(jax.random.key(7), 2, 4, 3)
+    gradient = jax.jit(jax.grad(time))(state)
+    check_identities(state, gradient, 1e-9)
+    check_differences(state, gradient, 8, 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e100])
+def test_scale(scale):
+    values = jnp.array([1.2, -0.7, 0.5])
+    got = scalar_gradient()(values * scale) * scale * scale
+    np.testing.assert_allclose(got, scalar_gradient()(values), rtol=1e-10)
