@@ -26,6 +26,7 @@ from .bounds import theorem_1_upper as theorem_1_upper
 from .bounds import theorem_2_energy as theorem_2_energy
 from .bounds import theorem_2_lower as theorem_2_lower
 from .depth import Deep as Deep
+from .depth import chain_blowup_time as chain_blowup_time
 from .depth import deep_blowup_time as deep_blowup_time
 from .depth import deep_bracket as deep_bracket
 from .depth import deep_energy as deep_energy

@@ -118,7 +118,8 @@ def _counts(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
         holds = np.asarray(condition.holds)[shown]
         if holds[-1]:
             begun = left[np.flatnonzero(~holds)[-1] + 1] if (~holds).any() else left[0]
-            axes.plot([begun], [1.0], "o", color="k", markersize=3.5, fillstyle="none")
+            mark = {"color": "k", "markersize": 3.5, "fillstyle": "none", "linestyle": "none"}
+            axes.plot([begun], [1.0], "o", label="all hold from here on", **mark)
     axes.set_ylim(None, 1.03)
     axes.set_ylabel("share that holds", fontsize=8)
     _legend(axes, "lower right")

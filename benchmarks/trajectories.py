@@ -1,0 +1,222 @@
+"""Trajectories, onsets and gradients: how exact, and how fast beside what one would write by hand.
+
+    python benchmarks/trajectories.py                 # all parts, some minutes on two cores
+    python benchmarks/trajectories.py --part counts   # one of agreement, onset, counts, gradient
+    python benchmarks/trajectories.py --quick         # a few states of small width
+
+- agreement: full states at 0.5, 0.9, 0.99, 0.999 of T* against scipy's DOP853 (rtol 1e-12).
+- onset: onset of the final stage by the reduced and by the full flow, in units of T*.
+- counts: a batch of trajectories with the count of condition 1 at 200 times, against plain diffrax
+  on all unknowns under `vmap` (which is told T*, and keeps the counts only).
+- gradient: value and gradient of the blow-up time against the value alone, batched by `vmap`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import diffrax  # noqa: E402
+import equinox as eqx  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from _timing import Batch, Row, interleaved, setup, show, write_json  # noqa: E402
+from rich.console import Console  # noqa: E402
+from scipy.integrate import solve_ivp  # noqa: E402
+
+import jaxcond as jc  # noqa: E402
+
+RTOL = 1e-8
+NUM_TIMES = 200
+# Evenly in log(T* - t), to 1e-3 of T*.
+FRACTIONS = 1 - np.logspace(0, -3, NUM_TIMES)
+
+
+def agreement(quick: bool) -> Row:
+    fractions = np.array([0.5, 0.9, 0.99, 0.999])
+    rows = []
+    for width in (5, 20) if quick else (5, 50, 200):
+        a, b, c = (x[0] for x in Batch.draw(width, 1, seed=3).arrays)
+        trajectory = jc.trajectory(jc.State.from_vectors(a, b, c), fractions=fractions)
+        times, cuts = np.asarray(trajectory.times), [width, width + width * width]
+
+        def field(_: float, y: np.ndarray, width: int = width, cuts: list[int] = cuts):
+            a, b, c = np.split(y, cuts)
+            b = b.reshape(width, width)
+            return np.concatenate([b @ c, np.outer(a, c).ravel(), a @ b])
+
+        start = np.concatenate([a, b.ravel(), c])
+        found = solve_ivp(field, (0, times[-1]), start, "DOP853", times, rtol=1e-12, atol=1e-14)
+        for i, fraction in enumerate(fractions):
+            pairs = zip(trajectory.state(i).layers, np.split(found.y[:, i], cuts), strict=True)
+            errors = [np.linalg.norm(np.ravel(x) - y) / np.linalg.norm(y) for x, y in pairs]
+            worst = dict(zip(("a", "b", "c"), map(float, errors), strict=True))
+            drift = float(trajectory.drift[i])
+            rows.append({"width": width, "t / T*": float(fraction), **worst, "drift": drift})
+    return {
+        "reference": "scipy DOP853, rtol 1e-12; relative difference of each layer",
+        "rows": rows,
+    }
+
+
+def onset(quick: bool) -> Row:
+    rows = []
+    for width in (12,) if quick else (12, 30, 60):
+        states = Batch.draw(width, 2 if quick else 8, seed=4).state
+        reduced, direct = (
+            jax.jit(lambda s, m=method: jax.lax.map(lambda x: jc.final_stage_time(x, method=m), s))(
+                states
+            )
+            for method in (jc.Reduced(dim=10 if quick else 24), jc.Direct())
+        )
+        times = jc.blowup_times(states).time
+        difference = jnp.abs(reduced.time - direct.time) / times
+        rows.append(
+            {
+                "width": width,
+                "states": times.size,
+                "largest difference / T*": float(jnp.max(difference)),
+                "found": int(jnp.sum(reduced.status == jc.OnsetStatus.FOUND)),
+                "stay": int(jnp.sum(reduced.stays)),
+                "median (T* - onset) / T*": float(jnp.median(reduced.time_left / times)),
+            }
+        )
+    return {"rows": rows}
+
+
+@functools.partial(jax.jit, static_argnames="together")
+def counts_reduced(states: jc.State, together: int) -> tuple[jax.Array, jax.Array]:
+    """Counts of condition 1 along every trajectory by jaxcond, and those left undecided."""
+
+    def one(state: jc.State) -> tuple[jax.Array, jax.Array]:
+        condition = jc.trajectory(state, fractions=FRACTIONS, rtol=RTOL).condition(1)
+        return condition.positive, condition.undecided
+
+    return jax.lax.map(one, states, batch_size=together)
+
+
+@jax.jit
+def counts_plain(states: jc.State, blow_up: jax.Array) -> jax.Array:
+    """The same by diffrax on all unknowns, under `vmap`; the tolerance is per unknown."""
+
+    def one(state: jc.State, time: jax.Array) -> jax.Array:
+        def field(t: jax.Array, y: tuple, args: None) -> tuple:
+            a, b, c = y
+            return b @ c, a[:, None] * c[None, :], a @ b
+
+        def count(t: jax.Array, y: tuple, args: None) -> jax.Array:
+            a, b, c = y
+            return jnp.sum(c * (a @ b) > 0.0) + jnp.sum(a * (b @ c) > 0.0) + 0.0
+
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            diffrax.Dopri8(),
+            t0=0.0,
+            t1=FRACTIONS[-1] * time,
+            dt0=None,
+            y0=(state.a[0], state.b, state.c[0]),
+            stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=RTOL),
+            saveat=diffrax.SaveAt(ts=jnp.asarray(FRACTIONS) * time, fn=count),
+        ).ys
+
+    return jax.vmap(one)(states, blow_up)
+
+
+def counts(quick: bool) -> Row:
+    width, num, few, together = (30, 16, 4, 8) if quick else (200, 1000, 8, 16)
+    batch = Batch.draw(width, num, seed=5)
+    part = batch.first(few).state
+    blow_up = jc.blowup_times(part, rtol=1e-12).time
+    timed = interleaved(
+        {
+            "jaxcond": lambda: counts_reduced(batch.state, together),
+            "diffrax vmap": lambda: counts_plain(part, blow_up),
+        },
+        1 if quick else 3,
+    )
+    ours, undecided = timed["jaxcond"].result
+    plain = timed["diffrax vmap"].result
+    different = int(jnp.sum(jnp.abs(ours[:few] - plain) > undecided[:few]))
+    each = {"jaxcond": num, "diffrax vmap": few}
+    cost = {name: timed[name].seconds / each[name] for name in each}
+    return {
+        "width": width,
+        "times": NUM_TIMES,
+        "rtol": RTOL,
+        "rows": [
+            {"method": name, "trajectories": each[name], "ms each": 1e3 * cost[name],
+             "ratio": cost[name] / cost["jaxcond"], "first call, s": timed[name].first}
+            for name in each
+        ],
+        "counts compared": int(plain.size),
+        "counts that differ": different,
+        "undecided": int(jnp.sum(undecided)),
+    }  # fmt: skip
+
+
+def gradient(quick: bool) -> Row:
+    rows = []
+    for width, num in ((10, 8),) if quick else ((10, 256), (50, 128), (200, 32)):
+        states = Batch.draw(width, num, seed=6).state
+
+        def value(state: jc.State) -> jax.Array:
+            return jc.blowup_time(state).time
+
+        calls = {
+            "value": eqx.filter_jit(jax.vmap(value)),
+            "value and gradient": eqx.filter_jit(jax.vmap(jax.value_and_grad(value))),
+        }
+        timed = interleaved(
+            {name: functools.partial(call, states) for name, call in calls.items()},
+            2 if quick else 9,
+        )
+        seconds = {name: timed[name].seconds for name in calls}
+        _, slope = timed["value and gradient"].result
+        field = jax.vmap(jc.vector_field)(states)
+        onward = sum(
+            jnp.sum((x * y).reshape(num, -1), axis=1)
+            for x, y in zip(slope.layers, field.layers, strict=True)
+        )
+        rows.append(
+            {
+                "width": width,
+                "states": num,
+                "value, us each": 1e6 * seconds["value"] / num,
+                "with gradient, us each": 1e6 * seconds["value and gradient"] / num,
+                "ratio": seconds["value and gradient"] / seconds["value"],
+                "worst |grad T*.grad E + 1|": float(jnp.max(jnp.abs(onward + 1))),
+            }
+        )
+    return {"rows": rows}
+
+
+PARTS = {"agreement": agreement, "onset": onset, "counts": counts, "gradient": gradient}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=PARTS, help="one part only")
+    parser.add_argument("--quick", action="store_true", help="a few states of small width")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; by default beside the script, unless --quick"
+    )
+    arguments = parser.parse_args()
+    console = Console()
+    found = {"setup": setup()}
+    for name in [arguments.part] if arguments.part else list(PARTS):
+        found[name] = PARTS[name](arguments.quick)
+        show(name, found[name], console)
+    out = arguments.out
+    if out is None and not arguments.quick:
+        out = Path(__file__).with_suffix(".json")
+    if out is not None:
+        write_json(out, found)
+
+
+if __name__ == "__main__":
+    main()
