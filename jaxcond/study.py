@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from .blowup import BlowUp, Series, Status, blowup_time
-from .ensembles import Gaussian, infinite_width, sample_blowup_times
+from .ensembles import Gaussian, check_seed, infinite_width, sample_blowup_times, seed_key
 
 _PIECE = 1 << 18
 _QUANTILES = (0.025, 0.25, 0.5, 0.75, 0.975)
@@ -148,10 +148,7 @@ class Study(eqx.Module):
     def __check_init__(self):
         if self.num_samples < 1:
             raise ValueError(f"Argument `num_samples` must be positive, but is {self.num_samples}.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(
-                f"Argument `seed` must lie between 0 and 2^63 - 1, but is {self.seed}."
-            )
+        check_seed(self.seed)
         _ = self.ensemble
 
     @property
@@ -179,8 +176,7 @@ class Study(eqx.Module):
         **Returns:** a `StudyResult`.
         """
         start = time.perf_counter()
-        with jax.enable_x64(True):  # else seeds are cut to 32 bits
-            key = jax.random.key(self.seed)
+        key = seed_key(self.seed)
         pieces = []
         for first in range(0, self.num_samples, _PIECE):
             indices = np.arange(first, min(first + _PIECE, self.num_samples))

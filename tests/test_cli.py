@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import signal
@@ -13,7 +14,9 @@ import pytest
 
 import jaxcond as jc
 from jaxcond import plotting
-from jaxcond.cli import main
+from jaxcond.checks import STATEMENTS, Verdict
+from jaxcond.checks import run as checks_run
+from jaxcond.cli import _check, main
 
 P, Q, NUM_SAMPLES = 600, 400, 1200
 SMALL = ("study", "--width", f"{P}x{Q}", "--samples", str(NUM_SAMPLES), "--seed", "7")
@@ -335,7 +338,8 @@ jaxcond.cli.main(["study", "--samples", "100000000", "--save", "records.npz", "-
         text=True,
     )
     try:
-        assert process.stdout.readline() == "at work\n"
+        for _ in range(8):  # the first comes before there are threads
+            assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     finally:
@@ -343,4 +347,161 @@ jaxcond.cli.main(["study", "--samples", "100000000", "--save", "records.npz", "-
         process.wait()
     assert process.returncode == 130
     assert only_the_error(err).endswith("interrupted; nothing was written")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def verdicts(monkeypatch):
+    """Statements are not checked: all of them hold but those whose names are put in here."""
+    failing, asked = {}, []
+
+    def run(width, samples, seed, *, progress):
+        asked.append((width, samples, seed, jax.config.jax_enable_x64))
+        found = []
+        for statement in STATEMENTS:
+            progress(statement.name)
+            worst = failing.get(statement.name, 0.5 * statement.limit)
+            tested = 0 if worst != worst else samples
+            found.append(Verdict(statement, worst, tested, worst <= statement.limit))
+        return found
+
+    monkeypatch.setattr(_check, "run_checks", run)
+    return failing, asked
+
+
+@pytest.fixture
+def wide(call, monkeypatch):
+    """The command line where every row of the table has a line of its own."""
+    monkeypatch.setenv("COLUMNS", "160")
+    return call
+
+
+def the_table(out):
+    """Rows of the table, by the name of the statement."""
+    names = sorted((statement.name for statement in STATEMENTS), key=len, reverse=True)
+    rows = {}
+    for line in out.splitlines():
+        for name in names:
+            if line.strip().startswith(name):
+                rows.setdefault(name, line)
+                break
+    return rows
+
+
+@pytest.mark.slow
+def test_the_statements_hold(call, tmp_path):
+    code, out, err = call(
+        "check", "--width", "3", "--samples", "2", "--quiet", "--json", "found.json"
+    )
+    assert (code, err) == (0, "")
+    assert f"{len(STATEMENTS)} of {len(STATEMENTS)} statements hold." in out
+    assert "Table written to found.json" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["width"], found["samples"], found["seed"]) == (3, 2, 0)
+    for row, statement in zip(found["statements"], STATEMENTS, strict=True):
+        assert row["statement"] == statement.name
+        assert row["source"] == statement.source
+        assert row["holds"] is True
+        assert row["worst"] <= row["limit"] == statement.limit
+        assert 0 < row["samples"] <= 2
+        assert row["rank"] == statement.rank
+
+
+def test_a_table_of_all_statements(wide, tmp_path, verdicts):
+    code, out, err = wide("check")
+    assert code == 0
+    assert f"{len(STATEMENTS)}/{len(STATEMENTS) + 2}" in err
+    assert set(the_table(out)) == {statement.name for statement in STATEMENTS}
+    assert "FAILS" not in out
+    assert "Width 16, 128 samples a rank, seed 0" in out
+    code, quiet_out, err = wide("check", "--quiet")
+    assert (code, quiet_out, err) == (0, out, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_reach_the_checks(call, verdicts):
+    _, asked = verdicts
+    assert call("check", "--width", "5", "--samples", "7", "--seed", "9")[0] == 0
+    assert call("check")[0] == 0
+    assert asked == [(5, 7, 9, True), (16, 128, 0, True)]
+
+
+@pytest.mark.parametrize("worst", [2.5, float("inf"), float("nan")])
+def test_a_statement_that_does_not_hold_gives_exit_code_3(wide, tmp_path, verdicts, worst):
+    failing, _ = verdicts
+    name = STATEMENTS[3].name
+    failing[name] = worst
+    code, out, _ = wide("check", "--json", "found.json")
+    assert code == 3
+    assert f"{len(STATEMENTS) - 1} of {len(STATEMENTS)} statements hold." in out
+    assert [row for row, line in the_table(out).items() if "FAILS" in line] == [name]
+    # Strict JSON, which knows neither infinity nor NaN.
+    text = (tmp_path / "found.json").read_text()
+    found = json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+    row = found["statements"][3]
+    assert (row["statement"], row["holds"]) == (name, False)
+    assert float(row["worst"]) == pytest.approx(worst, nan_ok=True)
+    assert sum(not row["holds"] for row in found["statements"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--width", "1"), "`width` must be at least 2, but is 1"),
+        (("--width", "0"), "`width` must be at least 2, but is 0"),
+        (("--width", "5x4"), "--width: invalid int value: '5x4'"),
+        (("--samples", "0"), "`samples` must be at least 1, but is 0"),
+        (("--samples", "-2"), "`samples` must be at least 1, but is -2"),
+        (("--seed", "one"), "--seed: invalid int value: 'one'"),
+        (("--seed", "-1"), "`seed` must lie between 0 and 2^63 - 1, but is -1"),
+        (("--seed", str(2**63)), "`seed` must lie between 0 and 2^63 - 1"),
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("--json",), "--json: expected one argument"),
+    ],
+)
+def test_wrong_arguments_of_the_checks(call, tmp_path, monkeypatch, arguments, message):
+    def refuse(*_):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(checks_run, "gather", refuse)
+    code, out, err = call("check", "--quiet", *arguments)
+    assert (code, out) == (2, "")
+    assert message in only_the_error(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_json_file_that_cannot_be_written_is_found_before_the_work(call, tmp_path, verdicts):
+    (tmp_path / "folder").mkdir()
+    for name, reason in (
+        ("folder", "it is a folder"),
+        ("no/such/file.json", "there is no folder no/such"),
+    ):
+        code, out, err = call("check", "--json", name)
+        assert (code, out) == (1, "")
+        assert f"cannot write {name}: {reason}" in only_the_error(err)
+    assert verdicts[1] == []
+
+
+def test_a_failed_check_leaves_the_earlier_table(call, tmp_path, verdicts, monkeypatch):
+    def fill(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "found.json").write_text("earlier")
+    monkeypatch.setattr(_check.json, "dumps", fill)
+    code, _, err = call("check", "--quiet", "--json", "found.json")
+    assert code == 1
+    assert "No space left on device" in only_the_error(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    assert (tmp_path / "found.json").read_text() == "earlier"
+
+
+def test_interrupted_checks_give_one_line_and_exit_code_130(call, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_check, "run_checks", interrupted)
+    code, out, err = call("check", "--quiet", "--json", "found.json")
+    assert (code, out) == (130, "")
+    assert only_the_error(err).endswith("Error: interrupted; nothing was written")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..blowup import blowup_times
 from ..energy import energy, squared_norms, vector_field
-from ..ensembles import Gaussian, sample_key
+from ..ensembles import Gaussian, sample_key, seed_key
 from ..indicators import final_stage
 from ..state import State
 from ..trajectory import EnergyClock, follow
@@ -57,12 +57,14 @@ class Evidence(eqx.Module):
 def random_states(width: int, samples: int, seed: int, rank: int) -> State:
     """Gaussian initial states of either sign of the energy, `rank` components, unit strengths.
 
-    At higher rank every second strength is negative.
+    At higher rank every second strength is negative, and the second layer is narrower by one.
     """
+    p, q = width, width if rank == 1 else width - 1
+    root = seed_key(seed)
 
     def draw(index: Array) -> State:
-        keys = jax.random.split(sample_key(jax.random.key(seed), index), rank)
-        parts = [Gaussian(width, width).sample(key=key) for key in keys]
+        keys = jax.random.split(sample_key(root, index), rank)
+        parts = [Gaussian(p, q).sample(key=key) for key in keys]
         signs = [1.0 if i % 2 == 0 else -1.0 for i in range(rank)]
         return State(
             jnp.concatenate([part.a for part in parts]),

@@ -126,9 +126,10 @@ def guaranteed_blow_up(evidence: Evidence) -> Array:
     """Whether states that must blow up do: 0 or 1, and 1 for one that must not be promised."""
     initial = jax.tree.map(lambda x: x[:, 0], evidence.states)
     promised = jax.vmap(blow_up_guaranteed)(initial)
-    happened = jnp.isfinite(evidence.blow_up) & (evidence.energies[:, -1] > 0)
-    broken = (promised & ~happened) | blow_up_guaranteed(example_1())
-    return broken.astype(evidence.times.dtype)
+    last = evidence.energies[:, -1]
+    happened = jnp.isfinite(evidence.blow_up) & jnp.isfinite(last) & (last > 0)
+    broken = ~happened | blow_up_guaranteed(example_1())
+    return jnp.where(promised, broken.astype(evidence.times.dtype), NOT_TESTED)
 
 
 def example_1() -> State:
@@ -151,8 +152,7 @@ def example(evidence: Evidence) -> Array:
     expected = -((1 + followed.times) ** -3)
     wrong = jnp.max(jnp.abs(jax.vmap(energy)(followed.states) / expected - 1))
     rests = blowup_time(state).status == Status.NO_BLOW_UP
-    wrong = jnp.where(rests & ~jnp.isnan(wrong), wrong, jnp.inf)
-    return jnp.broadcast_to(wrong, (evidence.num_samples,))
+    return jnp.where(rests, wrong, jnp.inf)[None]
 
 
 def _once_final(evidence: Evidence) -> Array:
@@ -181,14 +181,14 @@ def rising_units(evidence: Evidence) -> Array:
 
 
 def aligned_columns(evidence: Evidence) -> Array:
-    r"""$1 - \cos\xi_{ll'}$ on $C_1$ at the last point."""
+    r"""$1 - \cos\xi_{ll'}$ on $C_1$ at the last point, where the final stage has begun."""
 
     def one(state: State) -> Array:
         inside = condensed_set(state)
         pairs = inside[:, :, None] & inside[:, None, :]
         return jnp.max(jnp.where(pairs, 1 - angles(state).xi, 0))
 
-    return _largest(lax.map(one, _last(evidence.states))[:, None])
+    return _in_final_stage(evidence, lax.map(one, _last(evidence.states)))
 
 
 def equal_norms(evidence: Evidence) -> Array:
@@ -203,12 +203,21 @@ def equal_norms(evidence: Evidence) -> Array:
 
 
 def aligned_velocity(evidence: Evidence) -> Array:
-    r"""$1 - \cos\psi_l$ on $C_1$ at the last point."""
+    r"""$1 - \cos\psi_l$ on $C_1$ at the last point, where the final stage has begun."""
 
     def one(state: State) -> Array:
         return jnp.max(jnp.where(condensed_set(state), 1 - angles(state).psi, 0))
 
-    return _largest(lax.map(one, _last(evidence.states))[:, None])
+    return _in_final_stage(evidence, lax.map(one, _last(evidence.states)))
+
+
+def _in_final_stage(evidence: Evidence, deviation: Array) -> Array:
+    """The deviations at the last point, infinite for samples that were lost on the way."""
+    last = _last(evidence.states)
+    finite = jnp.isfinite(jax.vmap(energy)(last)) & jnp.isfinite(deviation)
+    units = jnp.sum(jax.vmap(condensed_set)(last), axis=(1, 2))
+    applies = evidence.final[:, -1] & (units >= 2)
+    return jnp.where(finite, jnp.where(applies, deviation, NOT_TESTED), jnp.inf)
 
 
 def velocity_along(evidence: Evidence) -> Array:
@@ -232,7 +241,7 @@ def energy_bound(evidence: Evidence) -> Array:
     elapsed = evidence.times[:, None, :] - evidence.times[:, :, None]
     # E(t) <= (E(s)^(-1/3) - C (t - s))^(-3), where the right-hand side is finite.
     least = inverse[:, :, None] - growth[:, :, None] * elapsed
-    excess = (least - inverse[:, None, :]) / inverse[:, :, None]
+    excess = (least - inverse[:, None, :]) / evidence.blow_up[:, None, None]
     later = (elapsed >= 0) & ~jnp.isnan(inverse)[:, :, None]
     return _largest(jnp.where(later, excess, 0))
 

@@ -68,7 +68,7 @@ def _print(verdicts: list[Verdict], arguments: argparse.Namespace) -> None:
     title = f"Width {arguments.width}, {arguments.samples} samples a rank, seed {arguments.seed}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("statement", "source", "tested"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("worst", "limit", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)

@@ -24,6 +24,19 @@ class AbstractEnsemble(eqx.Module):
         """One state with the law of the ensemble's states reduced to `dim` dimensions."""
 
 
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` unless a seed is one that `seed_key` takes."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"Argument `seed` must lie between 0 and 2^63 - 1, but is {seed}.")
+
+
+def seed_key(seed: int) -> PRNGKeyArray:
+    """The key of a seed between 0 and 2^63 - 1, the same whatever the precision of JAX is."""
+    check_seed(seed)
+    with jax.enable_x64(True):  # else seeds are cut to 32 bits
+        return jax.random.key(seed)
+
+
 def sample_key(key: PRNGKeyArray, index: Array | int) -> PRNGKeyArray:
     """The key of the sample with a global index: all that its random numbers depend on.
 

@@ -139,7 +139,8 @@ class Trajectory(eqx.Module):
         order = jnp.argsort(self.times)
         unit = jax.vmap(_unit_strength)(self.reduced)
         values = jax.vmap(energy_growth)(unit)[order]
-        largest = jax.lax.cummax(values, reverse=True)
+        # Points that were not reached come last, and must not stand for the others.
+        largest = jax.lax.cummax(jnp.where(jnp.isnan(values), -jnp.inf, values), reverse=True)
         return jnp.where(self.energy > 0, largest[jnp.argsort(order)], jnp.nan)
 
     def theorem_bounds(self) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
