@@ -1,10 +1,12 @@
 """Trajectories, onsets and gradients: how exact, and how fast beside what one would write by hand.
 
     python benchmarks/trajectories.py                 # all parts, some minutes on two cores
-    python benchmarks/trajectories.py --part counts   # one of agreement, onset, counts, gradient
+    python benchmarks/trajectories.py --part counts   # one of the following
     python benchmarks/trajectories.py --quick         # a few states of small width
 
 - agreement: full states at 0.5, 0.9, 0.99, 0.999 of T* against scipy's DOP853 (rtol 1e-12).
+- naive: counts of condition 1 along reduced trajectories against those that NumPy takes from the
+  full states of `Direct`, for 1,000 random states.
 - onset: onset of the final stage by the reduced and by the full flow, in units of T*.
 - counts: a batch of trajectories with the count of condition 1 at 200 times, against plain diffrax
   on all unknowns under `vmap` (which is told T*, and keeps the counts only).
@@ -61,6 +63,36 @@ def agreement(quick: bool) -> Row:
     return {
         "reference": "scipy DOP853, rtol 1e-12; relative difference of each layer",
         "rows": rows,
+    }
+
+
+def naive(quick: bool) -> Row:
+    width, num, together = 30, 16 if quick else 1000, 8
+    fractions = np.array([0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999])
+    states = Batch.draw(width, num, seed=7).state
+
+    @jax.jit
+    def along(states: jc.State) -> tuple[jax.Array, ...]:
+        def one(state: jc.State) -> tuple[jax.Array, ...]:
+            small = jc.trajectory(state, fractions=fractions, method=jc.Reduced(dim=16))
+            full = jc.trajectory(state, fractions=fractions, method=jc.Direct()).states()
+            condition = small.condition(1)
+            return condition.positive, condition.undecided, full.a[:, 0], full.b, full.c[:, 0]
+
+        return jax.lax.map(one, states, batch_size=together)
+
+    positive, undecided, a, b, c = (np.asarray(x) for x in along(states))
+    count = np.sum(c * np.einsum("ntp,ntpq->ntq", a, b) > 0, axis=-1)
+    count += np.sum(a * np.einsum("ntpq,ntq->ntp", b, c) > 0, axis=-1)
+    return {
+        "width": width,
+        "states": num,
+        "counts": int(count.size),
+        "counts that differ by more than is undecided": int(
+            np.sum(np.abs(positive - count) > undecided)
+        ),
+        "inequalities": int(count.size * 2 * width),
+        "undecided inequalities": int(undecided.sum()),
     }
 
 
@@ -195,7 +227,13 @@ def gradient(quick: bool) -> Row:
     return {"rows": rows}
 
 
-PARTS = {"agreement": agreement, "onset": onset, "counts": counts, "gradient": gradient}
+PARTS = {
+    "agreement": agreement,
+    "naive": naive,
+    "onset": onset,
+    "counts": counts,
+    "gradient": gradient,
+}
 
 
 def main() -> None:

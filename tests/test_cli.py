@@ -505,3 +505,15 @@ def test_interrupted_checks_give_one_line_and_exit_code_130(call, tmp_path, monk
     assert (code, out) == (130, "")
     assert only_the_error(err).endswith("Error: interrupted; nothing was written")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figure_and_records_may_not_be_one_file(call):
+    code, out, err = call("study", "--samples", "10", "--out", "x.png", "--save", "./x.png")
+    assert (code, out) == (2, "")
+    assert "--out and --save name the same file, x.png" in only_the_error(err)
+
+
+def test_a_wrong_tolerance_is_told_before_any_progress(call):
+    code, out, err = call("study", "--samples", "10", "--rtol", "1e-30")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: Argument `rtol` must lie between")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import plotting
+from ..blowup import resolve_rtol
 from ..study import Study, StudyResult
 from ._common import Parser, check_writable, err, out
 
@@ -104,6 +106,8 @@ def _study(arguments: argparse.Namespace) -> int:
     for path in targets:
         check_writable(path)
     plotting.check_format(arguments.out)
+    if arguments.save is not None and arguments.save.resolve() == arguments.out.resolve():
+        raise ValueError(f"--out and --save name the same file, {arguments.out}")
     p, q = arguments.width
     configuration = Study(
         p,
@@ -114,6 +118,8 @@ def _study(arguments: argparse.Namespace) -> int:
         arguments.rtol,
         reduced=not arguments.full,
     )
+    # Refused before a progress bar stands above the message.
+    resolve_rtol(configuration.rtol, jnp.zeros(()).dtype)
     result = _run(configuration, arguments.quiet)
     _print_summary(result)
     if arguments.save is not None:

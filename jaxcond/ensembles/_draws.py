@@ -45,7 +45,7 @@ class Draws(AbstractSource):
 
 def sample_blowup_times(
     ensemble: AbstractEnsemble,
-    indices: int | Sequence[int] | np.ndarray,
+    indices: int | np.integer | Sequence[int] | np.ndarray,
     *,
     key: PRNGKeyArray,
     rtol: float | None = None,
@@ -69,7 +69,7 @@ def sample_blowup_times(
 
     **Raises:** `ValueError` for negative counts or indices, and as `blowup_times`.
     """
-    if isinstance(indices, int):
+    if isinstance(indices, int | np.integer):
         if indices < 1:
             raise ValueError(
                 f"Argument `indices` must be a positive number of samples, but is {indices}."

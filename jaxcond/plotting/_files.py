@@ -8,9 +8,13 @@ from matplotlib.figure import Figure
 from ..study import written_whole
 
 
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".").lower() or "png"
+
+
 def check_format(path: str | Path) -> None:
     """Raise `ValueError` unless figures can be written in the format of a file's suffix."""
-    kind = Path(path).suffix.lstrip(".") or "png"
+    kind = _kind(Path(path))
     known = FigureCanvasBase.get_supported_filetypes()
     if kind not in known:
         raise ValueError(
@@ -24,6 +28,6 @@ def save(figure: Figure, path: str | Path) -> None:
     **Raises:** `OSError` if the file cannot be written, `ValueError` for an unknown format.
     """
     path = Path(path)
-    kind = path.suffix.lstrip(".") or "png"
+    kind = _kind(path)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format=kind)
