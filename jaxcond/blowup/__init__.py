@@ -6,6 +6,7 @@ from ._batch import solve_indices as solve_indices
 from ._integrate import SAFETY as SAFETY
 from ._integrate import Layerwise as Layerwise
 from ._integrate import run_to_distance as run_to_distance
+from ._integrate import speed_of as speed_of
 from ._integrate import split_terms as split_terms
 from ._integrate import time_left as time_left
 from ._solve import blowup_time as blowup_time

@@ -1,10 +1,14 @@
 r"""The gradient of the blow-up time at any rank, by the adjoint equation.
 
 $p(t) = \nabla T^*(\theta(t))$ obeys $p' = -(D f)^T p$ with the vector field $f$, since $T^*$ falls
-at the same rate along every solution. The flow is followed until the time left is known in closed
-form, and from there $\theta$ and $p$ are followed back together in desingularised time. Followed
-back, $\theta$ would lose the digits that condensation has taken from its other directions, and so
-it starts anew from the forward run at every anchor.
+at the same rate along every solution. Close to the blow-up $\theta \approx \Phi/(T^*-t)$ with
+$\nabla E(\Phi) = \Phi$, whichever components take part. There, as $D f = \nabla^2 E$ is symmetric,
+$p$ is along $-\theta$, its length known from $p \cdot f = -1$; what that leaves out falls behind by
+the square of the relative time left on the way back.
+
+From there $\theta$ and $p$ are followed back together in desingularised time. Followed back alone,
+$\theta$ would lose the digits that condensation has taken from its other directions, and so it
+starts anew from the forward run at every anchor.
 """
 
 from typing import Any
@@ -15,23 +19,38 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..energy import squared_norms, vector_field
+from ..bounds import bracket
+from ..energy import energy, vector_field
 from ..state import State
-from ._integrate import SAFETY, Layerwise, desingularised, run_to_end, split_terms, time_left
+from ._integrate import (
+    SAFETY,
+    Layerwise,
+    desingularised,
+    run_to_distance,
+    speed_of,
+    split_terms,
+    time_left,
+)
 
 # With 32 the derivatives of rank 3 keep the digits of the time.
 _NUM_ANCHORS = 32
 
 
 def adjoint_gradient(
-    state: State, solver: diffrax.AbstractSolver, max_steps: int, rtol: Float[Array, ""]
+    state: State,
+    time: Float[Array, ""],
+    solver: diffrax.AbstractSolver,
+    max_steps: int,
+    rtol: Float[Array, ""],
 ) -> State:
     """Derivatives of the blow-up time of one state of unit scale with respect to every field.
 
-    NaN where the solver does not reach the blow-up.
+    `time` is that time. NaN where the solver does not reach the blow-up.
     """
     tolerance = jnp.maximum(SAFETY * rtol, 20 * jnp.finfo(state.dtype).eps)
-    end = run_to_end(lax.stop_gradient(state), solver, rtol, tolerance, max_steps)
+    # Its square is what the terminal condition leaves out.
+    distance = jnp.finfo(state.dtype).eps ** 0.4 * lax.stop_gradient(time)
+    end = run_to_distance(lax.stop_gradient(state), solver, distance, tolerance, max_steps)
     stops = jnp.linspace(0, end.course, _NUM_ANCHORS + 1)
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
 
@@ -55,7 +74,7 @@ def adjoint_gradient(
     def back(_: Array, pair: tuple[Any, State], strength: Array) -> tuple[Any, State]:
         (a, b, c), gradient = pair
         state = State(a, b, c, strength)
-        speed = 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
+        speed = speed_of(state)
         field, pull = jax.vjp(vector_field, state)
         (pulled,) = pull(gradient)
         return jax.tree.map(
@@ -75,13 +94,19 @@ def adjoint_gradient(
     layers, _ = anchors
     a, b, c = (x[-1] for x in layers)
     last = State(a, b, c, state.strength)
-    gradient = jax.grad(time_left)(last)
-    # The closed form leaves out what does not dominate, which changes the length of its gradient
-    # but hardly its direction; the length is known from p.f = -1.
-    fall = sum(
-        jnp.vdot(p, f) for p, f in zip(gradient.layers, vector_field(last).layers, strict=True)
-    )
-    gradient = jax.tree.map(lambda x: -x / fall, gradient)
+    gradient = _at_end(last)
     carry = (gradient, end.reached & fine)
     (gradient, known), _ = lax.scan(step_back, carry, (layers, jnp.diff(stops)), reverse=True)
     return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), gradient)
+
+
+def _at_end(state: State) -> State:
+    """The gradient close to the blow-up."""
+    layers = state.layers
+    fall = sum(jnp.vdot(x, y) for x, y in zip(layers, vector_field(state).layers, strict=True))
+    lower, upper = bracket(state)
+    left = jnp.clip(time_left(state), lower, upper)
+    # A component's strength matters as much as its share of the energy.
+    shares = jnp.sum(state.a * (state.c @ state.b.T), axis=-1) / energy(state)
+    a, b, c = (-layer / fall for layer in layers)
+    return State(a, b, c, -left * shares)

@@ -102,7 +102,9 @@ def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array
 
     def turn(record: _Record) -> _Record:
         expansion = expand(record.problem, order, rtol)
-        settled = record.settled | expansion.reaches(record.elapsed, rtol)
+        # An only expansion has to do, if it is as exact as the time was asked for.
+        enough = expansion.result.converged & (max_expansions == 1)
+        settled = record.settled | enough | expansion.reaches(record.elapsed, rtol)
         a, velocity, step = advance(expansion.coefficients)
         stays = settled | ~jnp.isfinite(step)
         moved = eqx.tree_at(
@@ -190,7 +192,7 @@ def _small_gradient(
         gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
         # The strength of a single component sets the unit of time.
         return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / state.strength)
-    return adjoint_gradient(state, method.solver, method.max_steps, rtol)
+    return adjoint_gradient(state, time, method.solver, method.max_steps, rtol)
 
 
 @jax.custom_jvp
@@ -230,7 +232,9 @@ def time_gradient(
         reduction = reduce(unit, dim)
         small = _small_gradient(reduction.state, time * scale, method, rtol)
         left, right = reduction.left, reduction.right
-        ended = ~jnp.all(jnp.any(left != 0, axis=1) & jnp.any(right != 0, axis=1))
+        # They end by themselves, too, where they hold all of the narrower layer.
+        sizes = [jnp.sum(jnp.any(basis != 0, axis=1)) for basis in (left, right)]
+        ended = (sizes[0] < min(p, dim)) & (sizes[1] < min(q, dim))
         layers = small.a @ left, left.T @ (small.b @ right), small.c @ right
         a, b, c = (_first_order(layer, ended) for layer in layers)
     else:

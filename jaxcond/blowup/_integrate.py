@@ -73,11 +73,17 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
         )
 
 
+def speed_of(state: State) -> Float[Array, ""]:
+    """How much time passes in a unit of desingularised time; strengths of any scale."""
+    strongest = jnp.max(jnp.abs(state.strength))
+    return 1 / (jnp.sqrt(jnp.sum(squared_norms(state))) * jnp.where(strongest > 0, strongest, 1))
+
+
 def desingularised(_: Any, point: Point, strength: Array) -> Point:
     r"""The layers' and the time's change per unit of desingularised time."""
     layers, _ = point
     state = State(*layers, strength)
-    speed = 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
+    speed = speed_of(state)
     return jax.tree.map(lambda x: speed * x, vector_field(state).layers), speed
 
 

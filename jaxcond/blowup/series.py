@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..state import State
-from ._expansion import Problem, advance, expand, rough_lower_bound
+from ._expansion import PACE, Problem, advance, expand, rough_lower_bound
 from .method import AbstractMethod, Raw
 
 # The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
@@ -22,6 +22,8 @@ from .method import AbstractMethod, Raw
 _NOISE = 64
 # What rounding does, as a share of what that noise does.
 _ROUNDING_SHARE = 1 / 8
+# The pace of the state itself, and of its copies.
+_PACES = (PACE, 1.0, 0.7)
 
 
 class Series(AbstractMethod):
@@ -81,9 +83,11 @@ class Series(AbstractMethod):
         if self.max_expansions == 1:
             problem = Problem.of(states, truncated)
             return problem.in_units(expand(problem, order, rtol).result)
-        probes, lanes = 2, states.b.shape[-1]
+        probes, lanes = len(_PACES) - 1, states.b.shape[-1]
         problem = Problem.of(_perturbed(states, probes), truncated)
-        raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol))
+        # The copies differ in where they expand again, too, which shows the errors of that.
+        pace = jnp.repeat(jnp.array(_PACES, states.dtype), lanes)
+        raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol, pace))
         parts = jax.tree.map(lambda x: x.reshape(1 + probes, lanes), raw)
         raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
         # A copy that does not blow up, or not in time, says that nothing is known.
@@ -101,7 +105,9 @@ class _Course(eqx.Module):
     num_expansions: Array
 
 
-def _follow(problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""]) -> Raw:
+def _follow(
+    problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""], pace: Array
+) -> Raw:
     """Expand again and again, part of the way each time, until an expansion reaches the zero."""
 
     def turn(course: _Course) -> _Course:
@@ -126,7 +132,7 @@ def _follow(problem: Problem, order: int, max_expansions: int, rtol: Float[Array
             num,
         )
         settled = course.settled | reached
-        a, velocity, step = advance(expansion.coefficients)
+        a, velocity, step = advance(expansion.coefficients, pace)
         moved = eqx.tree_at(lambda p: (p.a, p.velocity), problem, (a, velocity))
         keep = settled | ~jnp.isfinite(step)
         problem = jax.tree.map(lambda old, new: _where_lanes(keep, old, new), problem, moved)

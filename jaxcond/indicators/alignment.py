@@ -6,6 +6,13 @@ from jaxtyping import Array, Float
 from ..state import State
 
 
+def _unit_rows(rows: Float[Array, "q d"]) -> Float[Array, "q d"]:
+    """Rows over their norms, whose squares neither overflow nor vanish; NaN for rows of zeros."""
+    largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+    rows = rows / jnp.where(largest == 0, jnp.nan, largest)
+    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+
+
 def cosine_similarity(rows: Float[Array, "q d"]) -> Float[Array, "q q"]:
     r"""Cosines $\langle w_i, w_j\rangle / (\|w_i\|\|w_j\|)$ of the rows of a weight matrix.
 
@@ -14,8 +21,7 @@ def cosine_similarity(rows: Float[Array, "q d"]) -> Float[Array, "q q"]:
 
     **Returns:** shape `(q, q)`; NaN in the rows and columns of rows that vanish.
     """
-    norms = jnp.linalg.norm(rows, axis=-1)
-    unit = rows / jnp.where(norms == 0, jnp.nan, norms)[:, None]
+    unit = _unit_rows(rows)
     return unit @ unit.T
 
 
@@ -24,8 +30,7 @@ def alignment(rows: Float[Array, "q d"], direction: Float[Array, " d"]) -> Float
 
     **Returns:** shape `(q,)`; NaN for rows that vanish.
     """
-    norms = jnp.linalg.norm(rows, axis=-1) * jnp.linalg.norm(direction)
-    return (rows @ direction) / jnp.where(norms == 0, jnp.nan, norms)
+    return _unit_rows(rows) @ _unit_rows(direction[None])[0]
 
 
 def share_within(

@@ -66,8 +66,9 @@ def condensed_set(state: State, threshold: float = 1e-2) -> Bool[Array, "rank q"
 
     Source: Chen and Luo, Definition 1 and eq. (4.4).
     """
-    mean_square = jnp.mean(state.c**2, axis=-1, keepdims=True)
-    return state.c**2 > threshold**2 * mean_square
+    largest = jnp.max(jnp.abs(state.c), axis=-1, keepdims=True)
+    share = state.c / jnp.where(largest == 0, 1, largest)
+    return jnp.abs(share) > threshold * jnp.sqrt(jnp.mean(share**2, axis=-1, keepdims=True))
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
-r"""The products of $b$ from which the indicators of the final stage are computed.
+"""The products of $b$ from which the indicators of the final stage are computed.
 
-A trajectory has them without forming $b$, since $bb^T = A + \sum_i a_i a_i^T$ with $A$ conserved.
+A trajectory has them without forming $b$, from the initial $b$ and the reduced flow.
 """
 
 import equinox as eqx

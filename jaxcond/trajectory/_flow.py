@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..blowup import Layerwise, split_terms
+from ..blowup import Layerwise, speed_of, split_terms
 from ..energy import energy, squared_norms, vector_field
 from ..state import State
 
@@ -33,9 +33,9 @@ def physical_time(state: State, field: State) -> Float[Array, ""]:
 
 
 def desingularised_time(state: State, field: State) -> Float[Array, ""]:
-    r"""Independent variable: $s$ with $ds = \|\theta\|\,dt$, without end at the blow-up."""
+    r"""Independent variable: $s$ with $ds = \max|\lambda_i|\,\|\theta\|\,dt$, which has no end."""
     del field
-    return 1 / jnp.sqrt(jnp.sum(squared_norms(state)))
+    return speed_of(state)
 
 
 class EnergyClock(eqx.Module):
@@ -83,7 +83,7 @@ def follow(
         return jax.tree.map(lambda x: rate * x, slope.layers), rate
 
     rate = clock(state, field(state))
-    first = 1e-3 / (rate * jnp.sqrt(jnp.sum(squared_norms(state))))
+    first = 1e-3 * speed_of(state) / rate
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
     solution = diffrax.diffeqsolve(
         split_terms(diffrax.ODETerm(moving), solver),

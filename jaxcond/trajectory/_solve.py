@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ..blowup import (
     SAFETY,
+    AbstractMethod,
     BlowUp,
     Direct,
     Reduced,
@@ -61,7 +63,7 @@ def _finest_time(dtype: jnp.dtype, rtol: Array) -> Array:
     return jnp.maximum(tolerance_floor(dtype), 0.1 * rtol).astype(dtype)
 
 
-def check_method(method: Reduced | Direct | None, state: State, name: str) -> Reduced | Direct:
+def check_method(method: AbstractMethod | None, state: State, name: str) -> Reduced | Direct:
     """The method to follow a flow with; `ValueError` where it does not apply."""
     if state.batch_shape:
         raise ValueError(
@@ -69,6 +71,10 @@ def check_method(method: Reduced | Direct | None, state: State, name: str) -> Re
             "`jax.vmap`."
         )
     method = Reduced() if method is None else method
+    if not isinstance(method, Reduced | Direct):
+        raise ValueError(
+            f"Argument `method` must be a `Reduced` or a `Direct`, but is {type(method).__name__}."
+        )
     method.check(state)
     return method
 
@@ -102,7 +108,10 @@ def _targets(setting: Setting, kind: str, values: Array) -> tuple[Array, Array]:
     status = mark(status, jnp.broadcast_to(unknown, values.shape), PointStatus.NOT_CONVERGED)
     if kind == "energies":
         values = values / setting.scale**3
-        status = mark(status, values < energy(setting.small), PointStatus.BEFORE_START)
+        # The energy of the state itself may come with another rounding.
+        size = 16 * jnp.finfo(values.dtype).eps * jnp.prod(squared_norms(setting.small)) ** 0.5
+        lowest = energy(setting.small) - size * jnp.max(jnp.abs(setting.small.strength))
+        status = mark(status, values < lowest, PointStatus.BEFORE_START)
         # Where the flow comes to rest its energy stays negative.
         status = mark(status, rests & (values >= 0), PointStatus.NEVER_REACHED)
         status = mark(status, jnp.isinf(values), PointStatus.NEVER_REACHED)
@@ -158,7 +167,8 @@ def solve(
     )
     back = jnp.argsort(order)
     states, times = jax.tree.map(lambda x: x[back], (followed.states, followed.times))
-    arrived = followed.reached & jnp.isfinite(times)
+    # Where the solver gives up, the points before that are none the worse.
+    arrived = jnp.isfinite(times)
     status = jnp.where(
         (status == PointStatus.REACHED) & ~arrived, PointStatus.NOT_CONVERGED, status
     )
@@ -194,6 +204,7 @@ def _collect(
         states.scale(scale),
         reduction,
         state,
+        scale,
         rtol,
     )
 
@@ -230,8 +241,8 @@ def trajectory(
     fractions: ArrayLike | Sequence[float] | None = None,
     energies: ArrayLike | Sequence[float] | None = None,
     num: int | None = None,
-    closeness: float | Float[Array, ""] = 1e-3,
-    method: Reduced | Direct | None = None,
+    closeness: float | Float[Array, ""] | None = None,
+    method: AbstractMethod | None = None,
     rtol: float | Float[Array, ""] | None = None,
 ) -> Trajectory:
     r"""States of the effective dynamics along the way to the blow-up.
@@ -244,9 +255,10 @@ def trajectory(
     - `times`: in units of the effective model, from 0 on, in any order, shape `(num,)`;
     - `fractions`: times over $T^*$, in [0, 1);
     - `energies`: values of $E$, which never falls, from that of the state on;
-    - `num`: so many points evenly in desingularised time $ds = \|\theta\|\,dt$, which close to the
-      blow-up is evenly in $\log(T^*-t)$, from 0 until $(T^*-t)/T^*$ falls to `closeness`. The
-      last point lies there or up to one solver step closer. 100 points unless told otherwise.
+    - `num`: so many points (100 unless told otherwise) evenly in desingularised time
+      $ds = \max|\lambda_i|\,\|\theta\|\,dt$, which close to the blow-up is evenly in $\log(T^*-t)$,
+      from 0 until $(T^*-t)/T^*$ falls to `closeness` (1e-3 unless told otherwise). The last point
+      lies there or up to one solver step closer.
 
     Further `method`, `Reduced` (default: wider states are reduced to 12 directions for each
     component and 12 more) or `Direct`, with their solver; `rtol`, relative accuracy of the states
@@ -269,6 +281,8 @@ def trajectory(
             f"{' and '.join([*given, *(['num'] if num is not None else [])])}."
         )
     if given:
+        if closeness is not None:
+            raise ValueError(f"Argument `closeness` goes with `num`, not with `{given[0]}`.")
         kind = given[0]
         values = jnp.asarray(asked[kind], state.dtype)
         if values.ndim != 1 or values.size == 0:
@@ -277,15 +291,21 @@ def trajectory(
                 f"{values.shape}."
             )
     else:
-        kind, num = "even", 100 if num is None else num
-        if num < 2:
-            raise ValueError(f"Argument `num` must be at least 2, but is {num}.")
+        kind, num = "even", 100 if num is None else check_num(num, 2)
+        closeness = 1e-3 if closeness is None else closeness
         check_closeness(closeness)
         values = jnp.full(num, closeness, state.dtype)
     result = solve(state, kind, values, method, rtol)
     if not isinstance(result.status, Tracer):
         _raise_for(result, kind, values)
     return result
+
+
+def check_num(num: int, least: int) -> int:
+    """A number of points; `ValueError` unless it is whole and at least `least`."""
+    if not isinstance(num, int | np.integer) or num < least:
+        raise ValueError(f"Argument `num` must be a whole number from {least} on, but is {num}.")
+    return int(num)
 
 
 def check_closeness(closeness: float | Array) -> None:

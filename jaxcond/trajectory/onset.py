@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..blowup import Direct, Reduced, Status
+from ..blowup import AbstractMethod, Direct, Reduced, Status
 from ..indicators import first_condition, second_condition, third_condition
 from ..state import State
 from ._flow import desingularised_time, follow
@@ -16,6 +16,7 @@ from ._solve import (
     Setting,
     check_closeness,
     check_method,
+    check_num,
     even_stops,
     resolve_trajectory_rtol,
 )
@@ -24,6 +25,8 @@ from .result import products_along
 _CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
 # Halvings of one interval of the grid: to rounding.
 _NUM_HALVINGS = 50
+# With fewer points an interval of the grid may take more steps than are kept.
+_FEWEST = 32
 # Steps within one interval of the grid: what dense output keeps in memory.
 _INTERVAL_STEPS = 64
 
@@ -62,10 +65,10 @@ class Onset(eqx.Module):
 def final_stage_time(
     state: State,
     *,
-    conditions: tuple[int, ...] = (1, 2, 3),
+    conditions: int | tuple[int, ...] = (1, 2, 3),
     num: int = 128,
-    closeness: float | Float[Array, ""] = 1e-8,
-    method: Reduced | Direct | None = None,
+    closeness: float | Float[Array, ""] | None = None,
+    method: AbstractMethod | None = None,
     rtol: float | Float[Array, ""] | None = None,
 ) -> Onset:
     r"""The time from which the final stage condition holds, any rank.
@@ -75,8 +78,9 @@ def final_stage_time(
     dense output.
 
     **Arguments:** `state`, one `State`; `conditions`, which of the three (see `final_stage`) have
-    to hold; `num`, points of the grid; `closeness`, the $(T^* - t)/T^*$ at which the grid ends:
-    wide states have small entries, whose signs are settled late; `method` and `rtol` as for
+    to hold; `num`, points of the grid, at least 32; `closeness`, the $(T^* - t)/T^*$ at which the
+    grid ends, by default 1e-8 for float64 and 1e-4 for float32: wide states have small entries,
+    whose signs are settled late; `method` and `rtol` as for
     `trajectory`.
 
     **Returns:** an `Onset`. Where the condition held for a while, failed and held again (which by
@@ -86,11 +90,13 @@ def final_stage_time(
     **Raises:** `ValueError` as `trajectory` does, and for conditions other than 1, 2, 3.
     """
     method = check_method(method, state, "final_stage_time")
+    if closeness is None:
+        closeness = 1e-8 if jnp.finfo(state.dtype).bits >= 64 else 1e-4
     check_closeness(closeness)
+    conditions = (conditions,) if isinstance(conditions, int) else tuple(conditions)
     if not conditions or not set(conditions) <= set(_CONDITIONS):
         raise ValueError(f"Argument `conditions` must be some of 1, 2 and 3, but is {conditions}.")
-    if num < 2:
-        raise ValueError(f"Argument `num` must be at least 2, but is {num}.")
+    num = check_num(num, _FEWEST)
     rtol = resolve_trajectory_rtol(rtol, state.dtype)
     distance = jnp.asarray(closeness, state.dtype)
     return _onset(state, tuple(sorted(set(conditions))), num, distance, method, rtol)

@@ -1,8 +1,7 @@
 r"""States along the way to the blow-up, kept small and lifted to full width on demand.
 
 The reduced flow is followed by diffrax; what full width needs is stored once: the initial state and
-the bases. Quantities of the full states that the final stage asks for follow without forming $b$:
-$bb^T = A + \sum_i a_i a_i^T$ with $A$ conserved.
+the bases. Quantities of the full states that the final stage asks for follow without forming $b$.
 """
 
 import enum
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ..blowup import BlowUp
 from ..bounds import energy_growth, theorem_1_upper
-from ..energy import Conserved, conserved, energy
+from ..energy import energy
 from ..indicators import (
     Angles,
     Condition,
@@ -67,7 +66,8 @@ class Trajectory(eqx.Module):
       shape `(num,)`; zero where nothing is left out.
     - `reduced`: the states in the coordinates of `reduction`, batched; `reduction` is `None` for
       states that were followed in full.
-    - `initial`: the full state at time 0.
+    - `initial`: the full state at time 0; `scale`, a power of two that brings it to order 1.
+    - `tolerance`: the relative accuracy asked for.
     """
 
     times: Float[Array, "*batch num"]
@@ -79,13 +79,16 @@ class Trajectory(eqx.Module):
     reduced: State
     reduction: Reduction | None
     initial: State
+    scale: Float[Array, "*batch"]
     tolerance: Float[Array, "*batch"]
 
     def __len__(self) -> int:
         return self.times.shape[-1]
 
     def state(self, index: int) -> State:
-        """The full state at one point of an unbatched trajectory."""
+        """The full state at one point of an unbatched trajectory; negative indices from the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There is no point {index} in a trajectory of {len(self)}.")
         return self._lift(jax.tree.map(lambda x: x[index], self.reduced))
 
     def states(self) -> State:
@@ -96,7 +99,10 @@ class Trajectory(eqx.Module):
         return reduced if self.reduction is None else self.reduction.lift(reduced, self.initial)
 
     def map(self, function: Callable[[Products], Any]) -> Any:
-        """A function of the `Products` of every state, stacked, without forming any $b$."""
+        """A function of the `Products` of every state, stacked, without forming any $b$.
+
+        The products are those of the states over `scale`.
+        """
         return _map(self, function)
 
     @property
@@ -121,7 +127,8 @@ class Trajectory(eqx.Module):
             if tolerance is None
             else resolve_tolerance(tolerance, self.initial.dtype)
         )
-        return _condition(self, accuracy, number)
+        # What the reduction leaves out is not known either.
+        return _condition(self, jnp.maximum(accuracy, self.truncation), number)
 
     def angles(self) -> Angles:
         """The angles of Definition 2 at every point, as cosines."""
@@ -137,32 +144,37 @@ class Trajectory(eqx.Module):
         The largest $E'/(3E^{4/3})$ at that point and all later ones saved; NaN where $E \le 0$.
         """
         order = jnp.argsort(self.times)
-        unit = jax.vmap(_unit_strength)(self.reduced)
-        values = jax.vmap(energy_growth)(unit)[order]
+        values = jax.vmap(energy_growth)(self._units())[order]
         # Points that were not reached come last, and must not stand for the others.
+        back = jnp.argsort(order)
         largest = jax.lax.cummax(jnp.where(jnp.isnan(values), -jnp.inf, values), reverse=True)
-        return jnp.where(self.energy > 0, largest[jnp.argsort(order)], jnp.nan)
+        return jnp.where(values[back] == values[back], largest[back], jnp.nan)
 
     def theorem_bounds(self) -> tuple[Float[Array, " num"], Float[Array, " num"]]:
         r"""Bounds of Theorems 2 and 1 on $T^*$ from every point: $t + E^{-1/3}/C$, $t + E^{-1/3}$.
 
         For rank 1; eqs. (4.22) and (3.15). NaN and infinite where $E \le 0$.
         """
-        unit = jax.vmap(_unit_strength)(self.reduced)
-        strength = jnp.abs(self.initial.strength[0])
-        left = jax.vmap(theorem_1_upper)(unit) / strength
+        rate = jnp.abs(self.initial.strength[0]) * self.scale
+        left = jax.vmap(theorem_1_upper)(self._units()) / rate
         return self.times + left / self.growth(), self.times + left
+
+    def _units(self) -> State:
+        """The states at unit scale and unit strength, rank 1: squares of these do not overflow."""
+        return jax.vmap(lambda s: _unit_strength(s.scale(1 / self.scale)))(self.reduced)
 
     def __str__(self) -> str:
         if self.times.ndim > 1:
             return f"Trajectory of {self.times.shape[-1]} points, batch {self.times.shape[:-1]}"
         reached = int(jnp.sum(self.status <= PointStatus.TRUNCATED))
-        nearest = float(jnp.nanmin(self.time_left / self.blow_up.time))
-        return (
-            f"Trajectory of {len(self)} points, {reached} reached, up to {nearest:.3g} T* from "
-            f"the blow-up at T* = {float(self.blow_up.time):.10g}; drift "
-            f"{float(jnp.nanmax(self.drift)):.1g}"
-        )
+        time = float(self.blow_up.time)
+        if time < float("inf"):
+            nearest = float(jnp.nanmin(self.time_left)) / time
+            course = f"up to {nearest:.3g} T* from the blow-up at T* = {time:.10g}"
+        else:
+            course = f"up to t = {float(jnp.nanmax(self.times)):.10g}, no blow-up"
+        drift = float(jnp.nanmax(self.drift))
+        return f"Trajectory of {len(self)} points, {reached} reached, {course}; drift {drift:.1g}"
 
 
 def _unit_strength(state: State) -> State:
@@ -172,35 +184,59 @@ def _unit_strength(state: State) -> State:
 
 
 class _Frame(eqx.Module):
-    """What all states of a trajectory share: bases and conserved matrices of the full state."""
+    r"""What all states of a trajectory share: the reduction, and products of the initial $b$.
+
+    With $b = b_0 + P \Delta Q^T$, $bb^T = b_0b_0^T + (b_0Q)\Delta^TP^T + P\Delta(b_0Q)^T +
+    P\Delta\Delta^TP^T$. (From the conserved $A$, as $A + \sum_i a_ia_i^T$, it would be lost to
+    rounding where $b$ is far smaller than $a$.)
+    """
 
     reduction: Reduction | None
-    kept: Conserved
+    left: Float[Array, "p p"]
+    right: Float[Array, "q q"]
+    onto_right: Float[Array, "p dim"]
+    onto_left: Float[Array, "q dim"]
 
     @classmethod
     def of(cls, reduction: Reduction | None, initial: State) -> "_Frame":
-        return cls(reduction, conserved(initial))
+        b = initial.b
+        if reduction is None:
+            nothing = jnp.zeros((0, 0), b.dtype)
+            return cls(None, nothing, nothing, nothing, nothing)
+        return cls(reduction, b @ b.T, b.T @ b, b @ reduction.right.T, b.T @ reduction.left.T)
 
     def products(self, reduced: State) -> Products:
         if self.reduction is None:
             return Products.of(reduced)
         strength = reduced.strength[:, None]
-        a, c = reduced.a @ self.reduction.left, reduced.c @ self.reduction.right
-        onto_a = (reduced.c @ reduced.b.T) @ self.reduction.left
-        onto_c = (reduced.a @ reduced.b) @ self.reduction.right
-        rows = self.kept.left_units + jnp.sum(a * a, axis=0)
-        columns = self.kept.right_units + jnp.sum(c * c, axis=0)
+        basis_left, basis_right = self.reduction.left, self.reduction.right
+        onto_a = (reduced.c @ reduced.b.T) @ basis_left
+        onto_c = (reduced.a @ reduced.b) @ basis_right
+        change = reduced.b - self.reduction.state.b
+        rows, left = _gram(self.left, self.onto_right, change, basis_left)
+        columns, right = _gram(self.right, self.onto_left, change.T, basis_right)
         return Products(
-            a,
-            c,
+            reduced.a @ basis_left,
+            reduced.c @ basis_right,
             reduced.strength,
             strength * onto_a,
             strength * onto_c,
-            jnp.sqrt(jnp.maximum(rows, 0)),
-            jnp.sqrt(jnp.maximum(columns, 0)),
-            self.kept.left + a.T @ a,
-            self.kept.right + c.T @ c,
+            rows,
+            columns,
+            left,
+            right,
         )
+
+
+def _gram(start: Array, onto: Array, change: Array, basis: Array) -> tuple[Array, Array]:
+    r"""Row norms and Gram matrix of the rows of $b_0 + P\Delta Q^T$."""
+    moved = onto @ change.T
+    square = change @ change.T
+    crossed = moved @ basis
+    gram = start + crossed + crossed.T + basis.T @ square @ basis
+    # Apart from the matrix, so that it need not be formed for them.
+    squares = jnp.diagonal(start) + jnp.sum((2 * moved + basis.T @ square) * basis.T, axis=1)
+    return jnp.sqrt(jnp.maximum(squares, 0)), gram
 
 
 def products_along(reduction: Reduction | None, initial: State) -> Callable[[State], Products]:
@@ -209,12 +245,21 @@ def products_along(reduction: Reduction | None, initial: State) -> Callable[[Sta
 
 
 @eqx.filter_jit
-def _map(trajectory: Trajectory, function: Callable[[Products], Any]) -> Any:
-    products = products_along(trajectory.reduction, trajectory.initial)
-    return jax.lax.map(lambda reduced: function(products(reduced)), trajectory.reduced)
+def _map(
+    trajectory: Trajectory, function: Callable[..., Any], *further: Float[Array, " num"]
+) -> Any:
+    # At unit scale, where squares do not overflow: the indicators do not depend on it.
+    factor = 1 / trajectory.scale
+    reduction = trajectory.reduction
+    if reduction is not None:
+        reduction = eqx.tree_at(lambda r: r.state, reduction, reduction.state.scale(factor))
+    products = products_along(reduction, trajectory.initial.scale(factor))
+    return jax.lax.map(
+        lambda point: function(products(point[0].scale(factor)), *point[1:]),
+        (trajectory.reduced, *further),
+    )
 
 
 @eqx.filter_jit
 def _condition(trajectory: Trajectory, tolerance: Array, number: int) -> Condition:
-    function = _CONDITIONS[number]
-    return _map(trajectory, lambda products: function(products, tolerance))
+    return _map(trajectory, _CONDITIONS[number], tolerance)
