@@ -173,6 +173,31 @@ def test_near_miss_of_example_1_reports_how_well_it_knows():
     assert float(found.error) > 1e-6
 
 
+@pytest.mark.parametrize(("off", "exact"), [(1e-3, 81.926209881), (1e-8, 26219.5755729)])
+def test_near_miss_of_example_1_in_another_direction(off, exact):
+    """c = (-1, off): T* grows like off^(-1/2), and its condition with it.
+
+    The times are those of Taylor steps of the full system in 50-digit arithmetic.
+    """
+    corner = jnp.diag(jnp.array([1.0, 0.0]))
+    state = jc.State.from_vectors(corner[0], corner, jnp.array([-1.0, off]))
+    found = jc.blowup_time(state)
+    assert abs(float(found.time) - exact) <= 10 * float(found.error)
+    if off < 1e-6:
+        # Beyond what one unit of rounding in the squares of the layers leaves known.
+        assert int(found.status) == jc.Status.NOT_CONVERGED
+
+
+def test_vanishing_outer_layer():
+    """a is odd in time: every second term of its series vanishes."""
+    state = pick(gaussian_states(21, 1, 5, 4), 0)
+    state = jc.State(jnp.zeros_like(state.a), state.b, state.c, state.strength)
+    for s in (state, state.transpose()):
+        found, direct = jc.blowup_time(s), jc.blowup_time(s, jc.Direct())
+        assert int(found.status) == jc.Status.CONVERGED
+        np.testing.assert_allclose(found.time, direct.time, rtol=1e-10)
+
+
 def test_one_expansion_that_does_not_reach_says_so(reference):
     entry = next(entry for entry in reference if entry["name"] == "scalar, negative energy")
     found = jc.blowup_time(from_reference(entry), ONE_EXPANSION)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import aligned_state, random_state
+from helpers import aligned_state, gaussian_states, random_state
 
 import jaxcond as jc
 
@@ -137,11 +137,38 @@ def test_vmap_equals_a_loop_and_spares_bad_lanes():
     assert np.all(np.isnan(batch[1:3]))
 
 
-def test_unequal_widths_and_higher_rank():
-    state = random_state(jax.random.key(7), 2, 4, 3)
-    gradient = jax.jit(jax.grad(time))(state)
+@functools.cache
+def rank_two_gradient():
+    return jax.jit(jax.grad(time))
+
+
+@pytest.mark.parametrize("strength", [(1.0, -1.0), (1.0, 1.0), (0.3, -2.0), (1e-8, 2e-8)])
+def test_unequal_widths_and_higher_rank(strength):
+    """With equal strengths, too, where no component dominates in the end."""
+    a, b, c = random_state(jax.random.key(7), 2, 4, 3).layers
+    state = jc.State(a, b, c, jnp.array(strength))
+    gradient = rank_two_gradient()(state)
     check_identities(state, gradient, 1e-9)
-    check_differences(state, gradient, 8, 1e-6)
+    if max(strength) > 1e-3:
+        check_differences(state, gradient, 8, 1e-6)
+
+
+def test_one_expansion_has_a_gradient_wherever_it_has_a_time():
+    method = jc.Series(max_expansions=1)
+    states = gaussian_states(1, 16, 2, 2)
+
+    def both(state):
+        found = jc.blowup_time(state, method)
+        return found, jax.grad(lambda s: jc.blowup_time(s, method).time)(state)
+
+    found, gradient = jax.jit(jax.vmap(both))(states)
+    known = np.asarray(found.status) == jc.Status.CONVERGED
+    assert 4 <= known.sum() < 16
+    homogeneous = sum(
+        np.sum(np.asarray(x * y).reshape(16, -1), axis=1)
+        for x, y in zip(gradient.layers, states.layers, strict=True)
+    )
+    np.testing.assert_allclose(homogeneous[known], -np.asarray(found.time)[known], rtol=1e-8)
 
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])

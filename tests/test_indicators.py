@@ -187,3 +187,14 @@ def test_product_holds_the_energy_on_its_diagonal(key):
     np.testing.assert_allclose(jnp.sum(state.strength * diagonal), jc.energy(state), rtol=1e-12)
     expected = pick(state.a, 0) @ state.b @ pick(state.c, 2)
     np.testing.assert_allclose(jc.product(state)[0, 2], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+def test_alignment_and_condensed_set_do_not_depend_on_the_scale(scale):
+    rows = jax.random.normal(jax.random.key(0), (5, 3))
+    direction = jnp.array([1.0, 2.0, -1.0])
+    expected = jc.cosine_similarity(rows)
+    np.testing.assert_allclose(jc.cosine_similarity(rows * scale), expected, rtol=1e-12)
+    expected = jc.alignment(rows, direction)
+    np.testing.assert_allclose(jc.alignment(rows * scale, direction * scale), expected, rtol=1e-12)
+    assert bool(jc.condensed(condensed_state().scale(scale)))

@@ -128,6 +128,21 @@ def test_indicators_without_forming_b():
     check_conditions(even())
 
 
+def test_small_middle_layer_keeps_its_gram_matrices():
+    """Where b b^T is far below the rounding of a a^T."""
+    wide = pick(gaussian_states(5, 1, 40, 30, scales=(1.0, 1e-8, 1.0)), 0)
+    check_conditions(jc.trajectory(wide, fractions=np.linspace(0, 0.1, 12)))
+
+
+def test_what_a_truncation_leaves_out_is_undecided():
+    wide = pick(gaussian_states(9, 1, 40, 30), 0)
+    trajectory = jc.trajectory(wide, fractions=[0.0, 0.5, 0.99], method=jc.Reduced(dim=4))
+    np.testing.assert_array_equal(trajectory.status, [jc.PointStatus.REACHED] + 2 * [1])
+    undecided = np.asarray(trajectory.condition(1).undecided)
+    assert undecided[0] == 0
+    assert np.all(undecided[1:] > 0)
+
+
 def test_counts_of_many_states():
     states = gaussian_states(11, 100, 30, 26)
     along = jax.vmap(lambda s: jc.trajectory(s, fractions=jnp.array([0.0, 0.5, 0.9, 0.99])))(states)
@@ -226,6 +241,33 @@ def test_scale(scale):
     expected = jc.trajectory(narrow(), fractions=[0.9, 0.0, 0.3])
     np.testing.assert_allclose(trajectory.times * scale, expected.times, rtol=1e-11)
     np.testing.assert_allclose(trajectory.reduced.b / scale, expected.reduced.b, rtol=1e-10)
+    np.testing.assert_allclose(trajectory.ratios(), expected.ratios(), rtol=1e-10)
+    np.testing.assert_allclose(trajectory.growth(), expected.growth(), rtol=1e-10)
+    bounds, unscaled = trajectory.theorem_bounds()[0], expected.theorem_bounds()[0]
+    np.testing.assert_allclose(bounds * scale, unscaled, rtol=1e-10)
+
+
+def test_points_out_of_reach_leave_the_others_alone():
+    fractions = jnp.array([0.3, 0.0, 1 - 1e-15])
+    trajectory = jax.jit(lambda s: jc.trajectory(s, fractions=fractions))(narrow())
+    assert np.all(trajectory.status[:2] == jc.PointStatus.REACHED)
+    assert trajectory.status[2] == jc.PointStatus.NOT_CONVERGED
+    expected = jc.trajectory(narrow(), fractions=[0.9, 0.0, 0.3])
+    np.testing.assert_allclose(trajectory.reduced.b[0], expected.reduced.b[2], rtol=1e-10)
+
+
+def test_the_energy_of_the_state_itself_is_met():
+    start = float(jc.energy(narrow()))
+    trajectory = jc.trajectory(narrow(), energies=[start, 30.0, 1e4, start * (1 + 4e-16)])
+    assert trajectory.times[0] == 0.0
+
+
+def test_single_precision():
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), narrow())
+    onset, exact = jc.final_stage_time(single), jc.final_stage_time(narrow())
+    assert onset.status == jc.OnsetStatus.FOUND
+    assert onset.time.dtype == jnp.float32
+    np.testing.assert_allclose(onset.time, exact.time, rtol=1e-5)
 
 
 def test_bad_input():
@@ -239,9 +281,11 @@ def test_bad_input():
         ({"fractions": []}, "at least one number"),
         ({"fractions": 0.5}, "vector"),
         ({"fractions": [0.5], "num": 3}, "one of `times`"),
-        ({"num": 1}, "`num` must be at least 2, but is 1"),
+        ({"num": 1}, "`num` must be a whole number from 2 on, but is 1"),
         ({"closeness": 1.5}, "`closeness` must lie between 0 and 1, but is 1.5"),
         ({"rtol": 1e-20}, "`rtol` must lie between"),
+        ({"fractions": [0.5], "closeness": 0.1}, "`closeness` goes with `num`, not `fractions`"),
+        ({"method": jc.Series()}, "`method` must be a `Reduced` or a `Direct`, but is Series"),
     ):
         with pytest.raises(ValueError, match=message):
             jc.trajectory(narrow(), **options)
@@ -251,5 +295,9 @@ def test_bad_input():
         even().condition(4)
     with pytest.raises(ValueError, match="some of 1, 2 and 3, but is"):
         jc.final_stage_time(narrow(), conditions=(0,))
+    with pytest.raises(ValueError, match="`num` must be a whole number from 32 on, but is 3"):
+        jc.final_stage_time(narrow(), num=3)
+    with pytest.raises(IndexError, match="no point 40 in a trajectory of 40"):
+        even().state(40)
     with pytest.raises(ValueError, match="at least the rank 3, but is 2"):
         jc.trajectory(random_state(jax.random.key(0), 3, 4, 4), method=jc.Reduced(dim=2))

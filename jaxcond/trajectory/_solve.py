@@ -282,7 +282,7 @@ def trajectory(
         )
     if given:
         if closeness is not None:
-            raise ValueError(f"Argument `closeness` goes with `num`, not with `{given[0]}`.")
+            raise ValueError(f"Argument `closeness` goes with `num`, not `{given[0]}`.")
         kind = given[0]
         values = jnp.asarray(asked[kind], state.dtype)
         if values.ndim != 1 or values.size == 0:
