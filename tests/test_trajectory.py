@@ -223,16 +223,16 @@ def test_batch_equals_a_loop_and_keeps_bad_lanes_apart():
 
 
 def test_example_1_goes_on_for_ever():
-    rest = jc.State.from_vectors(
-        jnp.array([1.0, 0.0]), jnp.diag(jnp.array([1.0, 0.0])), jnp.array([-1.0, 0.0])
-    )
+    first, second = jnp.eye(5)[0], jnp.eye(4)[0]
+    rest = jc.State.from_vectors(first, jnp.outer(first, second), -second)
     trajectory = jc.trajectory(rest, times=[0.0, 1.0, 9.0])
     np.testing.assert_allclose(trajectory.energy, -(np.array([1.0, 2.0, 10.0]) ** -3.0), rtol=1e-10)
     assert np.all(np.isinf(trajectory.time_left))
+    assert "up to t = 9, no blow-up" in str(trajectory)
     with pytest.raises(ValueError, match="is never reached: the flow comes to rest"):
-        jc.trajectory(rest, energies=[1.0, 2.0, 3.0])
+        jc.trajectory(rest, energies=[1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ValueError, match="end of the trajectory is never reached"):
-        jc.trajectory(rest, num=3)
+        jc.trajectory(rest, num=40, closeness=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])
