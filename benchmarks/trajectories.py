@@ -42,7 +42,7 @@ FRACTIONS = 1 - np.logspace(0, -3, NUM_TIMES)
 def agreement(quick: bool) -> Row:
     fractions = np.array([0.5, 0.9, 0.99, 0.999])
     rows = []
-    for width in (5, 20) if quick else (5, 50, 200):
+    for width in (5,) if quick else (5, 50, 200):
         a, b, c = (x[0] for x in Batch.draw(width, 1, seed=3).arrays)
         trajectory = jc.trajectory(jc.State.from_vectors(a, b, c), fractions=fractions)
         times, cuts = np.asarray(trajectory.times), [width, width + width * width]

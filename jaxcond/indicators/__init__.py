@@ -13,12 +13,10 @@ from .angles import condensed as condensed
 from .angles import condensed_set as condensed_set
 from .angles import ratios as ratios
 from .angles import ratios_of as ratios_of
+from .final_stage import CONDITIONS as CONDITIONS
 from .final_stage import Condition as Condition
 from .final_stage import FinalStage as FinalStage
 from .final_stage import final_stage as final_stage
 from .final_stage import final_stage_of as final_stage_of
-from .final_stage import first_condition as first_condition
 from .final_stage import resolve_tolerance as resolve_tolerance
-from .final_stage import second_condition as second_condition
-from .final_stage import third_condition as third_condition
 from .products import Products as Products

@@ -142,6 +142,10 @@ def third_condition(products: Products, tolerance: Float[Array, ""]) -> Conditio
     )
 
 
+CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
+"""The conditions by their numbers, as functions of `Products` and the tolerance."""
+
+
 def final_stage_of(products: Products, tolerance: Float[Array, ""]) -> FinalStage:
     """`final_stage` from the products of $b$ alone."""
     return FinalStage(

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..blowup import AbstractMethod, Direct, Reduced, Status
-from ..indicators import first_condition, second_condition, third_condition
+from ..indicators import CONDITIONS
 from ..state import State
 from ._flow import desingularised_time, follow
 from ._solve import (
@@ -22,7 +22,6 @@ from ._solve import (
 )
 from .result import products_along
 
-_CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
 # Halvings of one interval of the grid: to rounding.
 _NUM_HALVINGS = 50
 # With fewer points an interval of the grid may take more steps than are kept.
@@ -94,7 +93,7 @@ def final_stage_time(
         closeness = 1e-8 if jnp.finfo(state.dtype).bits >= 64 else 1e-4
     check_closeness(closeness)
     conditions = (conditions,) if isinstance(conditions, int) else tuple(conditions)
-    if not conditions or not set(conditions) <= set(_CONDITIONS):
+    if not conditions or not set(conditions) <= set(CONDITIONS):
         raise ValueError(f"Argument `conditions` must be some of 1, 2 and 3, but is {conditions}.")
     num = check_num(num, _FEWEST)
     rtol = resolve_trajectory_rtol(rtol, state.dtype)
@@ -117,7 +116,7 @@ def _onset(
 
     def margin(reduced: State) -> Array:
         seen = products(reduced)
-        margins = [_CONDITIONS[number](seen, exact).margin for number in conditions]
+        margins = [CONDITIONS[number](seen, exact).margin for number in conditions]
         return jnp.min(jnp.stack(margins))
 
     stops = even_stops(setting, num, closeness)

@@ -17,15 +17,13 @@ from ..blowup import BlowUp
 from ..bounds import energy_growth, theorem_1_upper
 from ..energy import energy
 from ..indicators import (
+    CONDITIONS,
     Angles,
     Condition,
     Products,
     angles_of,
-    first_condition,
     ratios_of,
     resolve_tolerance,
-    second_condition,
-    third_condition,
 )
 from ..reduction import Reduction
 from ..state import State
@@ -48,9 +46,6 @@ class PointStatus(enum.IntEnum):
     """The solver took too many steps, or $T^*$ is not known."""
     INVALID_INPUT = 6
     """The initial state or the point holds NaN."""
-
-
-_CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
 
 
 class Trajectory(eqx.Module):
@@ -120,7 +115,7 @@ class Trajectory(eqx.Module):
 
         The second condition forms the Gram matrices of $b$, point after point.
         """
-        if number not in _CONDITIONS:
+        if number not in CONDITIONS:
             raise ValueError(f"Argument `number` must be 1, 2 or 3, but is {number}.")
         accuracy = (
             self.tolerance
@@ -262,4 +257,4 @@ def _map(
 
 @eqx.filter_jit
 def _condition(trajectory: Trajectory, tolerance: Array, number: int) -> Condition:
-    return _map(trajectory, _CONDITIONS[number], tolerance)
+    return _map(trajectory, CONDITIONS[number], tolerance)
