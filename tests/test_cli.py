@@ -372,7 +372,7 @@ def verdicts(monkeypatch):
 @pytest.fixture
 def wide(call, monkeypatch):
     """The command line where every row of the table has a line of its own."""
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(_check.out, "_width", 160)
     return call
 
 
