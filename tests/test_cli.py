@@ -328,7 +328,8 @@ def run_and_tell(self, progress):
     return run(self, lambda count: print("at work", flush=True))
 
 jaxcond.study.Study.run = run_and_tell
-jaxcond.cli.main(["study", "--samples", "100000000", "--save", "records.npz", "--quiet"])
+sys.argv = "jaxcond study --samples 100000000 --save records.npz --quiet".split()
+jaxcond.cli.console()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],

@@ -1,5 +1,6 @@
 """The command line: a thin layer over the Python API."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -24,6 +25,21 @@ def _parser() -> Parser:
     add_study(commands)
     add_check(commands)
     return parser
+
+
+def console() -> NoReturn:
+    """The command itself: `main`, which after an interrupt leaves at once.
+
+    Work that is still running on the threads of the runtime would abort an orderly exit.
+    """
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code == 130:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
