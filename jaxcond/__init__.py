@@ -59,7 +59,7 @@ from .reduction import Reduction as Reduction
 from .reduction import reduce as reduce
 from .state import State as State
 from .study import Study as Study
-from .study import StudyResult as StudyResult
+
 from .trajectory import Onset as Onset
 from .trajectory import OnsetStatus as OnsetStatus
 from .trajectory import PointStatus as PointStatus

@@ -1,7 +1,9 @@
 """The blow-up time $T^*$: the result, the methods, one state and batches."""
 
 from ._batch import AbstractSource as AbstractSource
+from ._batch import Stored as Stored
 from ._batch import blowup_times as blowup_times
+from ._batch import escalation as escalation
 from ._batch import solve_indices as solve_indices
 from ._integrate import SAFETY as SAFETY
 from ._integrate import Layerwise as Layerwise

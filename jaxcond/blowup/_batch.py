@@ -6,9 +6,7 @@ GPU one chunk fills the device. What a sample comes to does not depend on the ch
 """
 
 import abc
-import os
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import equinox as eqx
 import jax
@@ -17,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
+from .._threads import map_on_threads, num_cores
 from ..state import State
 from ._solve import Prepared, classify, resolve_rtol, settle
 from .direct import Direct
@@ -34,7 +33,7 @@ _UNREDUCED = 16
 _LANES = 32
 # Samples of a chunk: enough for its overhead to vanish, few enough to share out evenly. Chunks of
 # wide states hold so many entries of b in all, some milliseconds of work.
-_CPU_CHUNK, _CPU_ENTRIES = 2048, 1 << 22
+_CPU_CHUNKS, _CPU_ENTRIES = (_LANES, 256, 2048), 1 << 22
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 _GPU_CHUNK, _GPU_BYTES = 1 << 16, 1 << 31
 
@@ -125,15 +124,16 @@ class _Layout(eqx.Module):
             bytes_each = 4 * p * q * states.dtype.itemsize
             chunk = min(_GPU_CHUNK, max(1, _GPU_BYTES // bytes_each), _power_of_two(count))
             return cls(chunk, chunk, chunk, 1)
-        threads = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        largest = _CPU_CHUNK if p * q <= _MIDDLE else _power_of_two(_CPU_ENTRIES // (p * q))
+        threads = num_cores()
+        largest = _CPU_CHUNKS[-1] if p * q <= _MIDDLE else _power_of_two(_CPU_ENTRIES // (p * q))
         # A few chunks for each thread even out their costs; less than a block wastes lanes.
-        share = _power_of_two(count // (2 * threads) + 1) // 2
-        chunk = min(largest, max(_LANES, share), _power_of_two(-(-count // threads)))
+        share = count // (2 * threads)
+        if p * q <= _NARROW:
+            # Few sizes, since each is a program of its own; narrow states waste little.
+            chunk = max(size for size in _CPU_CHUNKS if size <= max(share, _CPU_CHUNKS[0]))
+        else:
+            share = _power_of_two(share + 1) // 2
+            chunk = min(largest, max(_LANES, share), _power_of_two(-(-count // threads)))
         together = chunk if p * q <= _NARROW else (8 if p * q <= _MIDDLE else 1)
         lanes = _LANES if width <= 2 * _LANES else 1
         return cls(chunk, min(together, _LANES, chunk), min(lanes, chunk), threads)
@@ -142,10 +142,6 @@ class _Layout(eqx.Module):
 def _platform(source: AbstractSource) -> str:
     arrays = [leaf for leaf in jax.tree.leaves(source) if isinstance(leaf, jax.Array)]
     return next(iter(arrays[0].devices())).platform if arrays else jax.default_backend()
-
-
-def _wide_precision() -> bool:
-    return jnp.result_type(float) == jnp.float64
 
 
 def _power_of_two(count: int) -> int:
@@ -187,7 +183,8 @@ def _signature(source: AbstractSource, method: AbstractMethod, layout: _Layout) 
     leaves, structure = jax.tree.flatten((source, method))
     shapes = tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
     sizes = (layout.chunk, layout.together, layout.lanes)
-    return structure, shapes, sizes, _wide_precision()
+    wide_precision = jnp.result_type(float) == jnp.float64
+    return structure, shapes, sizes, wide_precision, jax.config.jax_default_device
 
 
 def _solve_all(
@@ -200,18 +197,15 @@ def _solve_all(
     """One method on many indices, chunk by chunk; arrays of the result are on the host."""
     layout = _Layout.of(source, method, indices.size)
     chunks = [indices[i : i + layout.chunk] for i in range(0, indices.size, layout.chunk)]
-    wide_precision = _wide_precision()
 
     def run(chunk: np.ndarray) -> BlowUp:
-        # JAX's configuration belongs to the thread if the caller set it by a context manager.
-        with jax.enable_x64(wide_precision):
-            padded = np.pad(chunk, (0, layout.chunk - chunk.size), mode="edge")
-            found = _solve_chunk(
-                source, jnp.asarray(padded), method, rtol, layout.together, layout.lanes
-            )
-            # Waiting here lets other threads run; converting to NumPy would hold the lock.
-            found = jax.block_until_ready(found)
-            found = jax.tree.map(lambda x: np.asarray(x)[: chunk.size], found)
+        padded = np.pad(chunk, (0, layout.chunk - chunk.size), mode="edge")
+        found = _solve_chunk(
+            source, jnp.asarray(padded), method, rtol, layout.together, layout.lanes
+        )
+        # Waiting here lets other threads run; converting to NumPy would hold the lock.
+        found = jax.block_until_ready(found)
+        found = jax.tree.map(lambda x: np.asarray(x)[: chunk.size], found)
         done(chunk.size)
         return found
 
@@ -220,8 +214,7 @@ def _solve_all(
     alone = 0 if program in _compiled else 1
     results = [run(chunk) for chunk in chunks[:alone]]
     _compiled.add(program)
-    with ThreadPoolExecutor(layout.threads) as pool:
-        results += pool.map(run, chunks[alone:])
+    results += map_on_threads(run, chunks[alone:], layout.threads)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

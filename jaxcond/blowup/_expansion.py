@@ -84,6 +84,11 @@ class Problem(eqx.Module):
             raw.num_steps,
         )
 
+    def last_share(self) -> Float[Array, " lanes"]:
+        r"""The share of $\|a\|^2$ on the last basis vectors: see `jaxcond.reduction.truncation`."""
+        total = jnp.sum(self.a**2, 0)
+        return self.a[-1] ** 2 / jnp.where(total > 0, total, 1)
+
     def norms(self, a_squared: Array) -> Float[Array, "3 lanes"]:
         r"""$(\|a\|^2, \|b\|^2, \|c\|^2)$ when the first of them is `a_squared`."""
         others = [

@@ -115,6 +115,9 @@ def _follow(
         expansion = expand(problem, order, rtol)
         found, elapsed = expansion.result, course.elapsed
         total = elapsed + found.time
+        # An expansion counts what it truncates itself. What those before it did shows in the share
+        # of the last direction, as in `Reduced`.
+        lost = problem.last_share() * total if problem.truncated else jnp.zeros_like(total)
         # Narrow against the whole time, too.
         narrow = jnp.abs(found.upper - found.lower) <= rtol * total
         reached = narrow & expansion.reaches(elapsed, rtol) & ~course.settled
@@ -127,8 +130,8 @@ def _follow(
                 reached, elapsed + found.lower, jnp.where(course.settled, course.best.lower, ahead)
             ),
             jnp.where(reached, elapsed + found.upper, course.best.upper),
-            jnp.where(reached, found.error, course.best.error),
-            course.best.converged | reached,
+            jnp.where(reached, found.error + lost, course.best.error),
+            course.best.converged | (reached & (lost <= rtol * total)),
             num,
         )
         settled = course.settled | reached

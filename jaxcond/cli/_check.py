@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checks import STATEMENTS, Verdict, run_checks
-from ..study import written_whole
+from ..files import written_whole
 from ._common import Parser, check_writable, err, out
 
 

@@ -1,27 +1,41 @@
 """What an ensemble is, and how its samples are numbered."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from ..reduction import reduce
 from ..state import State
 
 
 class AbstractEnsemble(eqx.Module):
-    """A distribution of initial states."""
+    """A distribution of initial states.
+
+    - `exact_reduction`: whether the law of its reduced states is known, so that `sample_reduced`
+      costs the same at any width; otherwise that draws a full state and reduces it.
+    """
+
+    exact_reduction: ClassVar[bool] = False
 
     @abc.abstractmethod
     def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> State:
         """One state at full width."""
 
-    @abc.abstractmethod
     def sample_reduced(
         self, *, key: PRNGKeyArray, dim: int = 12, dtype: jnp.dtype | None = None
     ) -> State:
-        """One state with the law of the ensemble's states reduced to `dim` dimensions."""
+        """One state with the law of the ensemble's states reduced to `dim` dimensions.
+
+        Here `reduce` of the full state with the same key: ensembles whose reduced law is known
+        draw from that instead.
+
+        **Raises:** `ValueError` as `reduce`.
+        """
+        return reduce(self.sample(key=key, dtype=dtype), dim).state
 
 
 def check_seed(seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from ._files import check_format as check_format
 from ._files import save as save
+from ._phase import phase_map as phase_map
+from ._phase import phase_maps as phase_maps
 from ._similarity import similarity_map as similarity_map
-from ._study import histogram as histogram
 from ._trajectory import trajectory_panel as trajectory_panel

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from ..study import written_whole
+from ..files import written_whole
 
 
 def _kind(path: Path) -> str:

@@ -1,0 +1,36 @@
+"""Work on the threads of the host."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_on_threads(
+    function: Callable[[T], R], pieces: Iterable[T], num_threads: int
+) -> Iterable[R]:
+    """A function of many pieces, in their order, with the caller's JAX precision and device.
+
+    JAX's configuration belongs to the thread if the caller set it by a context manager.
+    """
+    wide_precision = jnp.result_type(float) == jnp.float64
+    device = jax.config.jax_default_device
+
+    def run(piece: T) -> R:
+        with jax.enable_x64(wide_precision), jax.default_device(device):
+            return function(piece)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        yield from pool.map(run, pieces)
