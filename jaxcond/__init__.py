@@ -37,8 +37,16 @@ from .energy import Conserved as Conserved
 from .energy import conserved as conserved
 from .energy import energy as energy
 from .energy import vector_field as vector_field
+from .ensembles import Balanced as Balanced
+from .ensembles import FromFunction as FromFunction
 from .ensembles import Gaussian as Gaussian
+from .ensembles import LowRank as LowRank
+from .ensembles import Orthogonal as Orthogonal
+from .ensembles import Uniform as Uniform
 from .ensembles import infinite_width as infinite_width
+from .ensembles import infinite_width_times as infinite_width_times
+from .ensembles import quasi_blowup_times as quasi_blowup_times
+from .ensembles import read_states as read_states
 from .ensembles import sample_blowup_times as sample_blowup_times
 from .ensembles import sample_key as sample_key
 from .indicators import Angles as Angles
@@ -59,6 +67,9 @@ from .reduction import Reduction as Reduction
 from .reduction import reduce as reduce
 from .state import State as State
 from .study import Study as Study
+from .study import open_study as open_study
+from .study import run as run_study
+from .study import summarise as summarise
 
 from .trajectory import Onset as Onset
 from .trajectory import OnsetStatus as OnsetStatus

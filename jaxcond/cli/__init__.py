@@ -12,7 +12,9 @@ import jaxcond
 
 from ._check import add_check
 from ._common import Parser, err
+from ._plot import add_plot
 from ._study import add_study
+from ._summary import add_summary
 
 
 def _parser() -> Parser:
@@ -23,6 +25,8 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"jaxcond {jaxcond.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_study(commands)
+    add_summary(commands)
+    add_plot(commands)
     add_check(commands)
     return parser
 
@@ -47,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         parsed = _parser().parse_args(arguments)
         sys.exit(parsed.command(parsed))
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+    except KeyboardInterrupt as interrupt:
+        _fail(f"interrupted; {interrupt or 'nothing was written'}", 130)
     except ValueError as error:
         _fail(str(error), 2)
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:

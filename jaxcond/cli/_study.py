@@ -1,36 +1,44 @@
-"""`jaxcond study`: the distribution of the blow-up time."""
+"""`jaxcond study` and `jaxcond resume`: run a Monte Carlo study, or go on with one."""
 
 import argparse
-import math
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
 from .. import plotting
-from ..blowup import resolve_rtol
-from ..study import Study, StudyResult
-from ._common import Parser, check_writable, err, out
+from ..study import (
+    Interrupted,
+    Store,
+    Study,
+    StudySummary,
+    Watcher,
+    open_store,
+    read_toml,
+    run,
+    summarise,
+)
+from ..study.run import CrewMaker
+from ._common import Parser, check_writable, out
+from ._progress import Bars, Lines
+from ._summary import print_summary
+
+_EXAMPLE = """\
+A study in a file: samples = 100_000, seed = 0, and tables [ensemble] (kind, width, scales, ...) and
+[sweep] (width = [50, 100, 200], scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
+`--set` changes any key: --set samples=1e6 --set sweep.width=[100,400] --set ensemble.kind=uniform.
+"""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} samples/s")
-
-
-def _widths(text: str) -> tuple[int, int]:
+def _widths(text: str) -> dict[str, int]:
     parts = text.lower().split("x")
     try:
         numbers = [int(float(part)) if float(part).is_integer() else 0 for part in parts]
@@ -40,139 +48,240 @@ def _widths(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a positive width like 200 nor a pair like 200x100"
         )
-    return numbers[0], numbers[-1]
+    return {"width": numbers[0]} if len(numbers) == 1 else {"p": numbers[0], "q": numbers[1]}
 
 
 def add_study(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
-    """Add the command and its options."""
+    """Add both commands and their options."""
     study = commands.add_parser(
         "study",
-        help="distribution of the blow-up time over random initialisations",
+        help="distribution of the blow-up time over random initialisations, swept",
         description=(
-            "The distribution of the blow-up time T* over random initialisations of a network. "
-            "Draws Gaussian initial states, finds the blow-up time of each with a rigorous "
-            "bracket, prints a summary and writes a histogram with the infinite-width value. "
-            "Times are in units of the effective model."
+            "A Monte Carlo study of the blow-up time T* over random initialisations of a network: "
+            "draws initial states, finds the blow-up time of each with a rigorous bracket, keeps "
+            "every record in a Zarr store, prints a summary and writes a figure. Times are in "
+            "units of the effective model. " + _EXAMPLE
         ),
     )
     add = study.add_argument
+    add("file", nargs="?", type=Path, metavar="FILE", help="configuration in TOML")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of the configuration, like ensemble.kind=orthogonal or samples=1e6; repeatable",
+    )
     add(
         "--width",
         type=_widths,
-        default=(200, 200),
         metavar="M|PxQ",
         help="width of both hidden layers, or a pair like 200x100; any size, 1e9 too (default 200)",
     )
+    add("--samples", metavar="N", help="random initialisations at each point (default 10000)")
+    add("--seed", metavar="N", help="a sample depends on it and its index only (default 0)")
     add(
-        "--samples",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="random initialisations (default 10000)",
+        "--store",
+        type=Path,
+        metavar="FOLDER",
+        help=(
+            "where to keep the records; goes on with a study that is there (default: FILE with "
+            "the suffix .zarr, or nowhere without FILE)"
+        ),
     )
-    add("--seed", type=int, default=0, help="a sample depends on it and its index only (default 0)")
-    add(
-        "--scales",
-        type=float,
-        nargs=3,
-        default=(1.0, 1.0, 1.0),
-        metavar=("A", "B", "C"),
-        help="standard deviations of the entries of a (output), b, c (input) (default 1 1 1)",
-    )
-    add("--rtol", type=float, help="relative tolerance (default 1e-10, or 1e-5 with --float32)")
     add(
         "--out",
         type=Path,
-        default=Path("study.png"),
         metavar="FILE",
         help="figure to write; the suffix tells the format (default study.png)",
     )
-    add(
-        "--save", type=Path, metavar="FILE", help="also write every sample's record to an .npz file"
-    )
-    add(
-        "--full",
-        action="store_true",
-        help="form every state in full, not in its exact reduced form",
-    )
-    add("--float32", action="store_true", help="compute in single precision")
-    add("--quiet", action="store_true", help="no progress bar")
+    _add_running(study)
     study.set_defaults(command=_study)
+
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a study that was interrupted, or extend one",
+        description=(
+            "Goes on with the study in a store: what is finished stays, what is missing follows, "
+            "with the numbers of an uninterrupted run."
+        ),
+    )
+    resume.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
+    resume.add_argument(
+        "--samples", metavar="N", help="raise the number of samples at each point to this"
+    )
+    resume.add_argument(
+        "--repair", action="store_true", help="compute chunks that are damaged on disk again"
+    )
+    _add_running(resume)
+    resume.set_defaults(command=_resume)
+
+
+def _add_running(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--quiet", action="store_true", help="no progress and no summary")
+    add("--log", action="store_true", help="progress as lines, for the log of a batch job")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="compute in N local processes by Dask distributed",
+    )
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="compute on the workers of a Dask scheduler, like tcp://host:8786",
+    )
+    add(
+        "--any-version",
+        action="store_true",
+        help="go on with a store that other versions of the packages computed",
+    )
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", not arguments.float32)
-    targets = [path for path in (arguments.out, arguments.save) if path is not None]
-    for path in targets:
-        check_writable(path)
-    plotting.check_format(arguments.out)
-    if arguments.save is not None and arguments.save.resolve() == arguments.out.resolve():
-        raise ValueError(f"--out and --save name the same file, {arguments.out}")
-    p, q = arguments.width
-    configuration = Study(
-        p,
-        q,
-        arguments.samples,
-        arguments.seed,
-        tuple(arguments.scales),
-        arguments.rtol,
-        reduced=not arguments.full,
-    )
-    # Refused before a progress bar stands above the message.
-    resolve_rtol(configuration.rtol, jnp.zeros(()).dtype)
-    result = _run(configuration, arguments.quiet)
-    _print_summary(result)
-    if arguments.save is not None:
-        result.save(str(arguments.save))
-        out.print(Text(f"Records written to {arguments.save}"), soft_wrap=True)
-    if result.known.any():
-        plotting.save(plotting.histogram(result), arguments.out)
-        out.print(Text(f"Figure written to {arguments.out}"), soft_wrap=True)
-    else:
-        out.print("No finite blow-up time: no figure.")
-    return 3 if result.summary().statuses["not_converged"] else 0
+    jax.config.update("jax_enable_x64", True)
+    study = Study.from_dict(_configuration(arguments))
+    path = arguments.store
+    if path is None and arguments.file is not None:
+        path = Path(arguments.file.with_suffix(".zarr").name)
+    figure = Path("study.png") if arguments.out is None else arguments.out
+    check_writable(figure)
+    plotting.check_format(figure)
+    with _folder(path) as folder:
+        if path is not None:
+            _check_folder(folder)
+        store, seconds = _run(study, folder, arguments, kept=path is not None)
+        summary = summarise(store)
+        _tell(summary, seconds, arguments)
+        if path is not None:
+            out.print(Text(f"Records in {path}"), soft_wrap=True)
+        if any(point.moments.count for point in summary.points):
+            plotting.save(plotting.distributions(store, summary), figure)
+            out.print(Text(f"Figure written to {figure}"), soft_wrap=True)
+        else:
+            out.print("No finite blow-up time: no figure.")
+    return _code(summary)
 
 
-def _run(configuration: Study, quiet: bool) -> StudyResult:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=quiet) as progress:
-        task = progress.add_task("compiling", total=configuration.num_samples)
-
-        def advance(count: int) -> None:
-            progress.update(task, advance=count, description="solving")
-
-        return configuration.run(advance)
+def _resume(arguments: argparse.Namespace) -> int:
+    jax.config.update("jax_enable_x64", True)
+    _importable()
+    keys = open_store(arguments.store).study.to_dict()
+    if arguments.samples is not None:
+        keys["samples"] = _value(arguments.samples)
+    study = Study.from_dict(keys)
+    store, seconds = _run(study, arguments.store, arguments, kept=True)
+    summary = summarise(store)
+    _tell(summary, seconds, arguments)
+    return _code(summary)
 
 
-def _print_summary(result: StudyResult) -> None:
-    study, summary = result.study, result.summary()
-    rate = study.num_samples / result.seconds
-    title = f"Blow-up time T*, width {study.p} x {study.q}, {study.num_samples} samples"
-    table = Table(title=title, show_header=False)
-    table.add_column(justify="left")
-    table.add_column(justify="right")
-    rows: list[tuple[str, str]] = [
-        ("mean ± standard error", f"{summary.mean:.8g} ± {summary.error:.2g}"),
-        ("standard deviation", f"{summary.deviation:.4g}"),
-        *((f"quantile {level:.1%}", f"{value:.8g}") for level, value in summary.quantiles),
-        ("mean of √q·T*", f"{summary.scaled_mean:.8g} ± {summary.scaled_error:.2g}"),
-        (
-            "√q·T* at infinite width",
-            f"{summary.limit:.10g}" if math.isfinite(summary.limit) else "–",
-        ),
-        ("widest bracket, relative", f"{summary.widest_bracket:.2g}"),
-        ("largest numerical error, relative", f"{summary.largest_error:.2g}"),
-    ]
-    shares = [(name, n) for name, n in summary.statuses.items() if n or name == "converged"]
-    rows += [(f"status {name}", f"{n}  ({n / study.num_samples:.4%})") for name, n in shares]
-    rows += [(f"settled by {name}", str(n)) for name, n in summary.settled_by.items() if n]
-    rows.append(("time", f"{result.seconds:.2f} s  ({rate:,.0f} samples/s with compilation)"))
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+def _tell(summary: StudySummary, seconds: float, arguments: argparse.Namespace) -> None:
+    if not arguments.quiet:
+        print_summary(summary, seconds)
+
+
+def _code(summary: StudySummary) -> int:
+    return 3 if any(point.statuses["not_converged"] for point in summary.points) else 0
+
+
+def _importable() -> None:
+    # So that `module:name` finds functions beside which the command is called.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the file, changed by the options."""
+    _importable()
+    keys = {} if arguments.file is None else read_toml(arguments.file)
+    for name in ("samples", "seed"):
+        if getattr(arguments, name) is not None:
+            keys[name] = _value(getattr(arguments, name))
+    for assignment in arguments.set:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"--set takes KEY=VALUE, not {assignment!r}")
+        *tables, last = name.strip().split(".")
+        place = keys
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {name}: `{table}` is not a table")
+        place[last] = _value(text)
+    if arguments.width is not None:
+        ensemble = keys.setdefault("ensemble", {})
+        for name in ("width", "p", "q"):
+            ensemble.pop(name, None)
+        ensemble |= arguments.width
+    return keys
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+@contextlib.contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    """The folder of the store, which is thrown away if it has no name."""
+    if path is not None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxcond-") as folder:
+        yield Path(folder) / "study.zarr"
+
+
+def _check_folder(path: Path) -> None:
+    parent = path.resolve().parent
+    if not path.exists() and not parent.is_dir():
+        raise OSError(f"cannot write {path}: there is no folder {parent}")
+    if not os.access(path if path.exists() else parent, os.W_OK):
+        raise OSError(f"cannot write {path}: permission denied")
+
+
+def _crew(arguments: argparse.Namespace) -> CrewMaker | None:
+    if arguments.workers is None and arguments.scheduler is None:
+        return None
+    if arguments.workers is not None and arguments.scheduler is not None:
+        raise ValueError("--workers starts processes here, --scheduler uses others: give one")
+    try:
+        # Only here: Dask distributed is an optional dependency.
+        from ..study.cluster import dask_cluster
+    except ImportError as error:
+        raise ValueError(
+            'computing on workers needs Dask distributed: install "jaxcond[cluster]"'
+        ) from error
+    return dask_cluster(arguments.scheduler, num_workers=arguments.workers)
+
+
+def _run(
+    study: Study, path: Path, arguments: argparse.Namespace, *, kept: bool
+) -> tuple[Store, float]:
+    begin = time.perf_counter()
+    crew = _crew(arguments)
+    repair = getattr(arguments, "repair", False)
+    with contextlib.ExitStack() as stack:
+        watcher = Watcher()
+        if arguments.log:
+            watcher = Lines()
+        elif not arguments.quiet:
+            watcher = Bars()
+            stack.enter_context(watcher.progress)
+        try:
+            store = run(
+                study,
+                path,
+                crew=crew,
+                watcher=watcher,
+                any_version=arguments.any_version,
+                repair=repair,
+            )
+        except Interrupted:
+            told = f"go on with `jaxcond resume {path}`" if kept else "nothing was kept: no --store"
+            raise Interrupted(told) from None
+    return store, time.perf_counter() - begin

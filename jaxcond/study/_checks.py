@@ -1,21 +1,40 @@
 """Values of configuration keys, and messages that name the key."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
+
+_LONGEST = 80
 
 
 def wrong(key: str, value: Any, wanted: str) -> ValueError:
     """What to say of a value that a key does not take."""
-    return ValueError(f"Key `{key}` must be {wanted}, but is {value!r}.")
+    return ValueError(f"Key `{key}` must be {wanted}, but is {_told(value)}.")
+
+
+def _told(value: Any) -> str:
+    """A value in one line that is not too long."""
+    try:
+        told = " ".join(repr(value).split())
+    except ValueError:  # whole numbers of thousands of digits
+        return "too large a number"
+    return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 3]}..."
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # whole numbers beyond the range of floats
+        return False
 
 
 def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """A whole number; also as a float, since 1e6 is one."""
     bounds = f"of at least {least}" if most is None else f"between {least} and {most}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong(key, value, f"a whole number {bounds}")
-    if not math.isfinite(value) or value != int(value):
+    if not _finite(value) or value != int(value):
         raise wrong(key, value, f"a whole number {bounds}")
     if value < least or (most is not None and value > most):
         raise wrong(key, value, f"a whole number {bounds}")
@@ -28,7 +47,7 @@ def real(
     """A finite number, above `least` or, unless `strict`, equal to it, and at most `most`."""
     bounds = f"{'above' if strict else 'of at least'} {least:g}"
     bounds += "" if most == math.inf else f" and at most {most:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _finite(value):
         raise wrong(key, value, f"a finite number {bounds}")
     if value < least or (strict and value == least) or value > most:
         raise wrong(key, value, f"a finite number {bounds}")

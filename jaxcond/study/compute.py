@@ -37,9 +37,7 @@ def default_chunk(study: Study) -> int:
     """Samples of a chunk: a power of two, by what a sample of the study costs."""
     if study.reduced:
         return _LARGEST_CHUNK
-    entries = max(
-        (settings.p * settings.q for _, settings in study.settings), default=1
-    )
+    entries = max((settings.p * settings.q for _, settings in study.settings), default=1)
     if study.kinds == {"file"}:
         p, q = study.stored.widths
         entries = p * q

@@ -98,7 +98,6 @@ class Study:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        put("samples", whole("samples", self.samples, 1, 2**40))
         put("seed", whole("seed", self.seed, 0, 2**63 - 1))
         check_seed(self.seed)
         put("replicates", whole("replicates", self.replicates, 2, 1024))
@@ -110,6 +109,9 @@ class Study:
             ("precision", ("float64", "float32")),
         ):
             choice(name, getattr(self, name), choices)
+        # Indices are 32-bit integers where JAX has no others.
+        most = 2**40 if self.precision == "float64" else 2**32
+        put("samples", whole("samples", self.samples, 1, most))
         for name in ("standard_error", "relative_error"):
             if getattr(self, name) is not None:
                 put(name, real(name, getattr(self, name)))
@@ -132,6 +134,7 @@ class Study:
     def _check_ensemble(self) -> None:
         taken = {key for kind in NAMES for key in keys_of(kind)} | {"kind", "reduced"}
         known(list(self.ensemble), sorted(taken), "ensemble")
+        choice("ensemble.kind", self.ensemble.get("kind", "gaussian"), NAMES)
         reduced = self.ensemble.get("reduced")
         if reduced is not None and not isinstance(reduced, bool):
             raise wrong("ensemble.reduced", reduced, "true or false")
@@ -269,9 +272,8 @@ class Study:
             plain["ensemble"]["function"] = function_name(self.ensemble["function"])
         if "path" in self.ensemble:
             plain["ensemble"]["path"] = str(self.ensemble["path"])
-        return json.loads(
-            json.dumps({name: value for name, value in plain.items() if value is not None})
-        )
+        plain = {name: value for name, value in plain.items() if value is not None}
+        return json.loads(json.dumps(plain, default=lambda value: value.tolist()))
 
     def identity(self) -> dict[str, Any]:
         """What determines the samples: the configuration but for how many of them there are."""
@@ -315,7 +317,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         try:
             keys = tomllib.load(file)
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
     ensemble = keys.get("ensemble")
     if isinstance(ensemble, dict) and isinstance(ensemble.get("path"), str):
@@ -369,5 +371,5 @@ def _range(key: str, table: Mapping[str, Any], *, whole_numbers: bool) -> list[A
     make = np.geomspace if spacing == "log" else np.linspace
     values = make(ends[0], ends[1], num)
     if whole_numbers:
-        return [int(round(v)) for v in dict.fromkeys(np.round(values).tolist())]
+        return [round(v) for v in dict.fromkeys(np.round(values).tolist())]
     return values.tolist()

@@ -1,5 +1,6 @@
 """Ensembles by name, from the keys of a configuration."""
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -120,12 +121,12 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
         return given["p"], given["q"]
     width = given.get("width", 200)
     aspect = real(where("aspect"), given.get("aspect", 1.0))
-    p = round(aspect * width)
-    if not 1 <= p <= _LARGEST_WIDTH:
+    p = width if aspect == 1 else aspect * width
+    if not 1 <= round(min(p, 2 * _LARGEST_WIDTH)) <= _LARGEST_WIDTH:
         raise ValueError(
-            f"Key `{where('aspect')}` times the width {width} gives p = {p}, which is no width."
+            f"Key `{where('aspect')}` times the width {width} gives p = {p:g}, which is no width."
         )
-    return p, width
+    return round(p), width
 
 
 def _scales(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[float, float, float]:
@@ -190,8 +191,8 @@ def load_function(key: str, value: Any) -> Callable:
         raise wrong(key, value, wanted)
     module, name = value.split(":")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except Exception as error:  # whatever the module raises
         raise ValueError(f"Key `{key}`: {value!r} cannot be imported: {error}") from error
     if not callable(found):
         raise wrong(key, value, wanted)
@@ -234,6 +235,9 @@ def load_file(keys: Mapping[str, Any]) -> State:
         if not isinstance(names, Mapping):
             raise wrong("ensemble.names", names, "a table of array names for a, b, c, strength")
         known(list(names), ("a", "b", "c", "strength"), "ensemble.names")
+        for name, value in names.items():
+            if not isinstance(value, str):
+                raise wrong(f"ensemble.names.{name}", value, "the name of an array")
     if layers is not None:
         layers = sequence("ensemble.layers", layers, "three names of weight matrices")
         if len(layers) != 3 or not all(isinstance(layer, str) for layer in layers):

@@ -1,6 +1,7 @@
 """A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
 
 import abc
+import json
 import shutil
 import signal
 import threading
@@ -18,15 +19,7 @@ from ..blowup import Status
 from ..statistics import Moments
 from .compute import Outcome, compute, default_chunk, methods_of
 from .config import Study
-from .store import (
-    Store,
-    StoreError,
-    Task,
-    check_same,
-    create,
-    locked,
-    read_configuration,
-)
+from .store import Store, StoreError, Task, check_same, create, locked, open_group
 
 
 class Interrupted(KeyboardInterrupt):
@@ -54,8 +47,10 @@ class Tally:
 
 
 class Watcher:
-    """What is told while a study runs; does nothing. Methods are called from the main thread,
-    `solved` from any."""
+    """What is told while a study runs; does nothing.
+
+    Methods are called from the main thread, `solved` from any.
+    """
 
     def start(self, study: Study, store: Store, tallies: Sequence[Tally]) -> None:
         """The store is open; `tallies` hold what it has already."""
@@ -122,7 +117,12 @@ class Devices(AbstractCrew):
     def collect(self) -> list[tuple[Task, Outcome]]:
         """Wait for at least one device."""
         done, self._futures = wait(self._futures, return_when=FIRST_COMPLETED)
-        return [future.result() for future in done]
+        failed = {future for future in done if future.exception() is not None}
+        if failed < done:
+            # Those that failed are told of next time: what the others wrote is not lost by it.
+            self._futures |= failed
+            return [future.result() for future in done - failed]
+        return [future.result() for future in failed]
 
     def close(self, *, wait: bool = True) -> None:
         """End the threads once their tasks are done."""
@@ -175,6 +175,7 @@ def run(
         store = _open(study, path, any_version)
         if repair:
             _repair(store)
+        store.check_coordinates(repair=repair)
         tallies = _read_tallies(store)
         watcher.start(study, store, tallies)
         team = (local_devices() if crew is None else crew)(study, store, watcher.solved)
@@ -202,16 +203,19 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
-    _, group = read_configuration(path)
+    group = open_group(path)
     check_same(path, group, study, any_version=any_version)
     store = Store(study, group, path)
+    store.check_descriptions()
     if study.samples < store.samples:
         raise StoreError(
             f"{path} has {store.samples} samples at each point; fewer, {study.samples}, cannot be "
             "asked for"
         )
+    store.clean()
     if study.samples > store.samples:
         store.describe(complete=False)
+    store.describe(configuration=json.dumps(study.to_dict()))
     store.grow(study.samples)
     return store
 
@@ -220,7 +224,10 @@ def _repair(store: Store) -> None:
     marks_lost = [(p, c) for p, c, why in store.damaged() if "`finished`" in why]
     for point, chunk in marks_lost:
         store.remove_marks(point, chunk)
-    for point, chunk, _ in store.damaged():
+    damaged = store.damaged()
+    if marks_lost or damaged:
+        store.describe(complete=False)
+    for point, chunk, _ in damaged:
         store.erase(point, chunk)
 
 
@@ -252,26 +259,36 @@ def is_precise(study: Study, moments: Moments) -> bool:
     return any(moments.standard_error <= limit for limit in limits)
 
 
-class _Prefix:
-    """Moments of the chunks of a point in their order, whatever order they come in.
+Done = tuple[Task, Outcome]
 
-    So a point ends after the same chunk whoever computes them.
+
+class _Prefix:
+    """The chunks of a point in their order, whatever order they come in.
+
+    So a point ends after the same chunk whoever computes them; and only what is before its end is
+    ever marked.
     """
 
     def __init__(self):
-        self.moments = Moments()
-        self.next = 0
-        self._early: dict[int, Moments] = {}
+        self._moments = Moments()
+        self._next = 0
+        self._early: dict[int, tuple[Moments, Done | None]] = {}
+        self.enough: int | None = None
+        """The number of chunks that are precise enough, once some are."""
 
-    def add(self, study: Study, chunk: int, moments: Moments) -> int | None:
-        """Take in a whole chunk; returns how many are precise enough, once some are."""
-        self._early[chunk] = moments
-        while self.next in self._early:
-            self.moments = self.moments.merge(self._early.pop(self.next))
-            self.next += 1
-            if is_precise(study, self.moments):
-                return self.next
-        return None
+    def add(self, study: Study, chunk: int, moments: Moments, done: Done | None) -> list[Done]:
+        """Take in a whole chunk, with what computed it; returns those whose turn it is now."""
+        self._early[chunk] = moments, done
+        ready = []
+        while self._next in self._early and self.enough is None:
+            moments, done = self._early.pop(self._next)
+            self._moments = self._moments.merge(moments)
+            self._next += 1
+            if done is not None:
+                ready.append(done)
+            if is_precise(study, self._moments):
+                self.enough = self._next
+        return ready
 
 
 def _tasks(study: Study, store: Store, tallies: Sequence[Tally]) -> Iterator[Task]:
@@ -302,19 +319,23 @@ def _drive(
                 task = next(tasks, None)
                 if task is None:
                     break
+                store.describe(complete=False)
                 crew.submit(task)
                 in_flight += 1
             if in_flight == 0:
                 break
-            for task, outcome in crew.collect():
+            for done in crew.collect():
                 in_flight -= 1
-                tally = tallies[task.point]
-                store.mark(task)
-                tally.add(outcome)
-                if stops_early and tally.enough is None:
-                    moments = _of_chunk(store, task, outcome)
-                    tally.enough = prefixes[task.point].add(study, task.chunk, moments)
-                watcher.finished(task, tally)
+                point = done[0].point
+                ready = [done]
+                if stops_early:
+                    moments = _of_chunk(store, *done)
+                    ready = prefixes[point].add(study, done[0].chunk, moments, done)
+                    tallies[point].enough = prefixes[point].enough
+                for task, outcome in ready:
+                    store.mark(task)
+                    tallies[point].add(outcome)
+                    watcher.finished(task, tallies[point])
         unfinished = interrupt.asked and next(tasks, None) is not None
     _erase_surplus(store, tallies)
     if unfinished:
@@ -341,19 +362,24 @@ def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Pre
         prefix = _Prefix()
         for chunk, count in enumerate(counts):
             whole = min(store.chunk, study.samples - chunk * store.chunk)
-            if count == whole and tallies[point].enough is None:
+            if count == whole:
                 moments = _stored_moments(store, point, chunk, int(count))
-                tallies[point].enough = prefix.add(study, chunk, moments)
+                prefix.add(study, chunk, moments, None)
+        tallies[point].enough = prefix.enough
         prefixes.append(prefix)
     return prefixes
 
 
 def _erase_surplus(store: Store, tallies: Sequence[Tally]) -> None:
-    """Remove what was computed beyond the chunks at which a point was precise enough."""
+    """Remove what was computed beyond the chunks at which a point was precise enough.
+
+    Not what was finished, without that end, by an earlier run.
+    """
+    finished = store.finished()
     for point, tally in enumerate(tallies):
         if tally.enough is not None:
             for chunk in range(tally.enough, store.num_chunks):
-                if store.holds(point, chunk):
+                if not finished[point, chunk] and store.holds(point, chunk):
                     store.erase(point, chunk)
 
 

@@ -49,7 +49,9 @@ _TIMES = ("blowup_time", "lower", "upper", "error", "onset", "onset_time_left")
 # Files that hold the marks of so many chunks: neither a file for each chunk nor one for all.
 _MARKS = 256
 # What has a say in the numbers: a store is continued with these versions only.
-_VERSIONS = ("jaxcond", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+_VERSIONS = ("jaxcond", "jax", "jaxlib", "diffrax", "equinox", "numpy", "scipy")
+# What reading raises for a file whose checksum or content is wrong.
+_UNREADABLE = (ValueError, RuntimeError)
 _DESCRIPTIONS = {
     "kind": "ensemble of initial states",
     "width": "width of both hidden layers",
@@ -62,6 +64,17 @@ _DESCRIPTIONS = {
     "scale_c": "standard deviation of the entries of c (input)",
     "rank": "rank of the signal in b",
     "noise": "share of noise in b",
+}
+
+
+# Without these attributes, and of these types, a group is no store of a study.
+_ATTRIBUTES = {
+    "configuration": str,
+    "identity": str,
+    "versions": str,
+    "methods": str,
+    "samples": int,
+    "chunk": int,
 }
 
 
@@ -81,7 +94,12 @@ class Task:
 
 def fields_of(study: Study) -> tuple[Field, ...]:
     """The variables of a study's store, besides `finished`."""
-    return _TIME_FIELDS + tuple(f for name in study.observables for f in OBSERVABLES[name].fields)
+    return _TIME_FIELDS + observed_fields(study)
+
+
+def observed_fields(study: Study) -> tuple[Field, ...]:
+    """The variables of the observables that a study asks for."""
+    return tuple(f for name in study.observables for f in OBSERVABLES[name].fields)
 
 
 def versions() -> dict[str, str]:
@@ -116,40 +134,57 @@ class Store:
         if name not in self._arrays:
             try:
                 found = self.group[name]
-            except (KeyError, ValueError, TypeError) as error:
-                raise StoreError(
-                    f"{self.path}: the description of variable `{name}` is missing or damaged"
-                ) from error
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise _undescribed(self.path, name) from error
             self._arrays[name] = found
         return self._arrays[name]
 
     @property
     def samples(self) -> int:
         """Samples per sweep point that the store has room for."""
-        return self.array("status").shape[-1]
+        return int(self.group.attrs["samples"])  # pyright: ignore[reportArgumentType]
 
     @property
     def num_chunks(self) -> int:
         """Chunks of each sweep point."""
-        return -(-self.samples // self.chunk)
+        return self.array(FINISHED).shape[-1]
 
     # Writing.
 
+    def clean(self) -> None:
+        """Remove what a killed process was writing."""
+        if self.path is not None:
+            for leftover in self.path.rglob("*.partial"):
+                leftover.unlink(missing_ok=True)
+
     def write(self, task: Task, fields: Mapping[str, np.ndarray]) -> None:
         """Write the samples of a task; they count only once they are marked."""
-        where = (*self.study.position(task.point), slice(task.start, task.stop))
+        first = task.chunk * self.chunk
+        where = (*self.study.position(task.point), slice(first, task.stop))
         for name, values in fields.items():
             array = self.array(name)
-            array[where] = values.astype(array.dtype)
+            if task.start > first:
+                # Read here, for Zarr would take a file that is missing for one of no samples.
+                head = self.read(name, task.point, task.chunk, task.start - first)
+                values = np.concatenate([head, values])
+            with _written(self.path):
+                array[where] = values.astype(array.dtype)
 
     def mark(self, task: Task) -> None:
         """Say that the samples of a chunk are there, up to the end of a task."""
-        where = (*self.study.position(task.point), task.chunk)
-        self.array(FINISHED)[where] = task.stop - task.chunk * self.chunk
+        self._set_mark(task.point, task.chunk, task.stop - task.chunk * self.chunk)
+
+    def _set_mark(self, point: int, chunk: int, count: int) -> None:
+        where = (*self.study.position(point), chunk)
+        try:
+            with _written(self.path):
+                self.array(FINISHED)[where] = count
+        except _UNREADABLE as error:  # the file that the mark is in is read first
+            raise StoreError(_damaged(self.path, FINISHED, "some marks")) from error
 
     def erase(self, point: int, chunk: int) -> None:
         """Make the samples of a chunk unknown again."""
-        self.array(FINISHED)[(*self.study.position(point), chunk)] = 0
+        self._set_mark(point, chunk, 0)
         start, stop = chunk * self.chunk, min((chunk + 1) * self.chunk, self.samples)
         for field in fields_of(self.study):
             array = self.array(field.name)
@@ -159,22 +194,30 @@ class Store:
                 array[(*self.study.position(point), slice(start, stop))] = array.fill_value
 
     def grow(self, samples: int) -> None:
-        """Make room for more samples at every sweep point."""
-        for field in fields_of(self.study):
-            array = self.array(field.name)
-            if array.shape[len(self.shape)] < samples:
-                rest = array.shape[len(self.shape) + 1 :]
-                array.resize((*self.shape, samples, *rest))
-        marks = self.array(FINISHED)
-        if marks.shape[-1] < -(-samples // self.chunk):
-            marks.resize((*self.shape, -(-samples // self.chunk)))
+        """Make room for more samples at every sweep point.
+
+        What the attributes say comes first: of a process that is killed here, the next one goes on
+        to enlarge the store, which reads as before until then.
+        """
         self.describe(samples=samples)
+        with _written(self.path):
+            for field in fields_of(self.study):
+                array = self.array(field.name)
+                if array.shape[len(self.shape)] < samples:
+                    rest = array.shape[len(self.shape) + 1 :]
+                    array.resize((*self.shape, samples, *rest))
+            marks = self.array(FINISHED)
+            if marks.shape[-1] < -(-samples // self.chunk):
+                marks.resize((*self.shape, -(-samples // self.chunk)))
+            _consolidate(self.group)
 
     def describe(self, **attributes: Any) -> None:
         """Set attributes of the store."""
         if any(self.group.attrs.get(name) != value for name, value in attributes.items()):
-            self.group.attrs.update(attributes)
-            _consolidate(self.group)
+            with _written(self.path):
+                # As one file, together with the descriptions of the variables that are in it.
+                zarr.open_group(self.group.store, mode="r+").attrs.update(attributes)
+            self.group = _open(self.group.store)
 
     # Reading.
 
@@ -185,13 +228,11 @@ class Store:
         """
         try:
             marks = np.asarray(self.array(FINISHED)[...])
-        except (ValueError, RuntimeError) as error:
+        except _UNREADABLE as error:
             raise StoreError(_damaged(self.path, FINISHED, "some marks")) from error
         return marks.reshape(len(self.study.points), -1)
 
-    def read(
-        self, name: str, point: int, chunk: int, count: int, *, start: int = 0
-    ) -> np.ndarray:
+    def read(self, name: str, point: int, chunk: int, count: int, *, start: int = 0) -> np.ndarray:
         """Samples `start` to `count` of a chunk.
 
         **Raises:** `StoreError` that names the place if the file is missing or damaged.
@@ -205,15 +246,17 @@ class Store:
             raise StoreError(_damaged(self.path, name, place, "missing"))
         try:
             return np.asarray(self.array(name)[where])
-        except (ValueError, RuntimeError) as error:
+        except _UNREADABLE as error:
             raise StoreError(_damaged(self.path, name, place)) from error
 
     def _file(self, name: str, point: int, chunk: int) -> Path:
         assert self.path is not None
         array = self.array(name)
         rest = (0,) * (array.ndim - len(self.shape) - 1)
-        return self.path / name / array.metadata.encode_chunk_key(
-            (*self.study.position(point), chunk, *rest)
+        return (
+            self.path
+            / name
+            / array.metadata.encode_chunk_key((*self.study.position(point), chunk, *rest))
         )
 
     def holds(self, point: int, chunk: int) -> bool:
@@ -257,7 +300,7 @@ class Store:
         for point in range(len(marks)):
             for first in range(0, self.num_chunks, _MARKS):
                 where = (*self.study.position(point), slice(first, first + _MARKS))
-                with contextlib.suppress(ValueError, RuntimeError):
+                with contextlib.suppress(*_UNREADABLE):
                     marks[point, first : first + _MARKS] = array[where]
         return marks
 
@@ -267,9 +310,64 @@ class Store:
             self._file(FINISHED, point, chunk // _MARKS).unlink(missing_ok=True)
 
     def dataset(self) -> xr.Dataset:
-        """The store as `xr.open_zarr` gives it, chunks read when asked for."""
+        """The store as `xr.open_zarr` gives it, chunks read when asked for.
+
+        **Raises:** `StoreError` if a coordinate is damaged.
+        """
+        self.check_coordinates()
         source = self.group.store if self.path is None else self.path
         return xr.open_zarr(source, consolidated=False)
+
+    # What does not depend on the samples.
+
+    def check_descriptions(self) -> None:
+        """Raise `StoreError` for a variable that is not described as this study's must be."""
+        for field in fields_of(self.study):
+            array, more = self.array(field.name), _more(field, self.study)
+            expected = (_dtype(field, self.study), (*self._ones(), self.chunk, *more))
+            rest = array.shape[: len(self.shape)] + array.shape[len(self.shape) + 1 :]
+            if (array.dtype, array.chunks, rest) != (*expected, self.shape + more):
+                raise _undescribed(self.path, field.name)
+        marks = self.array(FINISHED)
+        if (marks.chunks, marks.shape[:-1]) != ((*self._ones(), _MARKS), self.shape):
+            raise _undescribed(self.path, FINISHED)
+
+    def _ones(self) -> tuple[int, ...]:
+        return tuple(1 for _ in self.shape)
+
+    def check_coordinates(self, *, repair: bool = False) -> None:
+        """Read the coordinates; those that are damaged are written again or refused.
+
+        **Raises:** `StoreError`
+        """
+        for name, (_, values, _) in _coordinates(self.study).items():
+            array = self.array(name)
+            with contextlib.suppress(*_UNREADABLE):
+                if np.array_equal(np.asarray(array[:]), np.asarray(values)):
+                    continue
+            if not repair:
+                raise StoreError(
+                    f"{self.path}: coordinate `{name}` is damaged; "
+                    f"`jaxcond resume --repair {self.path}` writes it again"
+                )
+            with _written(self.path):
+                array[:] = np.asarray(values)
+
+
+def _undescribed(path: Path | None, name: str) -> StoreError:
+    return StoreError(f"{path}: the description of variable `{name}` is missing or damaged")
+
+
+@contextlib.contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """Name the store where it cannot be written."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        told = error.strerror or error
+        raise StoreError(f"{path} cannot be written: {told}") from error
 
 
 def _damaged(path: Path | None, name: str, place: str, what: str = "damaged") -> str:
@@ -287,6 +385,17 @@ def _consolidate(group: zarr.Group) -> None:
         zarr.consolidate_metadata(group.store)
 
 
+def _open(store: Any) -> zarr.Group:
+    # Not by the consolidated metadata, which nothing is read from here.
+    return zarr.open_group(store, mode="r+", use_consolidated=False)
+
+
+def _more(field: Field, study: Study) -> tuple[int, ...]:
+    """Sizes of the dimensions of a variable beyond `sample`."""
+    sizes = {"entry": len(entry_labels()), "fraction": len(study.fractions)}
+    return () if field.dim is None else (sizes[field.dim],)
+
+
 def _dtype(field: Field, study: Study) -> str:
     return study.precision if field.dtype == "float" else field.dtype
 
@@ -302,7 +411,6 @@ def create(
     **Raises:** `OSError` if it cannot be written.
     """
     shape = tuple(study.dims.values())
-    extra = {"entry": len(entry_labels()), "fraction": len(study.fractions)}
     attributes = {
         "title": "Blow-up times of the effective dynamics of three-layer networks",
         "configuration": json.dumps(study.to_dict()),
@@ -317,13 +425,15 @@ def create(
         "platform": current_platform(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "complete": False,
+        # Of a sweep whose axes are zipped no coordinate is called as the dimension is.
+        "coordinates": " ".join(_coordinates(study)),
     }
     store = MemoryStore() if path is None else LocalStore(path)
     group = zarr.create_group(store, attributes=attributes)
     codecs = _codecs()
     for field in fields_of(study):
         dtype = np.dtype(_dtype(field, study))
-        more = () if field.dim is None else (extra[field.dim],)
+        more = _more(field, study)
         names = (*study.dims, "sample", *(() if field.dim is None else (field.dim,)))
         described: dict[str, Any] = {"long_name": field.long_name}
         if field.flags:
@@ -359,8 +469,9 @@ def create(
     return Store(study, group, path)
 
 
-def _write_coordinates(group: zarr.Group, study: Study, codecs: Sequence[Any]) -> None:
-    columns: dict[str, tuple[str, Any, str]] = {}
+def _coordinates(study: Study) -> dict[str, tuple[str, list[Any], str]]:
+    """Dimension, values and long name of each coordinate."""
+    columns: dict[str, tuple[str, list[Any], str]] = {}
     for name, values in study.axes.items():
         dim = "point" if study.combine == "zip" else name
         columns[name] = (dim, list(values), _DESCRIPTIONS[name])
@@ -368,7 +479,11 @@ def _write_coordinates(group: zarr.Group, study: Study, codecs: Sequence[Any]) -
         columns["fraction"] = ("fraction", list(study.fractions), "fraction of T*")
     if "entries" in study.observables:
         columns["entry"] = ("entry", list(entry_labels()), "entry of the reduced state")
-    for name, (dim, values, described) in columns.items():
+    return columns
+
+
+def _write_coordinates(group: zarr.Group, study: Study, codecs: Sequence[Any]) -> None:
+    for name, (dim, values, described) in _coordinates(study).items():
         text = isinstance(values[0], str)
         array = group.create_array(
             name,
@@ -382,29 +497,49 @@ def _write_coordinates(group: zarr.Group, study: Study, codecs: Sequence[Any]) -
         array[:] = np.asarray(values)
 
 
+def open_group(path: Path) -> zarr.Group:
+    """The Zarr group of a store on disk.
+
+    **Raises:** `StoreError` if there is none, or it is not that of a study.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no store {path}")
+    try:
+        group = _open(LocalStore(path))
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise StoreError(f"{path} is no Zarr store, or its zarr.json is damaged: {told}") from error
+    for name, kind in _ATTRIBUTES.items():
+        if name not in group.attrs:
+            raise StoreError(f"{path} is no store of a study: attribute `{name}` is missing")
+        if not isinstance(group.attrs[name], kind):
+            raise StoreError(f"{path}: attribute `{name}` is damaged")
+    return group
+
+
+def _parsed(path: Path, group: zarr.Group, name: str) -> dict[str, Any]:
+    """An attribute that holds a JSON object."""
+    try:
+        found = json.loads(str(group.attrs[name]))
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{path}: attribute `{name}` is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path}: attribute `{name}` is damaged: it is no JSON object")
+    return found
+
+
 def read_configuration(path: Path) -> tuple[Study, zarr.Group]:
     """The study of a store on disk.
 
     **Raises:** `StoreError` if there is none, or it cannot be read.
     """
-    if not path.exists():
-        raise StoreError(f"there is no store {path}")
+    group = open_group(path)
+    keys = _parsed(path, group, "configuration")
     try:
-        group = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False)
-    except Exception as error:
-        raise StoreError(f"{path} is no Zarr store, or its zarr.json is damaged: {error}") from error
-    missing = [
-        name
-        for name in ("configuration", "identity", "versions", "chunk", "platform")
-        if name not in group.attrs
-    ]
-    if missing:
-        raise StoreError(f"{path} is no store of a study: attribute `{missing[0]}` is missing")
-    try:
-        keys = json.loads(str(group.attrs["configuration"]))
-    except json.JSONDecodeError as error:
-        raise StoreError(f"{path}: attribute `configuration` is damaged: {error}") from error
-    return Study.from_dict(keys), group
+        study = Study.from_dict(keys)
+    except ValueError as error:
+        raise StoreError(f"{path}: attribute `configuration`: {error}") from error
+    return study, group
 
 
 def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool) -> None:
@@ -412,7 +547,7 @@ def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool
 
     **Raises:** `StoreError` that says what differs.
     """
-    stored = json.loads(str(group.attrs["identity"]))
+    stored = _parsed(path, group, "identity")
     differences = [
         f"`{name}` is {there} in the store and {here} here"
         for name, there, here in _differences(stored, study.identity())
@@ -420,10 +555,8 @@ def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool
     if differences:
         raise StoreError(f"{path} holds another study: {'; '.join(differences)}")
     if study.chunk is not None and study.chunk != group.attrs["chunk"]:
-        raise StoreError(
-            f"{path} is cut into chunks of {group.attrs['chunk']}, not {study.chunk}"
-        )
-    there = json.loads(str(group.attrs["versions"]))
+        raise StoreError(f"{path} is cut into chunks of {group.attrs['chunk']}, not {study.chunk}")
+    there = _parsed(path, group, "versions")
     told = [
         f"{name} {there.get(name)} there and {version} here"
         for name, version in versions().items()
@@ -454,6 +587,7 @@ def locked(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(f"{path}.lock", blocking=False)
     try:
@@ -461,8 +595,6 @@ def locked(path: Path | None) -> Iterator[None]:
     except filelock.Timeout:
         raise StoreError(f"another process is working on {path}") from None
     try:
-        for leftover in path.rglob("*.partial"):
-            leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -472,5 +604,3 @@ def current_platform() -> str:
     """The kind of device that computes the samples."""
     device = jax.config.jax_default_device
     return jax.default_backend() if device is None else getattr(device, "platform", str(device))
-
-

@@ -1,0 +1,160 @@
+"""`jaxcond plot` and `jaxcond phase`: figures of a store, and maps without any samples."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.text import Text
+
+from .. import plotting
+from ..blowup import Status
+from ..ensembles import infinite_width_times
+from ..files import written_whole
+from ..study import open_store, summarise
+from ._common import Parser, check_writable, out
+
+_KINDS = ("distribution", "scaling", "convergence", "phase")
+_SYMBOLS = {"aspect": "$p/q$", "scale_a": "$s_a$", "scale_b": "$s_b$", "scale_c": "$s_c$"}
+_AXES = tuple(_SYMBOLS)
+
+
+def add_plot(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add both commands and their options."""
+    plot = commands.add_parser(
+        "plot",
+        help="figures of a study: distribution, scaling, convergence, phase map",
+        description=(
+            "Draws the study in a store: the distribution at each sweep point, the scaling of mean "
+            "and deviation with the width beside the limit law, the convergence of the mean, or a "
+            "phase map over two axes beside that of infinite width."
+        ),
+    )
+    add = plot.add_argument
+    add("store", type=Path, metavar="STORE", help="the store of a study")
+    add("--kind", choices=_KINDS, default="distribution", help="what to draw")
+    add("--axes", nargs=2, metavar=("X", "Y"), help="axes of a phase map (default: the first two)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="figure to write; the suffix tells the format (default: KIND.png)",
+    )
+    plot.set_defaults(command=_plot)
+
+    phase = commands.add_parser(
+        "phase",
+        help="phase map of the infinite-width blow-up time, without sampling",
+        description=(
+            "A map of what √q·T* tends to at infinite width over two of the aspect ratio p/q and "
+            "the scales of the layers. No samples are drawn."
+        ),
+    )
+    add = phase.add_argument
+    for name, default in (("x", ("scale_b", 0.1, 10.0)), ("y", ("aspect", 0.1, 10.0))):
+        add(
+            f"--{name}",
+            nargs=3,
+            default=default,
+            metavar=("NAME", "FROM", "TO"),
+            help=f"axis: one of {', '.join(_AXES)}, and its range (default "
+            f"{' '.join(map(str, default))})",
+        )
+    add("--num", type=int, default=41, metavar="N", help="values along each axis (default 41)")
+    add("--linear", action="store_true", help="values evenly spaced, not their logarithms")
+    for name in _AXES:
+        add(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=1.0,
+            metavar="VALUE",
+            help=f"{name} where it is no axis (default 1)",
+        )
+    add("--out", type=Path, default=Path("phase.png"), metavar="FILE", help="figure to write")
+    add("--save", type=Path, metavar="FILE", help="also write the values to an .npz file")
+    phase.set_defaults(command=_phase)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    jax.config.update("jax_enable_x64", True)
+    path = Path(f"{arguments.kind}.png") if arguments.out is None else arguments.out
+    check_writable(path)
+    plotting.check_format(path)
+    store = open_store(arguments.store)
+    summary = summarise(store)
+    if arguments.kind == "distribution":
+        figure = plotting.distributions(store, summary)
+    elif arguments.kind == "scaling":
+        figure = plotting.scaling(summary)
+    elif arguments.kind == "convergence":
+        figure = plotting.convergence(store, summary)
+    else:
+        axes = arguments.axes or list(summary.study.sweep)[:2]
+        if len(axes) < 2:
+            raise ValueError("A phase map needs a sweep over two axes.")
+        figure = plotting.study_map(summary, *axes)
+    plotting.save(figure, path)
+    out.print(Text(f"Figure written to {path}"), soft_wrap=True)
+    return 0
+
+
+def _axis(option: str, given: Any, num: int, linear: bool) -> tuple[str, np.ndarray]:
+    name, *ends = given
+    if name not in _AXES:
+        raise ValueError(f"{option} takes one of {', '.join(_AXES)}, not {name!r}")
+    try:
+        start, stop = (float(end) for end in ends)
+    except ValueError:
+        raise ValueError(f"{option} takes a name and two numbers, not {' '.join(ends)!r}") from None
+    low = 0 if linear and name != "aspect" else np.nextafter(0, 1)
+    if not (low <= start < stop < np.inf):
+        raise ValueError(
+            f"{option} needs a range of growing, {'' if low == 0 else 'positive, '}finite numbers, "
+            f"not {start:g} to {stop:g}"
+        )
+    return name, (np.linspace if linear else np.geomspace)(start, stop, num)
+
+
+def _phase(arguments: argparse.Namespace) -> int:
+    jax.config.update("jax_enable_x64", True)
+    check_writable(arguments.out)
+    plotting.check_format(arguments.out)
+    if arguments.save is not None:
+        check_writable(arguments.save)
+    if arguments.num < 2:
+        raise ValueError(f"--num must be at least 2, but is {arguments.num}")
+    x_name, x = _axis("--x", arguments.x, arguments.num, arguments.linear)
+    y_name, y = _axis("--y", arguments.y, arguments.num, arguments.linear)
+    if x_name == y_name:
+        raise ValueError(f"--x and --y name the same axis, {x_name}")
+    fixed = {name: getattr(arguments, name) for name in _AXES}
+    found = infinite_width_times(**(fixed | {x_name: x[None, :], y_name: y[:, None]}))
+    known = np.asarray(found.status) == Status.CONVERGED
+    values = np.where(known, np.asarray(found.time), np.nan)
+    rest = ", ".join(
+        f"{_SYMBOLS[name]} = {fixed[name]:g}" for name in _AXES if name not in (x_name, y_name)
+    )
+    figure = plotting.phase_map(
+        x,
+        y,
+        values,
+        x_label=plotting.axis_label(x_name),
+        y_label=plotting.axis_label(y_name),
+        label=r"$\sqrt{q}\,T^*$ at infinite width",
+        title=rest,
+        log_x=not arguments.linear,
+        log_y=not arguments.linear,
+    )
+    plotting.save(figure, arguments.out)
+    out.print(
+        Text(f"{known.sum()} of {known.size} values found, figure written to {arguments.out}"),
+        soft_wrap=True,
+    )
+    if arguments.save is not None:
+        with written_whole(arguments.save) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file, **{x_name: x, y_name: y}, time=values, error=np.asarray(found.error)
+            )
+        out.print(Text(f"Values written to {arguments.save}"), soft_wrap=True)
+    return 0 if known.all() else 3

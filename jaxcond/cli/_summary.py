@@ -1,0 +1,312 @@
+"""`jaxcond summary`, `info`: what a store holds, in words and numbers."""
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..files import written_whole
+from ..statistics import Fitted, Scaling, compare
+from ..study import (
+    PointSummary,
+    Store,
+    StudySummary,
+    converged_times,
+    open_store,
+    summarise,
+)
+from ..study.store import versions
+from ._common import Parser, check_writable, out
+
+
+def add_summary(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add the commands and their options."""
+    summary = commands.add_parser(
+        "summary",
+        help="statistics of a study: table, JSON, CSV; comparison of two",
+        description=(
+            "Statistics of the study in a store, with confidence intervals: mean (by the control "
+            "variate or quasi-Monte Carlo where the study has them, with the gain in variance as "
+            "measured), standard deviation, quantiles (exact bootstrap), statuses, and the scaling "
+            "with the width where it is swept. Works while a study runs, too."
+        ),
+    )
+    add = summary.add_argument
+    add("store", type=Path, metavar="STORE", help="the store of a study")
+    add("--json", type=Path, metavar="FILE", help="also write everything to a JSON file")
+    add("--csv", type=Path, metavar="FILE", help="also write a row for each point to a CSV file")
+    add(
+        "--compare",
+        type=Path,
+        metavar="STORE",
+        help="also compare with another study, point by point: Welch and Kolmogorov-Smirnov tests",
+    )
+    add(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="LEVEL",
+        help="of all intervals (default 0.95)",
+    )
+    add("--quiet", action="store_true", help="no table")
+    summary.set_defaults(command=_summary)
+
+    info = commands.add_parser(
+        "info",
+        help="configuration, versions and progress of a study; checks every chunk",
+        description="What a store holds, and with --verify whether every chunk can be read.",
+    )
+    info.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
+    info.add_argument(
+        "--verify", action="store_true", help="read every chunk and compare its checksum"
+    )
+    info.set_defaults(command=_info)
+
+
+def _text(value: Any) -> str:
+    """A swept value."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float, error: float | None = None) -> str:
+    """A number with as many digits as its error leaves."""
+    if not math.isfinite(value):
+        return "–"
+    if error is None or not math.isfinite(error) or error <= 0 or value == 0:
+        return f"{value:.8g}"
+    digits = math.ceil(math.log10(abs(value) / error)) + 1
+    return f"{value:.{min(max(digits, 2), 15)}g}"
+
+
+def print_summary(summary: StudySummary, seconds: float | None = None) -> None:
+    """One table for a single point; a row for each point of a sweep."""
+    if len(summary.points) == 1:
+        _print_point(summary, summary.points[0], seconds)
+    else:
+        _print_points(summary)
+        if seconds is not None:
+            total = sum(point.num_samples for point in summary.points)
+            out.print(f"{total} samples in {seconds:.1f} s", highlight=False)
+    for others, scaling in summary.scalings:
+        _print_scaling(others, scaling)
+    if not summary.complete:
+        out.print("The study is not complete.")
+
+
+def _print_point(summary: StudySummary, point: PointSummary, seconds: float | None) -> None:
+    kind = summary.study.ensemble.get("kind", "gaussian")
+    title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}, {point.num_samples} samples"
+    table = Table(title=title, show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    best, plain, root = point.mean, point.plain, point.scale
+    level = f"{summary.confidence:.0%}"
+    rows: list[tuple[str, str]] = []
+    if best.method != "plain":
+        rows += [
+            (f"mean by {best.method}", _pair(best.mean, best.standard_error)),
+            ("its variance, plain over this", f"{best.gain:.4g}"),
+        ]
+    rows += [("mean ± standard error", _pair(plain.mean, plain.standard_error))]
+    rows += [("standard deviation", f"{point.moments.deviation:.4g}")]
+    rows += [
+        (
+            f"quantile {q.level:.1%} ({level} interval)",
+            f"{_number(q.value, q.upper - q.lower)} "
+            f"({_number(q.lower, q.upper - q.lower)}, {_number(q.upper, q.upper - q.lower)})",
+        )
+        for q in point.quantiles
+    ]
+    rows += [
+        ("mean of √q·T*", _pair(root * best.mean, root * best.standard_error)),
+        ("√q·T* at infinite width", _number(point.limit)),
+        ("widest bracket, relative", f"{point.widest_bracket:.2g}"),
+        ("largest numerical error, relative", f"{point.largest_error:.2g}"),
+    ]
+    total = max(point.num_samples, 1)
+    shares = [(name, n) for name, n in point.statuses.items() if n or name == "converged"]
+    rows += [(f"status {name}", f"{n}  ({n / total:.4%})") for name, n in shares]
+    rows += [(f"settled by {name}", str(n)) for name, n in point.settled_by.items() if n]
+    rows += [
+        (f"{name}: mean, deviation", f"{m.mean:.6g}, {m.deviation:.3g}")
+        for name, m in point.observables.items()
+    ]
+    if seconds is not None:
+        rate = point.num_samples / seconds
+        rows.append(("time", f"{seconds:.2f} s  ({rate:,.0f} samples/s with compilation)"))
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _pair(value: float, error: float) -> str:
+    return f"{value:.8g} ± {error:.2g}"
+
+
+def _print_points(summary: StudySummary) -> None:
+    study = summary.study
+    table = Table(
+        title=f"Blow-up time T*, {len(summary.points)} points, seed {study.seed}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in study.sweep:
+        table.add_column(name, justify="right")
+    gains = any(point.mean.method != "plain" for point in summary.points)
+    names = ["samples", "mean T* ± error", "deviation", "√q·T*", "limit"]
+    for name in (*names, *(["gain"] if gains else []), "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in summary.points:
+        best = point.mean
+        cells = [_text(value) for value in point.coordinates.values()]
+        cells += [
+            str(point.num_samples),
+            f"{_number(best.mean, best.standard_error)} ± {best.standard_error:.1g}",
+            f"{point.moments.deviation:.3g}",
+            _number(point.scale * best.mean, point.scale * best.standard_error),
+            "–" if not math.isfinite(point.limit) else f"{point.limit:.6g}",
+        ]
+        if gains:
+            cells.append(f"{best.gain:.4g}")
+        cells.append(str(point.num_samples - point.moments.count))
+        table.add_row(*cells)
+    methods = {point.mean.method for point in summary.points} - {"plain"}
+    out.print(table)
+    if gains:
+        out.print(
+            f"Means by {' and '.join(sorted(methods))}; gain: variance of the plain mean over "
+            "that of this one.",
+            highlight=False,
+        )
+
+
+def _print_scaling(others: dict[str, Any], scaling: Scaling) -> None:
+    where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
+    table = Table(
+        title=f"Scaling with the width m{': ' + where if where else ''}", box=box.SIMPLE_HEAD
+    )
+    for name in ("quantity", "value ± error", "interval", "p-value"):
+        table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=True)
+    fits: list[tuple[str, Fitted]] = [
+        ("limit of √m·T*", scaling.limit),
+        ("its 1/m correction", scaling.correction),
+        ("exponent α of the mean ~ m^-α", scaling.mean_exponent),
+        ("β of the fluctuation ~ m^-β", scaling.fluctuation_exponent),
+        ("amplitude s of s/√m", scaling.amplitude),
+    ]
+    for name, fit in fits:
+        table.add_row(
+            name,
+            f"{_number(fit.value, fit.error)} ± {fit.error:.1g}",
+            f"{_number(fit.lower, fit.error)}, {_number(fit.upper, fit.error)}",
+            f"{fit.p_value:.2g}" if math.isfinite(fit.p_value) else "–",
+        )
+    out.print(table)
+    if scaling.covers_limit is not None:
+        verb = "covers" if scaling.covers_limit else "does NOT cover"
+        out.print(f"The interval of the limit {verb} the infinite-width value.")
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    jax.config.update("jax_enable_x64", True)
+    for path in (arguments.json, arguments.csv):
+        if path is not None:
+            check_writable(path)
+    store = open_store(arguments.store)
+    summary = summarise(store, confidence=arguments.confidence)
+    if not arguments.quiet:
+        print_summary(summary)
+    if arguments.compare is not None:
+        _print_comparison(store, open_store(arguments.compare), arguments)
+    if arguments.json is not None:
+        with written_whole(arguments.json) as temporary:
+            text = json.dumps(summary.to_dict(), indent=1, allow_nan=False)
+            Path(temporary).write_text(text + "\n")
+        out.print(Text(f"Statistics written to {arguments.json}"), soft_wrap=True)
+    if arguments.csv is not None:
+        rows = summary.rows()
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        with written_whole(arguments.csv) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        out.print(Text(f"Table written to {arguments.csv}"), soft_wrap=True)
+    return 3 if any(point.statuses["not_converged"] for point in summary.points) else 0
+
+
+def _print_comparison(first: Store, second: Store, arguments: argparse.Namespace) -> None:
+    if first.study.points != second.study.points:
+        raise ValueError(
+            f"{arguments.store} and {arguments.compare} have different sweep points: they cannot "
+            "be compared point by point"
+        )
+    table = Table(title=f"{arguments.store} against {arguments.compare}", box=box.SIMPLE_HEAD)
+    for name in ("point", "difference of means", "interval", "p (Welch)", "ratio of variances",
+                 "interval", "KS", "p (KS)"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for point in range(len(first.study.points)):
+        a, b = (_all_times(store, point) for store in (first, second))
+        found = compare(a, b, arguments.confidence)
+        width = found.difference_upper - found.difference_lower
+        table.add_row(
+            first.study.name(point) or "all",
+            _number(found.difference, width),
+            f"{_number(found.difference_lower, width)}, {_number(found.difference_upper, width)}",
+            f"{found.p_value:.3g}",
+            f"{found.variance_ratio:.4g}",
+            f"{found.variance_ratio_lower:.4g}, {found.variance_ratio_upper:.4g}",
+            f"{found.ks_statistic:.4g}",
+            f"{found.ks_p_value:.3g}",
+        )
+    out.print(table)
+
+
+def _all_times(store: Store, point: int) -> Any:
+    pieces = list(converged_times(store, point))
+    return np.concatenate(pieces) if pieces else np.zeros(0)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments.store)
+    study = store.study
+    finished = store.finished()
+    total = study.samples * len(study.points)
+    done = int(finished.sum())
+    attributes = dict(store.group.attrs)
+    table = Table(show_header=False, box=box.SIMPLE)
+    sizes = ", ".join(f"{name} {size}" for name, size in study.dims.items())
+    there = json.loads(str(attributes["versions"]))
+    here = versions()
+    told = ", ".join(
+        f"{name} {version}" + ("" if here.get(name) == version else f" (here {here.get(name)})")
+        for name, version in there.items()
+    )
+    for name, value in (
+        ("configuration", json.dumps(study.to_dict())),
+        ("hash", attributes.get("configuration_hash", "–")),
+        ("points", f"{len(study.points)}" + (f" ({sizes})" if sizes else "")),
+        ("samples", f"{done} of {total} ({done / total:.2%})"),
+        ("complete", "yes" if attributes.get("complete") else "no"),
+        ("chunk", f"{store.chunk} samples"),
+        ("drawn", "in exact reduced form" if study.reduced else "in full"),
+        ("created", f"{attributes.get('created', '–')} on {attributes.get('platform', '–')}"),
+        ("versions", told),
+        ("variables", ", ".join(sorted(name for name, _ in store.group.arrays()))),
+    ):
+        table.add_row(name, Text(str(value), overflow="fold"))
+    out.print(table)
+    if not arguments.verify:
+        return 0
+    damaged = store.damaged()
+    for _, _, why in damaged:
+        out.print(Text(why), soft_wrap=True)
+    out.print(f"{int((finished > 0).sum()) - len(damaged)} chunks can be read, {len(damaged)} not.")
+    return 1 if damaged else 0

@@ -1,0 +1,258 @@
+"""Figures of a study: distributions, scaling with the width, convergence, maps over two axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..statistics import Scaling, quantiles, running_mean
+from ..study import PointSummary, Store, StudySummary, converged_times
+from ._phase import phase_maps
+
+_MOST_PANELS = 16
+_LABELS = {
+    "width": "width $m$",
+    "aspect": r"aspect ratio $p/q$",
+    "p": "width $p$",
+    "q": "width $q$",
+    "scale": "scale of all layers",
+    "scale_a": "scale $s_a$ of the output layer",
+    "scale_b": "scale $s_b$ of the middle layer",
+    "scale_c": "scale $s_c$ of the input layer",
+    "rank": "rank of the signal",
+    "noise": r"share of noise $\eta$",
+}
+_BARS = {"color": "0.75", "edgecolor": "0.45", "linewidth": 0.4}
+
+
+def _name(coordinates: dict[str, Any]) -> str:
+    told = (f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in coordinates.items())  # fmt: skip
+    return ", ".join(told)
+
+
+def distributions(store: Store, summary: StudySummary) -> Figure:
+    r"""The distribution of $\sqrt q\,T^*$ at each sweep point.
+
+    The infinite-width value and the mean with its standard error are marked. Tails beyond the 0.1
+    and 99.9 % quantiles are left out and counted under the axis. The first 16 points that have
+    finite blow-up times are shown.
+
+    **Raises:** `ValueError` if no sample has a finite blow-up time.
+    """
+    shown = [point for point in summary.points if point.moments.count]
+    if not shown:
+        raise ValueError("No sample has a finite blow-up time: there is nothing to plot.")
+    hidden = len(shown) - _MOST_PANELS
+    shown = shown[:_MOST_PANELS]
+    columns = min(len(shown), 4 if len(shown) > 4 else len(shown))
+    rows = -(-len(shown) // columns)
+    size = (5.2, 3.4) if len(shown) == 1 else (3.1 * columns, 2.5 * rows)
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, point in zip(panels, shown, strict=False):
+        _distribution(axes, store, point, alone=len(shown) == 1)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    study = summary.study
+    title = f"{study.ensemble.get('kind', 'gaussian')} ensemble, seed {study.seed}"
+    if hidden > 0:
+        title += f"; first {_MOST_PANELS} of {_MOST_PANELS + hidden} points"
+    if len(shown) > 1:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _distribution(axes: Axes, store: Store, point: PointSummary, *, alone: bool) -> None:
+    root, index = point.scale, point.point
+    low, high = (
+        root * q.value for q in quantiles(lambda: converged_times(store, index), [0.001, 0.999])
+    )
+    bins = int(np.clip(2 * point.moments.count ** (1 / 3), 8, 120))
+    # At enormous widths the values agree to rounding, and bins need some width.
+    least = 1e3 * np.finfo(np.float64).eps * high
+    span = (low, high) if high - low > least else (low - least, high + least)
+    edges = np.linspace(*span, bins + 1)
+    counts = np.zeros(bins)
+    for times in converged_times(store, index):
+        counts += np.histogram(root * times.astype(np.float64), edges)[0]
+    axes.bar(
+        edges[:-1],
+        counts / max(counts.sum(), 1) / np.diff(edges),
+        np.diff(edges),
+        align="edge",
+        **_BARS,
+    )
+    mean = f"mean {root * point.mean.mean:.5g}"
+    if point.moments.count > 1:
+        mean += f" ± {root * point.mean.standard_error:.1g}"
+    axes.axvline(root * point.mean.mean, color="C0", linewidth=1.4, label=mean)
+    if math.isfinite(point.limit):
+        text = f"infinite width {point.limit:.6g}"
+        axes.axvline(point.limit, color="C3", linewidth=1.4, linestyle="--", label=text)
+    beyond = int(point.moments.count - counts.sum())
+    note = f"\n({beyond} of {point.moments.count} beyond the axis)" if beyond else ""
+    size = 10 if alone else 7
+    axes.set_xlabel(rf"rescaled blow-up time $\sqrt{{q}}\,T^*${note}", fontsize=size)
+    axes.set_ylabel("probability density", fontsize=size)
+    title = f"width {point.p} × {point.q}, {point.num_samples} samples"
+    if point.coordinates and not alone:
+        title = _name(point.coordinates)
+    axes.set_title(title, fontsize=9 if alone else 8)
+    axes.tick_params(labelsize=9 if alone else 6)
+    # Room above the bars, so that the legend hides none of them.
+    axes.margins(y=0.25 if alone else 0.35)
+    axes.legend(frameon=False, fontsize=8 if alone else 6, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def scaling(summary: StudySummary) -> Figure:
+    r"""How mean and deviation of $\sqrt m\,T^*$ go with the width, beside the limit law.
+
+    Left: the mean against $1/m$ with its standard error, the fit and the infinite-width value.
+    Right: the deviation, with its fitted law and $1/\sqrt m$. One colour for each combination of
+    the other swept keys.
+
+    **Raises:** `ValueError` if fewer than two widths were swept.
+    """
+    if not summary.scalings:
+        raise ValueError("A plot of the scaling needs a sweep over at least two widths.")
+    figure = Figure(figsize=(8.2, 3.6), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (others, fit) in enumerate(summary.scalings):
+        members = [
+            p
+            for p in summary.points
+            if p.moments.count > 3 and all(p.coordinates[k] == v for k, v in others.items())
+        ]
+        _scaling(left, right, members, others, fit, f"C{number % 10}")
+    left.set_xlabel("$1/m$")
+    left.set_ylabel(r"mean of $\sqrt{m}\,T^*$")
+    left.set_xlim(left=0)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("width $m$")
+    right.set_ylabel(r"standard deviation of $\sqrt{m}\,T^*$")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _scaling(
+    left: Axes,
+    right: Axes,
+    members: Sequence[PointSummary],
+    others: dict[str, Any],
+    fit: Scaling,
+    colour: str,
+) -> None:
+    m = np.array([float(p.q) for p in members])
+    root = np.sqrt(m)
+    means = root * np.array([p.mean.mean for p in members])
+    errors = root * np.array([p.mean.standard_error for p in members])
+    told = f"{_name(others)}: " if others else ""
+    style: dict[str, Any] = {"color": colour, "markersize": 3.5, "linestyle": "none"}
+    left.errorbar(1 / m, means, errors, marker="o", capsize=2, label=f"{told}samples", **style)
+    limit = f"{told}limit and $1/m$ term of the fit, {fit.limit.value:.7g} ± {fit.limit.error:.1g}"
+    x = np.linspace(0, 1.05 / m.min(), 200)
+    y = fit.limit.value + fit.correction.value * x
+    left.plot(x, y, color=colour, linewidth=0.8, label=limit)
+    known = members[0].limit
+    if math.isfinite(known):
+        left.axhline(
+            known, color=colour, linewidth=0.8, linestyle="--",
+            label=f"{told}infinite width {known:.7g}",
+        )  # fmt: skip
+    spreads = root * np.array([p.moments.deviation for p in members])
+    spread_errors = root * np.array([p.moments.deviation_error for p in members])
+    right.errorbar(
+        m, spreads, spread_errors, marker="o", capsize=2, label=f"{told}samples", **style
+    )
+    amplitude = fit.amplitude
+    law = rf"{told}$({amplitude.value:.4g} \pm {amplitude.error:.1g})/\sqrt{{m}}$"
+    wide = np.geomspace(m.min(), m.max(), 100)
+    right.plot(wide, amplitude.value / np.sqrt(wide), color=colour, linewidth=0.8, label=law)
+
+
+def convergence(store: Store, summary: StudySummary) -> Figure:
+    r"""The mean of the first $n$ samples against $n$, over the mean of all, with its error.
+
+    The band is the interval of two standard errors about the mean of all samples.
+
+    **Raises:** `ValueError` if no point has two finite blow-up times.
+    """
+    shown = [point for point in summary.points if point.moments.count > 1][:10]
+    if not shown:
+        raise ValueError("No point has two finite blow-up times: there is nothing to plot.")
+    figure = Figure(figsize=(5.6, 3.6), dpi=160, layout="constrained")
+    axes = figure.subplots()
+    for number, point in enumerate(shown):
+        index = point.point
+        found = running_mean(lambda index=index: converged_times(store, index))
+        mean, colour = point.moments.mean, f"C{number % 10}"
+        axes.plot(
+            found.counts, found.means / mean - 1, color=colour, linewidth=1,
+            label=_name(point.coordinates) or f"width {point.p} × {point.q}",
+        )  # fmt: skip
+        if len(shown) == 1:
+            # Half of two standard errors of the mean of the first n.
+            half = 2 * found.standard_errors / mean
+            axes.fill_between(found.counts, -half, half, color=colour, alpha=0.15, linewidth=0)
+    axes.axhline(0, color="0.5", linewidth=0.6)
+    axes.set_xscale("log")
+    axes.set_xlabel("number of samples $n$")
+    axes.set_ylabel(r"mean $T^*$ of the first $n$ over that of all, less 1")
+    axes.legend(frameon=False, fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def study_map(summary: StudySummary, x: str, y: str) -> Figure:
+    r"""The mean of $\sqrt q\,T^*$ over two axes of a sweep, beside the infinite-width values.
+
+    A third map shows the relative difference of the two, where the limit is known.
+
+    **Arguments:** `x`, `y`, names of two axes; other axes must have one value.
+
+    **Raises:** `ValueError` for axes that are not of the sweep, or that do not form a grid.
+    """
+    study = summary.study
+    for name in (x, y):
+        if name not in study.sweep or name == "kind":
+            raise ValueError(f"A map needs axes of numbers, but {name} is not one of this sweep.")
+    if x == y:
+        raise ValueError("A map needs two different axes.")
+    others = [n for n, v in study.axes.items() if n not in (x, y) and len(set(v)) > 1]
+    if others or study.combine == "zip":
+        what = ", ".join(others) or "zipped axes"
+        raise ValueError(f"A map over {x} and {y} cannot show {what} besides.")
+    xs, ys = sorted(study.axes[x]), sorted(study.axes[y])
+    shape = (len(ys), len(xs))
+    sampled, limit = np.full(shape, np.nan), np.full(shape, np.nan)
+    for point in summary.points:
+        place = ys.index(point.coordinates[y]), xs.index(point.coordinates[x])
+        sampled[place] = point.scale * point.mean.mean
+        limit[place] = point.limit
+    maps = {"sampled": sampled}
+    differences = {}
+    if np.isfinite(limit).any():
+        maps["infinite width"] = limit
+        differences["sampled / infinite width − 1"] = sampled / limit - 1
+    return phase_maps(
+        xs, ys, maps,
+        x_label=_LABELS[x], y_label=_LABELS[y], label=r"$\sqrt{q}\,T^*$",
+        differences=differences, log_x=_is_log(xs), log_y=_is_log(ys),
+    )  # fmt: skip
+
+
+def _is_log(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= 8
+
+
+def axis_label(name: str) -> str:
+    """How a swept key is written at an axis."""
+    return _LABELS[name]

@@ -1,0 +1,445 @@
+"""Studies on several processes or machines, by Dask distributed (the optional extra `cluster`).
+
+Workers compute chunks and write them into the store themselves; what travels is which chunk, and
+its moments back. The process that runs the study, the coordinator, alone marks chunks as finished.
+"""
+
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import zarr
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, wait
+from zarr.storage import LocalStore
+
+from .._threads import num_cores
+from .compute import Outcome, compute
+from .config import Study
+from .run import AbstractCrew, CrewMaker
+from .store import Store, StoreError, Task, current_platform, versions
+
+# Seconds.
+_CONNECT, _POLL, _NO_WORKER, _CLOSE = 15.0, 1.0, 60.0, 10.0
+_RETRIES = 3
+# One in work and one waiting, so that a worker goes on while the coordinator marks.
+_TASKS_PER_THREAD = 2
+_logger = logging.getLogger("jaxcond")
+
+
+# On a worker.
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know of a study, once.
+
+    **Arguments:** `token`, of this run; `path` and `digest`, of the store; `study`, the arguments
+    of `Study` by cloudpickle, so that functions of a script travel; `versions`, of the coordinator.
+    """
+
+    token: str
+    path: str
+    digest: str
+    study: bytes
+    versions: tuple[tuple[str, str], ...]
+
+
+_active: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=4)
+def _open(job: _Job) -> Store:
+    """The store as a worker sees it, once in each process."""
+    host, path = socket.gethostname(), Path(job.path)
+    told = _differences(dict(job.versions), versions())
+    if told:
+        raise StoreError(f"A worker on {host} has other versions than the coordinator: {told}.")
+    if not path.exists():
+        raise StoreError(
+            f"A worker on {host} does not see the store {path}: workers and coordinator need a "
+            "file system that they share."
+        )
+    try:
+        keys = cloudpickle.loads(job.study)
+    except Exception as error:
+        raise ValueError(f"A worker on {host} cannot read the study: {error}") from error
+    group = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False)
+    if group.attrs.get("configuration_hash") != job.digest:
+        raise StoreError(f"A worker on {host} sees the store of another study at {path}.")
+    return Store(Study(**keys), group, path)
+
+
+def _work(job: _Job, task: Task) -> Outcome:
+    with _lock:
+        _active[job.token] += 1
+    try:
+        store = _open(job)
+        values, outcome = compute(store.study, task)
+        store.write(task, values)
+    finally:
+        with _lock:
+            _active[job.token] -= 1
+    return outcome
+
+
+def _num_active(token: str) -> int:
+    with _lock:
+        return _active[token]
+
+
+def _survey() -> dict[str, str]:
+    return {**versions(), "platform": current_platform()}
+
+
+def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """The versions that are not the same, in words."""
+    return "; ".join(
+        f"{name} {there.get(name)} there and {version} here"
+        for name, version in here.items()
+        if there.get(name) != version
+    )
+
+
+class _Share(WorkerPlugin):
+    """Gives each worker of a machine its own cores, and its own of the GPUs that are named.
+
+    Comes with the worker, not by the scheduler: it is there before the first task, also when a
+    lost worker is started again, under the same name.
+    """
+
+    name = "jaxcond-share"
+
+    def __init__(self, shares: Sequence[Sequence[int]]):
+        self.shares = shares
+
+    def setup(self, worker: Worker) -> None:
+        """Before JAX looks at the cores: on the main thread, and for the threads there are."""
+        place = int(worker.name)
+        if hasattr(os, "sched_setaffinity"):
+            for thread in _threads():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(thread, self.shares[place % len(self.shares)])
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if len(gpus) > 1:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+        _ignore_interrupts()
+
+
+def _threads() -> list[int]:
+    with suppress(OSError):
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    return [0]
+
+
+def _ignore_interrupts() -> None:
+    # Ctrl-C reaches all processes of a terminal; the coordinator decides what becomes of it.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# In the coordinator.
+
+
+class Cluster(AbstractCrew):
+    """The workers of a Dask cluster, with some tasks for each of their threads.
+
+    **Arguments:** `client`, connected; `cluster`, the one to close in the end, if any.
+
+    **Raises:** `StoreError` if the workers have other versions than this process, `ValueError` for
+    a store in memory.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        solved: Callable[[int, int], None],
+        client: Client,
+        cluster: LocalCluster | None = None,
+    ):
+        self._path = _path_of(store)
+        self._study, self._solved = study, solved
+        # Annotated as if every call were asynchronous.
+        self._client: Any = client
+        self._cluster = cluster
+        self._futures: dict[Future, Task] = {}
+        self._job = _Job(
+            token=uuid.uuid4().hex,
+            path=str(self._path),
+            digest=str(store.group.attrs["configuration_hash"]),
+            study=_pickled(study),
+            versions=tuple(versions().items()),
+        )
+        self._asked = self._seen = time.monotonic()
+        self.capacity = 1
+        self._count()
+        platforms = self._check_workers()
+        if len(platforms) == 1:
+            store.describe(platform=platforms.pop())
+
+    def _check_workers(self) -> set[str]:
+        """Compare versions; returns the platforms on which the workers compute."""
+        platforms = set()
+        for address, found in self._client.run(_survey, on_error="return").items():
+            if isinstance(found, BaseException):
+                raise StoreError(f"The worker at {address} cannot import jaxcond: {found}")
+            told = _differences(dict(self._job.versions), found)
+            if told:
+                raise StoreError(
+                    f"The worker at {address} has other versions than this process: {told}."
+                )
+            platforms.add(found["platform"])
+        return platforms
+
+    def _count(self) -> bool:
+        """Look how many workers there are; returns whether they may be given more."""
+        before = self.capacity
+        try:
+            threads = sum(self._client.nthreads().values())
+        except OSError as error:
+            raise self._lost() from error
+        self._asked = time.monotonic()
+        if threads > 0:
+            self._seen = self._asked
+        elif self._asked - self._seen >= _NO_WORKER:
+            address = self._client.scheduler_info()["address"]
+            _logger.warning("No worker at %s for %.0f s; waiting for one.", address, _NO_WORKER)
+            self._seen = self._asked
+        self.capacity = max(1, _TASKS_PER_THREAD * threads)
+        return self.capacity > before
+
+    def _lost(self) -> StoreError:
+        return StoreError(
+            f"The Dask scheduler is gone. Finished chunks are kept: `jaxcond resume {self._path}` "
+            "goes on."
+        )
+
+    def submit(self, task: Task) -> None:
+        """Queue a task; a lost worker's are given to another."""
+        name = f"jaxcond-{self._job.token[:8]}-{task.point}-{task.start}"
+        try:
+            future = self._client.submit(
+                _work, self._job, task, key=name, pure=False, retries=_RETRIES
+            )
+        except (OSError, RuntimeError) as error:
+            raise self._lost() from error
+        self._futures[future] = task
+
+    def collect(self) -> list[tuple[Task, Outcome]]:
+        """Wait for at least one task, or for more workers; then there may be none."""
+        while True:
+            if time.monotonic() - self._asked >= _POLL and self._count():
+                return []
+            try:
+                with self._client.as_current():
+                    wait(list(self._futures), timeout=_POLL, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                continue
+            except CancelledError as error:
+                raise self._lost() from error
+            # What is done counts before what failed is told.
+            done = [future for future in self._futures if future.status == "finished"]
+            if done:
+                return self._take(done)
+            for future, task in self._futures.items():
+                if future.done():
+                    self._raise(future, task)
+
+    def _take(self, done: list[Future]) -> list[tuple[Task, Outcome]]:
+        try:
+            outcomes = self._client.gather(done)
+        except (CancelledError, OSError) as error:
+            raise self._lost() from error
+        found = [(self._futures.pop(f), outcome) for f, outcome in zip(done, outcomes, strict=True)]
+        for task, _ in found:
+            self._solved(task.point, task.stop - task.start)
+        return found
+
+    def _raise(self, future: Future, task: Task) -> None:
+        place = f"samples {task.start} to {task.stop - 1}"
+        if self._study.points[task.point]:
+            place += f" at {self._study.name(task.point)}"
+        kept = f"Finished chunks are kept: `jaxcond resume {self._path}` goes on."
+        error: Any = future.exception()
+        if isinstance(error, KilledWorker):
+            raise StoreError(
+                f"Every worker that was given {place} died, the last at "
+                f"{error.last_worker.address}; too little memory is the common reason, and "
+                f"smaller chunks need less. {kept}"
+            ) from error
+        if error is None or isinstance(error, CancelledError):
+            raise self._lost()
+        error.add_note(f"While a worker computed {place}. {kept}")
+        raise error
+
+    def close(self, *, wait: bool = True) -> None:
+        """Cancel what is not started, and wait for what is; close what was started for this run."""
+        with _quiet():
+            with suppress(Exception):
+                if self._futures:
+                    self._client.cancel(list(self._futures), force=True)
+                while wait and self._futures and self._num_active():
+                    time.sleep(0.1)
+            self._futures.clear()
+            _close(self._client, self._cluster)
+
+    def _num_active(self) -> int:
+        counts = self._client.run(_num_active, self._job.token, on_error="ignore")
+        return sum(counts.values())
+
+
+def _path_of(store: Store) -> Path:
+    if store.path is None:
+        raise ValueError(
+            "A study on a cluster needs a store on a file system that all workers share; one in "
+            "memory cannot be."
+        )
+    return store.path.absolute()
+
+
+def _pickled(study: Study) -> bytes:
+    """The arguments of a study, without what it has loaded; files by their whole path."""
+    keys = {field.name: getattr(study, field.name) for field in fields(study)}
+    if "path" in study.ensemble:
+        path = str(Path(study.ensemble["path"]).absolute())
+        keys["ensemble"] = {**study.ensemble, "path": path}
+    return cloudpickle.dumps(keys)
+
+
+@contextmanager
+def _quiet():
+    """Nothing from Dask's loggers, which tell of every connection that an end cuts."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client", "tornado")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _close(client: Client | None, cluster: LocalCluster | None) -> None:
+    if client is not None:
+        with suppress(Exception):
+            client.close(timeout=_CLOSE)
+    if cluster is not None:
+        with suppress(Exception):
+            cluster.close(timeout=_CLOSE)
+
+
+def _start(num_workers: int) -> LocalCluster:
+    """Processes on this machine, each with its share of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(num_cores()))
+    if num_workers <= len(cores):
+        shares = [part.tolist() for part in np.array_split(cores, num_workers)]
+    else:
+        shares = [[core] for core in cores]
+    # Workers compute on what this process would.
+    environment = {"JAX_PLATFORMS": "cpu"} if current_platform() == "cpu" else {}
+    guard = (
+        "The workers on this machine could not be started. In a script, what runs the study must "
+        'stand under `if __name__ == "__main__":`, since every worker imports the script.'
+    )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(guard)
+    try:
+        return LocalCluster(
+            n_workers=num_workers,
+            threads_per_worker=1,
+            processes=True,
+            # No dashboard; the port that Dask opens all the same is any free one.
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            silence_logs=logging.CRITICAL,
+            # Dask's limit is by its count of threads, and would end workers that need more.
+            memory_limit=0,
+            plugins=(_Share(shares),),
+            env=environment,
+        )
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(guard) from error
+
+
+def _connect(address: str) -> Client:
+    """A client of a scheduler, from its address or the file that it wrote."""
+    by_file = "://" not in address and (address.endswith(".json") or Path(address).is_file())
+    if by_file and not Path(address).is_file():
+        raise FileNotFoundError(f"There is no scheduler file {address}.")
+    try:
+        with _quiet():
+            return Client(
+                None if by_file else address,
+                scheduler_file=address if by_file else None,
+                timeout=_CONNECT,
+                set_as_default=False,
+            )
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"No Dask scheduler answers at {address} within {_CONNECT:g} s: {error}"
+        ) from error
+
+
+def dask_cluster(address: str | None = None, *, num_workers: int | None = None) -> CrewMaker:
+    """Workers of Dask distributed, on this or on other machines.
+
+    Workers and this process must see the store at the same path and have the same versions. A lost
+    worker's chunks are computed again by another.
+
+    **Arguments:**
+
+    - `address`: of a scheduler, as `tcp://host:8786`, or the name of its scheduler file.
+    - `num_workers`: without an address, how many processes to start on this machine, each with its
+      own share of the cores; by default one for each core. A script that does so needs
+      `if __name__ == "__main__":`, since every worker imports it.
+
+    **Returns:** the argument `crew` of `run`.
+
+    **Raises:** `ValueError` for arguments that do not go together. What it returns raises
+    `ValueError` for a store in memory, `OSError` if no scheduler answers, `StoreError` if workers
+    have other versions, `RuntimeError` if they cannot be started.
+    """
+    if address is not None and num_workers is not None:
+        raise ValueError(
+            "Argument `num_workers` is of workers on this machine and does not go with `address`."
+        )
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"Argument `num_workers` must be at least 1, but is {num_workers}.")
+
+    def make(study: Study, store: Store, solved: Callable[[int, int], None]) -> AbstractCrew:
+        _path_of(store)
+        client: Client | None = None
+        cluster: LocalCluster | None = None
+        try:
+            if address is None:
+                cluster = _start(num_cores() if num_workers is None else num_workers)
+                client = _connect(cluster.scheduler_address)
+            else:
+                client = _connect(address)
+            return Cluster(study, store, solved, client, cluster)
+        except BaseException:
+            with _quiet():
+                _close(client, cluster)
+            raise
+
+    return make
