@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def num_cores() -> int:
@@ -16,6 +17,11 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def chosen_device() -> Any:
+    """The device that the caller set as JAX's default, or None."""
+    return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def map_on_threads(
@@ -26,7 +32,7 @@ def map_on_threads(
     JAX's configuration belongs to the thread if the caller set it by a context manager.
     """
     wide_precision = jnp.result_type(float) == jnp.float64
-    device = jax.config.jax_default_device
+    device = chosen_device()
 
     def run(piece: T) -> R:
         with jax.enable_x64(wide_precision), jax.default_device(device):

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
-from .._threads import map_on_threads, num_cores
+from .._threads import chosen_device, map_on_threads, num_cores
 from ..state import State
 from ._solve import Prepared, classify, resolve_rtol, settle
 from .direct import Direct
@@ -184,7 +184,7 @@ def _signature(source: AbstractSource, method: AbstractMethod, layout: _Layout) 
     shapes = tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
     sizes = (layout.chunk, layout.together, layout.lanes)
     wide_precision = jnp.result_type(float) == jnp.float64
-    return structure, shapes, sizes, wide_precision, jax.config.jax_default_device
+    return structure, shapes, sizes, wide_precision, chosen_device()
 
 
 def _solve_all(

@@ -128,8 +128,9 @@ def _phase(arguments: argparse.Namespace) -> int:
     y_name, y = _axis("--y", arguments.y, arguments.num, arguments.linear)
     if x_name == y_name:
         raise ValueError(f"--x and --y name the same axis, {x_name}")
-    fixed = {name: getattr(arguments, name) for name in _AXES}
-    found = infinite_width_times(**(fixed | {x_name: x[None, :], y_name: y[:, None]}))
+    fixed: dict[str, Any] = {name: getattr(arguments, name) for name in _AXES}
+    arguments_of: dict[str, Any] = fixed | {x_name: x[None, :], y_name: y[:, None]}
+    found = infinite_width_times(**arguments_of)
     known = np.asarray(found.status) == Status.CONVERGED
     values = np.where(known, np.asarray(found.time), np.nan)
     rest = ", ".join(
@@ -153,8 +154,7 @@ def _phase(arguments: argparse.Namespace) -> int:
     )
     if arguments.save is not None:
         with written_whole(arguments.save) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file, **{x_name: x, y_name: y}, time=values, error=np.asarray(found.error)
-            )
+            arrays: dict[str, Any] = {x_name: x, y_name: y, "time": values, "error": found.error}
+            np.savez_compressed(file, **arrays)
         out.print(Text(f"Values written to {arguments.save}"), soft_wrap=True)
     return 0 if known.all() else 3

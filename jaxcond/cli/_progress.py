@@ -9,6 +9,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -46,8 +47,8 @@ class Bars(Watcher):
             TextColumn("{task.fields[estimate]}"),
         )
         self.progress = Progress(*columns, console=err)
-        self._points: dict[int, int] = {}
-        self._whole = 0
+        self._points: dict[int, TaskID] = {}
+        self._whole = TaskID(0)
 
     def start(self, study: Study, store: Store, tallies: Sequence[Tally]) -> None:
         """Bars for all samples and, in a sweep, for each point once it is in work."""
@@ -60,7 +61,7 @@ class Bars(Watcher):
             estimate="compiling",
         )
 
-    def _bar(self, point: int) -> int | None:
+    def _bar(self, point: int) -> TaskID | None:
         if not self._study.sweep:
             return None
         if point not in self._points:

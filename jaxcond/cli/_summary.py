@@ -191,10 +191,12 @@ def _print_points(summary: StudySummary) -> None:
 def _print_scaling(others: dict[str, Any], scaling: Scaling) -> None:
     where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
     table = Table(
-        title=f"Scaling with the width m{': ' + where if where else ''}", box=box.SIMPLE_HEAD
+        title=f"Scaling with the width m{': ' + where if where else ''}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for name in ("quantity", "value ± error", "interval", "p-value"):
-        table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "quantity" else "right")
     fits: list[tuple[str, Fitted]] = [
         ("limit of √m·T*", scaling.limit),
         ("its 1/m correction", scaling.correction),

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._threads import chosen_device
 from ..blowup import Status
 from ..statistics import Moments
 from .compute import Outcome, compute, default_chunk, methods_of
@@ -138,7 +139,7 @@ def local_devices(devices: Sequence[Any] | None = None) -> CrewMaker:
     def make(study: Study, store: Store, solved: Callable[[int, int], None]) -> AbstractCrew:
         chosen = devices
         if chosen is None:
-            default = jax.config.jax_default_device
+            default = chosen_device()
             chosen = jax.local_devices() if default is None else [default]
         return Devices(study, store, chosen, solved)
 

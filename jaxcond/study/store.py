@@ -25,6 +25,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from .._threads import chosen_device
 from ..blowup import Status
 from .config import Study
 from .observables import OBSERVABLES, Field, entry_labels
@@ -602,5 +603,5 @@ def locked(path: Path | None) -> Iterator[None]:
 
 def current_platform() -> str:
     """The kind of device that computes the samples."""
-    device = jax.config.jax_default_device
+    device = chosen_device()
     return jax.default_backend() if device is None else getattr(device, "platform", str(device))
