@@ -68,7 +68,7 @@ from .reduction import reduce as reduce
 from .state import State as State
 from .study import Study as Study
 from .study import open_study as open_study
-from .study import run as run_study
+from .study import run as run_study  # noqa: F401
 from .study import summarise as summarise
 
 from .trajectory import Onset as Onset

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from helpers import random_state
 
 from jaxcond._threads import num_cores
@@ -35,6 +38,10 @@ def raises_at(key, p, q):
     return random_state(key, 1, p, q)
 
 
+def dies(job, task):
+    os._exit(1)
+
+
 def same(store: Store, other: Store) -> None:
     found, expected = store.dataset(), other.dataset()
     np.testing.assert_array_equal(found.finished, expected.finished)
@@ -45,30 +52,37 @@ def same(store: Store, other: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The study in this process."""
-    return run(STUDY, tmp_path_factory.mktemp("alone") / "store")
+def environment(tmp_path_factory):
+    """Of processes that find in a cache what another has compiled, and this file as a module."""
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "PYTHONPATH": os.pathsep.join(folders),
+    }
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    """Two workers that find in a cache what another has compiled."""
-    folder = tmp_path_factory.mktemp("compiled")
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        ),
-    }
+def alone(environment, tmp_path_factory):
+    """The study in one process, on all its cores."""
+    path = tmp_path_factory.mktemp("alone") / "store"
+    code = "from test_cluster import STUDY; from jaxcond.study import run; run(STUDY, sys.argv[1])"
+    command = [sys.executable, "-c", "import sys; " + code, path]
+    subprocess.run(command, env=os.environ | environment, check=True)
+    return Store(STUDY, zarr.open_group(path, mode="r"), path)
+
+
+@pytest.fixture(scope="module")
+def client(environment):
+    """Two workers, as `dask_cluster` starts them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        crew_of_two = cluster._start(2)
-        found = distributed.Client(crew_of_two, set_as_default=False)
+        started = cluster._start(2)
+        found = distributed.Client(started, set_as_default=False)
         yield found
         with cluster._quiet():
-            cluster._close(found, crew_of_two)
+            cluster._close(found, started)
 
 
 def address_of(client):
@@ -159,20 +173,12 @@ def test_an_error_in_a_task_is_told_and_the_rest_is_kept(client, tmp_path):
     note = "\n".join(raised.value.__notes__)
     assert "width=7" in note
     assert f"jaxcond resume {path}" in note
-    # The first point can go on, and is not computed twice.
     kept = {(task.point, task.chunk) for task in finished}
-    smaller = Watcher()
     with pytest.raises(ArithmeticError):
-        run(study, path, crew=dask_cluster(address_of(client)), watcher=smaller)
-    marks = Store(study, *_opened(path)).finished()
+        run(study, path, crew=dask_cluster(address_of(client)))
+    marks = Store(study, zarr.open_group(path, mode="r"), path).finished()
     assert all(marks[point, chunk] == 4 for point, chunk in kept)
     assert (marks[1] == 0).all()
-
-
-def _opened(path):
-    import zarr
-
-    return zarr.open_group(path, mode="r"), path
 
 
 @pytest.mark.slow
@@ -185,25 +191,6 @@ def test_other_versions_are_refused(client, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.Cluster, "_check_workers", lambda self: set())
     with pytest.raises(StoreError, match="has other versions than the coordinator: jaxlib"):
         run(STUDY, tmp_path / "other", crew=dask_cluster(address_of(client)))
-
-
-@pytest.mark.slow
-def test_workers_that_die_of_a_task_are_told(client, tmp_path, monkeypatch):
-    with distributed.LocalCluster(
-        n_workers=1, processes=False, dashboard_address="127.0.0.1:0"
-    ) as threads:
-        crew = dask_cluster(threads.scheduler_address)
-        error = distributed.KilledWorker(
-            "task", threads.scheduler.workers.values().__iter__().__next__(), 3
-        )
-
-        def die(job, task):
-            raise error
-
-        monkeypatch.setattr(cluster, "_work", die)
-        monkeypatch.setattr(cluster, "_RETRIES", 0)
-        with pytest.raises(StoreError, match=r"samples 0 to 127 at width=10 died.*resume"):
-            run(STUDY, tmp_path / "store", crew=crew)
 
 
 def test_no_scheduler(tmp_path, monkeypatch):
@@ -226,3 +213,12 @@ def test_arguments():
         dask_cluster(num_workers=0)
     with pytest.raises(ValueError, match="does not go with `address`"):
         dask_cluster("tcp://host:8786", num_workers=2)
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_workers_is_told(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_work", dies)
+    # Not one after the other.
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    with pytest.raises(StoreError, match=r"given samples .* at width=.* died.*`jaxcond resume"):
+        run(STUDY, tmp_path / "store", crew=dask_cluster(address_of(client)))

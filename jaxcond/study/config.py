@@ -39,6 +39,7 @@ _AXES = (
     "kind", "width", "aspect", "p", "q", "scale", "scale_a", "scale_b", "scale_c", "rank", "noise",
 )  # fmt: skip
 _LARGEST_POINTS = 10**6
+_TUPLES = ("observables", "fractions")
 # What may change between two runs on one store: the samples that there are stay what they are.
 _EXTENSIBLE = ("samples", "standard_error", "relative_error", "chunk")
 
@@ -300,7 +301,9 @@ class Study:
         **Raises:** `ValueError` that names the key that is wrong or unknown.
         """
         known(list(keys), [f.name for f in dataclasses.fields(cls)], "")
-        return cls(**keys)
+        # Files have lists only.
+        plain = {n: tuple(v) if n in _TUPLES and isinstance(v, list) else v for n, v in keys.items()}
+        return cls(**plain)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Study":

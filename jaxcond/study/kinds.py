@@ -216,7 +216,7 @@ def function_digest(function: Callable) -> str:
     return hashlib.sha256(source.encode()).hexdigest()
 
 
-def file_digest(path: str) -> str:
+def file_digest(path: str | Path) -> str:
     """A hash of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
