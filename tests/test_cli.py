@@ -1,39 +1,53 @@
+import csv
 import errno
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import equinox as eqx
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
+import zarr
+from matplotlib.figure import Figure
+from scipy import stats
 
 import jaxcond as jc
 from jaxcond import plotting
+from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
 from jaxcond.checks import run as checks_run
-from jaxcond.cli import _check, main
+from jaxcond.cli import _check, _study, _summary, main
+from jaxcond.study import Interrupted, Study, Task, open_store, run, summarise
+from jaxcond.study.store import create, fields_of, locked
 
-P, Q, NUM_SAMPLES = 600, 400, 1200
-SMALL = ("study", "--width", f"{P}x{Q}", "--samples", str(NUM_SAMPLES), "--seed", "7")
+P, Q, NUM_SAMPLES, CHUNK = 600, 400, 256, 64
+CONFIGURED = Study(NUM_SAMPLES, ensemble={"p": P, "q": Q}, seed=7, chunk=CHUNK)
+# One size of chunks throughout, so that JAX compiles once.
+SMALL = ("study", "--width", f"{P}x{Q}", "--samples", NUM_SAMPLES, "--seed", 7,
+         "--set", f"chunk={CHUNK}")  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
+COMMANDS = ("study", "resume", "summary", "plot", "info", "phase", "check")
 
 
 @pytest.fixture(autouse=True)
 def _precision():
     """The command line chooses the precision of the whole process."""
-    before = jax.config.jax_enable_x64
+    before, paths = jax.config.jax_enable_x64, list(sys.path)
     yield
     jax.config.update("jax_enable_x64", before)
+    sys.path[:] = paths
 
 
 @pytest.fixture(scope="module")
 def result():
-    return jc.Study(P, Q, NUM_SAMPLES, seed=7).run()
+    """What the Python API finds for the study of the command line."""
+    return run(CONFIGURED)
 
 
 @pytest.fixture
@@ -56,13 +70,59 @@ def studies(monkeypatch, result):
     """Studies are not run but remembered, and all have the same records."""
     asked = []
 
-    def run(self, progress=None):
-        asked.append((self, jax.config.jax_enable_x64))
-        return jc.StudyResult(self, result.blow_up, 1.0)
+    def remember(study, path, **options):
+        asked.append((study, path, options))
+        return result
 
-    monkeypatch.setattr(jc.Study, "run", run)
-    monkeypatch.setattr(jc.Study, "limit", lambda self: 1.25)
+    monkeypatch.setattr(_study, "run", remember)
     return asked
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """No study may be run."""
+
+    def refuse(*_, **__):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(_study, "run", refuse)
+
+
+def made(path, times, *, status=None, finished=None, **keys):
+    """A store with these blow-up times at each point, which no sampler has drawn."""
+    keys = {"samples": len(times[0]), "ensemble": {"kind": "balanced", "width": 9}} | keys
+    study = Study(chunk=CHUNK, **keys)
+    store = create(study, path, CHUNK, {"9x9": ("series", "direct")})
+    for point, t in enumerate(map(np.asarray, times)):
+        known = np.where(np.isfinite(t), Status.CONVERGED, Status.NO_BLOW_UP)
+        known = known if status is None else np.asarray(status)
+        columns = {
+            "blowup_time": t,
+            "lower": t,
+            "upper": t,
+            "error": 0 * np.ones_like(t),
+            "status": known,
+            "num_steps": np.ones(t.size, int),
+            "stage": np.zeros(t.size, int),
+        }
+        for first in range(0, t.size if finished is None else finished, CHUNK):
+            piece = slice(first, min(first + CHUNK, t.size))
+            task = Task(point, first // CHUNK, piece.start, piece.stop)
+            store.write(task, {f.name: columns[f.name][piece] for f in fields_of(study)})
+            store.mark(task)
+    store.describe(complete=finished is None)
+    return store
+
+
+def drawn(count, seed=0, mean=1.0):
+    return np.random.default_rng(seed).normal(mean, 0.05, count)
+
+
+def same_records(found, expected):
+    for field in fields_of(expected.study):
+        for point in range(len(expected.study.points)):
+            pairs = [np.concatenate(list(s.stream(field.name, point))) for s in (found, expected)]
+            np.testing.assert_array_equal(*pairs)
 
 
 def the_error(err):
@@ -79,122 +139,229 @@ def only_the_error(err):
     return the_error(err)
 
 
-def test_a_study_prints_a_table_and_writes_a_figure(call, tmp_path, result):
-    code, out, err = call(*SMALL)
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def strictly(path):
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+# Studies.
+
+
+def test_a_study_prints_a_table_and_writes_records_and_a_figure(call, tmp_path, result):
+    code, out, err = call(*SMALL, "--store", "records.zarr")
     assert code == 0
     assert "Error" not in err
-    summary = result.summary()
-    assert f"{summary.mean:.8g} ± {summary.error:.2g}" in out
-    assert f"{summary.scaled_mean:.8g} ± {summary.scaled_error:.2g}" in out
-    assert f"{summary.limit:.10g}" in out
-    for level, value in summary.quantiles:
-        assert re.search(rf"quantile {100 * level:.1f}%\s*│\s*{value:.8g}\s", out)
-    assert re.search(r"converged\s*│\s*1200  \(100\.0000%\)", out)
+    (point,) = summarise(result).points
+    mean, root = point.mean, math.sqrt(Q)
+    assert f"gaussian, width {P} x {Q}, {NUM_SAMPLES} samples" in out
+    assert f"{mean.mean:.8g} ± {mean.standard_error:.2g}" in out
+    assert f"{root * mean.mean:.8g} ± {root * mean.standard_error:.2g}" in out
+    assert f"{point.limit:.8g}" in out
+    for quantile in point.quantiles:
+        found = re.search(rf"quantile {quantile.level:.1%} \(95% interval\) *│ *([\d.]+) ", out)
+        assert float(found[1]) == pytest.approx(quantile.value, rel=1e-2)
+    assert re.search(r"status converged\s*│\s*256  \(100\.0000%\)", out)
+    assert "Records in records.zarr" in out
     assert "Figure written to study.png" in out
-    assert [path.name for path in tmp_path.iterdir()] == ["study.png"]
     assert (tmp_path / "study.png").read_bytes().startswith(PNG)
     image = matplotlib.image.imread(tmp_path / "study.png")
     # A picture, not an empty canvas.
     assert image.ndim == 3
     assert np.ptp(image[..., :3]) > 0.5
+    same_records(open_store("records.zarr"), result)
+    assert [n for n in names(tmp_path) if not n.endswith(".lock")] == ["records.zarr", "study.png"]
+    # Once more there is nothing left to do.
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("records.zarr/status/**/*"))
+    assert call(*SMALL, "--store", "records.zarr", "--quiet")[0] == 0
+    after = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("records.zarr/status/**/*"))
+    assert before == after
 
 
-def test_saved_records_are_those_of_the_study(call, tmp_path, result):
-    code, out, _ = call(*SMALL, "--save", "records.npz", "--out", "figure.pdf")
-    assert code == 0
-    assert "Records written to records.npz" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.pdf", "records.npz"]
-    with np.load(tmp_path / "records.npz") as stored:
-        np.testing.assert_array_equal(stored["time"], result.blow_up.time)
-        np.testing.assert_array_equal(stored["status"], result.blow_up.status)
+def test_progress_is_shown_on_standard_error(call, tmp_path):
+    code, out, err = call(*SMALL, "--out", "figure.pdf")
+    assert (code, "256/256" in err, "256/256" in out) == (0, True, False)
+    # Without a name the records are not kept.
+    assert "Records" not in out
+    assert names(tmp_path) == ["figure.pdf"]
     assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_progress_is_shown_on_standard_error_unless_quiet(call):
-    code, out, err = call(*SMALL)
-    assert (code, "1200/1200" in err, "1200/1200" in out) == (0, True, False)
-    code, quiet_out, err = call(*SMALL, "--quiet")
-    assert (code, err) == (0, "")
-    # The same but for the time it took, which the widths of the columns depend on.
-    numbers = [re.findall(r"[\w.%±*·-]+", text.split("│ time")[0]) for text in (out, quiet_out)]
-    assert numbers[0] == numbers[1]
-    assert len(numbers[0]) > 30
-
-
-@pytest.mark.slow
-def test_single_precision(call, tmp_path, result):
-    code, _, err = call(*SMALL, "--float32", "--rtol", "1e-3", "--save", "records.npz")
+    code, out, err = call(*SMALL, "--log")
     assert code == 0
-    assert "Error" not in err
-    with np.load(tmp_path / "records.npz") as stored:
-        assert stored["time"].dtype == np.float32
-        # Other random numbers, but the same distribution.
-        time, error = stored["time"].astype(float), result.summary().error
-        assert abs(time.mean() - result.summary().mean) < 5 * np.sqrt(2) * error
+    assert "mean ± standard error" in out
+    begin, *_, last = err.splitlines()
+    assert begin == "study of 1 points, 256 samples each, 0 of 256 there already"
+    assert re.match(r"256 of 256 samples, [\d,]+/s, 0 s left; T\* [\d.]+ ± ", last)
+    code, out, err = call(*SMALL, "--quiet")
+    assert (code, out, err) == (0, "Figure written to study.png\n", "")
 
 
 def test_a_study_of_states_at_rest_has_no_figure(call, tmp_path):
-    code, out, err = call(
-        "study", "--width", f"{P}x{Q}", "--samples", "20", "--scales", "0", "1", "0"
-    )
+    code, out, err = call(*SMALL, "--set", "ensemble.scales=[0, 1, 0]")
     assert code == 0
     assert "No finite blow-up time: no figure." in out
-    assert re.search(r"no_blow_up\s*│\s*20  \(100\.0000%\)", out)
+    assert re.search(r"no_blow_up\s*│\s*256  \(100\.0000%\)", out)
+    assert "nan" not in out
     assert "Error" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
 
 
-def test_samples_that_did_not_converge_give_exit_code_3(call, tmp_path, monkeypatch, result):
-    status = np.array(result.blow_up.status)
-    status[:3] = jc.Status.NOT_CONVERGED
-    found = eqx.tree_at(lambda b: b.status, result.blow_up, status)
-    monkeypatch.setattr(jc.Study, "run", lambda self, _: jc.StudyResult(self, found, 1.0))
-    code, out, _ = call(*SMALL)
+def test_samples_that_did_not_converge_give_exit_code_3(call, tmp_path, monkeypatch):
+    status = [Status.NOT_CONVERGED] * 3 + [Status.CONVERGED] * 97
+    store = made(tmp_path / "s.zarr", [drawn(100)], status=status)
+    monkeypatch.setattr(_study, "run", lambda *_, **__: store)
+    code, out, _ = call("study")
     assert code == 3
-    assert re.search(r"not_converged\s*│\s*3  \(0\.2500%\)", out)
+    assert re.search(r"not_converged\s*│\s*3  \(3\.0000%\)", out)
     assert (tmp_path / "study.png").read_bytes().startswith(PNG)
+    for command in ("summary", "resume"):
+        assert call(command, "s.zarr")[0] == 3
 
 
-def test_arguments_reach_the_study(call, studies):
-    code, _, _ = call("study", "--full", "--rtol", "1e-6", "--scales", "0.5", "2", "1", "--seed", 3)
+def test_the_configuration_is_that_of_the_file_and_the_options(call, tmp_path, studies):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "wide.toml").write_text(
+        """
+        samples = 1e5
+        seed = 3
+        precision = "float32"
+        [ensemble]
+        scales = [0.5, 2, 1]
+        width = 30
+        [sweep]
+        aspect = {start = 0.1, stop = 10, num = 3, spacing = "log"}
+        """
+    )
+    assert call("study", "folder/wide.toml")[0] == 0
+    code, _, _ = call(
+        "study", "folder/wide.toml", "--store", "other", "--samples", "1e6", "--seed", 4,
+        "--set", "ensemble.width=50", "--set", "samples=20", "--set", "sweep.kind=[gaussian,uniform]",
+        "--set", 'observables=["energy"]', "--any-version",
+    )  # fmt: skip
     assert code == 0
-    code, _, _ = call("study", "--width", "1e9", "--samples", "5", "--float32")
-    assert code == 0
-    (first, wide), (second, narrow) = studies
-    assert first == jc.Study(200, 200, 10_000, 3, (0.5, 2.0, 1.0), 1e-6, reduced=False)
-    assert second == jc.Study(10**9, 10**9, 5)
-    assert (wide, narrow) == (True, False)
+    (first, path, options), (second, other, changed) = studies
+    keys = {"seed": 3, "precision": "float32", "sweep": {"aspect": [0.1, 1.0, 10.0]}}
+    ensemble = {"scales": [0.5, 2, 1], "width": 30}
+    assert first == Study(100_000, ensemble=ensemble, **keys)
+    # Beside where the command is called, not where its file is.
+    assert path == Path("wide.zarr")
+    assert (options["any_version"], options["repair"], options["crew"]) == (False, False, None)
+    keys |= {"seed": 4, "sweep": {"aspect": [0.1, 1.0, 10.0], "kind": ["gaussian", "uniform"]}}
+    ensemble["width"] = 50
+    assert second == Study(20, ensemble=ensemble, observables=("energy",), **keys)
+    assert other == Path("other")
+    assert changed["any_version"]
 
 
 @pytest.mark.parametrize(
     ("text", "widths"), [("7", (7, 7)), ("30x20", (30, 20)), ("1e15X3", (10**15, 3))]
 )
-def test_widths(call, studies, text, widths):
-    assert call("study", "--width", text)[0] == 0
-    ((study, _),) = studies
-    assert (study.p, study.q) == widths
+def test_widths(call, tmp_path, studies, text, widths):
+    (tmp_path / "file.toml").write_text("ensemble = {width = 3}")
+    assert call("study", "file.toml", "--width", text)[0] == 0
+    (((_, settings),),) = [study.settings for study, _, _ in studies]
+    assert (settings.p, settings.q) == widths
 
 
-@pytest.mark.parametrize("name", ["[red]figure.png", "[link=x].png", "a b.png", "x" * 120 + ".png"])
+def test_workers_reach_the_crew(call, studies, monkeypatch):
+    asked = []
+    cluster = type(sys)("cluster")
+    cluster.dask_cluster = lambda address, num_workers: asked.append((address, num_workers))
+    monkeypatch.setitem(sys.modules, "jaxcond.study.cluster", cluster)
+    assert call("study", "--workers", 3)[0] == 0
+    assert call("study", "--scheduler", "tcp://host:8786")[0] == 0
+    assert asked == [(None, 3), ("tcp://host:8786", None)]
+    code, _, err = call("study", "--scheduler", "tcp://host:8786", "--workers", 2)
+    assert code == 2
+    assert "give one" in only_the_error(err)
+    monkeypatch.setitem(sys.modules, "jaxcond.study.cluster", None)
+    code, _, err = call("study", "--workers", 2)
+    assert code == 2
+    assert 'install "jaxcond[cluster]"' in only_the_error(err)
+
+
+FUNCTION = """
+import jax, jaxcond as jc
+def draw(key, p, q):
+    normal = jax.random.normal
+    a, b, c = jax.random.split(key, 3)
+    return jc.State.from_vectors(normal(a, (p,)), normal(b, (p, q)), normal(c, (q,)))
+"""
+
+
+def test_functions_are_found_where_the_command_is_called(call, tmp_path, monkeypatch):
+    (tmp_path / "of_this_test.py").write_text(FUNCTION)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    ensemble = {"kind": "function", "function": "of_this_test:draw", "width": 3}
+    made(tmp_path / "s.zarr", [drawn(9)], ensemble=ensemble)
+    # Not found by what an earlier command has imported.
+    monkeypatch.undo()
+    for command in (("summary", "s.zarr"), ("info", "s.zarr"), ("plot", "s.zarr")):
+        monkeypatch.delitem(sys.modules, "of_this_test", raising=False)
+        monkeypatch.chdir(tmp_path)
+        assert str(tmp_path) not in sys.path
+        assert call(*command)[0] == 0, command
+        monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "of_this_test", raising=False)
+    sys.path.remove(str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = call("summary", "../s.zarr")
+    assert code == 1
+    assert "'of_this_test:draw' cannot be imported" in only_the_error(err)
+
+
+ODD_NAMES = ["[red]figure", "[link=x]", "a b", "x" * 120]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 def test_file_names_are_printed_as_they_are(call, tmp_path, studies, name):
-    code, out, _ = call("study", "--out", name, "--save", name + ".npz")
+    code, out, _ = call("study", "--out", name + ".png", "--store", name)
     assert code == 0
-    assert f"Figure written to {name}\n" in out
-    assert f"Records written to {name}.npz\n" in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, name + ".npz"])
+    assert f"Figure written to {name}.png\n" in out
+    assert f"Records in {name}\n" in out
+    assert names(tmp_path) == [name + ".png"]
+    made(tmp_path / name, [drawn(9)])
+    code, out, _ = call("summary", name, "--json", name + ".json", "--csv", name + ".csv",
+                        "--compare", name)  # fmt: skip
+    assert code == 0
+    assert f"Statistics written to {name}.json\n" in out
+    assert f"Table written to {name}.csv\n" in out
+    assert f"{name} against {name}" in " ".join(out.split())
+    code, out, _ = call("plot", name, "--out", name + ".pdf")
+    assert (code, out) == (0, f"Figure written to {name}.pdf\n")
+    assert f"there is no store {name}-" in only_the_error(call("summary", name + "-")[2])
 
 
 def test_help_and_version(call):
     code, out, err = call("--help")
     assert (code, err) == (0, "")
-    assert "study" in out
+    assert all(command in out for command in COMMANDS)
     assert "Exit codes" in out
-    code, out, err = call("study", "--help")
-    assert (code, err) == (0, "")
-    for option in ("width", "samples", "seed", "scales", "rtol", "out", "save", "full", "float32"):
-        assert f"--{option}" in out
     code, out, err = call("--version")
     assert (code, out.strip(), err) == (0, f"jaxcond {jc.__version__}", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("study", "set width samples seed store out quiet log workers scheduler any-version"),
+        ("resume", "samples repair quiet log workers scheduler any-version"),
+        ("summary", "json csv compare confidence quiet"),
+        ("plot", "kind axes out"),
+        ("info", "verify"),
+        ("phase", "x y num linear aspect scale-a scale-b scale-c out save"),
+        ("check", "width samples seed json quiet"),
+    ],
+)
+def test_help_of_every_command(call, command, options):
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    for option in options.split():
+        assert f"--{option}" in out
+    assert "Exit codes" in out
 
 
 @pytest.mark.parametrize(
@@ -209,36 +376,118 @@ def test_help_and_version(call):
         (("--width", "10x20x30"), "'10x20x30' is neither a positive width"),
         (("--width", "10x"), "'10x' is neither a positive width"),
         (("--width", ""), "'' is neither a positive width"),
-        (("--samples", "-1"), "`num_samples` must be positive, but is -1"),
-        (("--samples", "0"), "`num_samples` must be positive, but is 0"),
-        (("--samples", "many"), "--samples: invalid int value: 'many'"),
-        (("--seed", "-1"), "`seed` must lie between 0 and 2^63 - 1, but is -1"),
-        (("--seed", str(2**63)), "`seed` must lie between 0 and 2^63 - 1"),
-        (("--scales", "1", "nan", "1"), "`scales` must be finite and not negative"),
-        (("--scales", "-1", "1", "1"), "`scales` must be finite and not negative"),
-        (("--scales", "1", "inf", "1"), "`scales` must be finite and not negative"),
-        (("--scales", "1", "1"), "--scales: expected 3 arguments"),
+        (("--width", "1e19"), "Key `ensemble.width` must be a whole number between 1 and"),
+        (("--set", "ensemble=3", "--width", "5"), "--width: `ensemble` is not a table"),
+        (("--set", "sweep.width=[1,2]", "--width", "5"), "stands in both `ensemble` and `sweep`"),
+        (("--samples=-1",), "Key `samples` must be a whole number between 1 and"),
+        (("--samples", "0"), "Key `samples` must be a whole number between 1 and"),
+        (("--samples", "nan"), "Key `samples` must be a whole number"),
+        (("--samples", "many"), "Key `samples` must be a whole number"),
+        (("--samples", ""), "Key `samples` must be a whole number"),
+        (("--seed=-1",), "Key `seed` must be a whole number between 0 and"),
+        (("--seed", str(2**63)), "Key `seed` must be a whole number between 0 and"),
+        (("--seed", "1.5"), "Key `seed` must be a whole number"),
+        (("--set", "samples"), "--set takes KEY=VALUE, not 'samples'"),
+        (("--set", "=3"), "--set takes KEY=VALUE, not '=3'"),
+        (("--set", "ensemble.width.x=3"), "Key `ensemble.width` must be a whole number"),
+        (("--set", "seed=1", "--set", "seed.x=3"), "--set seed.x: `seed` is not a table"),
+        (("--set",), "--set: expected one argument"),
+        (("--workers", "x"), "--workers: invalid int value: 'x'"),
         (("--nonsense",), "unrecognized arguments: --nonsense"),
-        (("extra",), "unrecognized arguments: extra"),
+        (("file.toml", "extra"), "unrecognized arguments: extra"),
         (("--out", "figure.doc"), "Figures cannot be written as .doc; known are"),
+        (("--store", "x.png", "--out", "./x.png"), "--store and --out name the same file, x.png"),
     ],
 )
-def test_wrong_arguments_give_one_line_and_exit_code_2(call, tmp_path, arguments, message):
+def test_wrong_arguments_give_one_line_and_exit_code_2(
+    call, tmp_path, refusing, arguments, message
+):
     code, out, err = call("study", *arguments)
-    assert code == 2
-    assert out == ""
-    assert message in only_the_error(err)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("rtol", ["1e-20", "nan", "1", "-1e-8"])
-def test_tolerances_beyond_the_precision(call, tmp_path, rtol):
-    code, out, err = call("study", f"--rtol={rtol}", "--quiet")
     assert (code, out) == (2, "")
-    assert "`rtol` must lie between" in only_the_error(err)
-    # The line is there beneath a progress bar, too.
-    assert "`rtol` must lie between" in the_error(call("study", f"--rtol={rtol}")[2])
-    assert list(tmp_path.iterdir()) == []
+    assert message in only_the_error(err)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("colour", "1", "Key `colour` is not known; known are chunk, combine"),
+        ("ensemble.colour", "1", "Key `ensemble.colour` is not known; known are aspect"),
+        ("sweep.colour", "[1]", "Key `sweep.colour` is not known; known are aspect"),
+        ("ensemble", "3", "Key `ensemble` must be a table, but is 3"),
+        ("sweep", "[3]", "Key `sweep` must be a table, but is [3]"),
+        ("samples", "nan", "Key `samples` must be a whole number"),
+        ("chunk", "0", "Key `chunk` must be a whole number between 1"),
+        ("rtol", "1e-20", "Argument `rtol` must lie between"),
+        ("rtol", "nan", "Key `rtol` must be a finite number above 0"),
+        ("precision", '"float16"', "Key `precision` must be one of float64, float32"),
+        ("combine", '"all"', "Key `combine` must be one of product, zip"),
+        ("fractions", "[0.5, 1.5]", "Key `fractions` must be a list of numbers between 0 and 1"),
+        ("observables", '["colour"]', "Key `observables` must be one of energy, norms"),
+        ("standard_error", "-1", "Key `standard_error` must be a finite number above 0"),
+        ("ensemble.kind", '"cauchy"', "Key `ensemble.kind` must be one of gaussian, uniform"),
+        ("ensemble.scales", "[1, 2]", "Key `ensemble.scales` must be three numbers"),
+        ("ensemble.scales", "[1, nan, 2]", "Key `ensemble.scales` must be a finite number"),
+        ("ensemble.scale", "-1", "Key `ensemble.scale` must be a finite number of at least 0"),
+        ("ensemble.p", "3", "Key `ensemble.q` is missing"),
+        ("ensemble.rank", "3", "Key `ensemble.rank` is not one that a gaussian ensemble takes"),
+        ("sweep.width", "[]", "Key `sweep.width` is empty"),
+        ("sweep.width", "[5, 5]", "Key `sweep.width` holds a value twice"),
+        ("sweep.width", "{start = 1, stop = 3}", "Key `sweep.width.num` is missing"),
+        ("sweep.scale", "[inf]", "Key `sweep.scale` must be a finite number"),
+    ],
+)
+def test_wrong_keys_in_a_file_and_on_the_command_line(
+    call, tmp_path, refusing, key, value, message
+):
+    found = [call("study", "--set", f"{key}={value}")]
+    (tmp_path / "file.toml").write_text(f"{key} = {value}")
+    found.append(call("study", "file.toml"))
+    for code, out, err in found:
+        assert (code, out) == (2, "")
+        assert message in only_the_error(err)
+    assert names(tmp_path) == ["file.toml"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("sampling=sobol", "ensemble.kind=uniform"), "Key `sampling` can be 'sobol' for the"),
+        (("sampling=sobol", "relative_error=0.1"), "Key `sampling`: a 'sobol' study cannot end"),
+        (("sampling=sobol", "samples=9"), "at least twice the 16 replicates"),
+        (("observables=[entries]", "ensemble.kind=balanced"), "Key `observables`: `entries` are"),
+        (("observables=[entries,counts]",), "Key `observables`: `entries` are"),
+        (("observables=[counts]", "ensemble.reduced=true"), "Key `ensemble.reduced` cannot be"),
+        (("ensemble.kind=uniform", "ensemble.reduced=true"), "the uniform ensemble has no"),
+        (("ensemble.scale=1", "ensemble.scales=[1,1,1]"), "cannot be given together"),
+        (("ensemble.width=3", "ensemble.p=3"), "`p` and `q` cannot be given as well"),
+        (("combine=zip", "sweep.width=[1,2]", "sweep.scale=[1]"), "zipped axes differ in length"),
+        (("ensemble.kind=function", "ensemble.function=no:f"), "'no:f' cannot be imported"),
+        (("ensemble.kind=file", "ensemble.path=a", "sweep.width=[1]"), "are not swept"),
+    ],
+)
+def test_what_does_not_go_together(call, refusing, settings, message):
+    code, out, err = call("study", *(word for s in settings for word in ("--set", s)))
+    assert (code, out) == (2, "")
+    assert message in only_the_error(err)
+
+
+def test_files_that_are_no_configuration(call, tmp_path, refusing):
+    code, _, err = call("study", "nowhere.toml")
+    assert code == 1
+    assert only_the_error(err) == "Error: nowhere.toml: No such file or directory"
+    code, _, err = call("study", ".")
+    assert code == 1
+    assert only_the_error(err) == "Error: .: Is a directory"
+    (tmp_path / "file.toml").write_text("samples = ")
+    code, _, err = call("study", "file.toml")
+    assert code == 2
+    assert "file.toml is not a TOML file" in only_the_error(err)
+    (tmp_path / "file.toml").write_bytes(b"\xff\xfe\x00")
+    assert call("study", "file.toml")[0] == 2
+    code, _, err = call("study", "--set", "ensemble.kind=file", "--set", "ensemble.path=no.npz")
+    assert code == 1
+    assert only_the_error(err) == "Error: no.npz: No such file or directory"
 
 
 @pytest.mark.parametrize("arguments", [(), ("nonsense",)])
@@ -248,31 +497,68 @@ def test_a_command_is_needed(call, arguments):
     assert "COMMAND" in only_the_error(err) or "nonsense" in err
 
 
-@pytest.mark.parametrize("option", ["--out", "--save"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("study", "--out"),
+        ("summary", "s.zarr", "--json"),
+        ("summary", "s.zarr", "--csv"),
+        ("plot", "s.zarr", "--out"),
+        ("phase", "--out"),
+        ("phase", "--save"),
+    ],
+)
 def test_files_that_cannot_be_written_are_found_before_the_work(
-    call, tmp_path, studies, monkeypatch, option
+    call, tmp_path, refusing, monkeypatch, command
 ):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    for module in (_summary, sys.modules["jaxcond.cli._plot"]):
+        monkeypatch.setattr(module, "open_store", lambda _: pytest.fail("work was begun"))
     (tmp_path / "folder.png").mkdir()
-    code, out, err = call("study", option, "folder.png")
+    code, out, err = call(*command, "folder.png")
     assert (code, out) == (1, "")
     assert "cannot write folder.png: it is a folder" in only_the_error(err)
-    code, out, err = call("study", option, "no/such/file.png")
+    code, out, err = call(*command, "no/such/file.png")
     assert (code, out) == (1, "")
     assert "cannot write no/such/file.png: there is no folder no/such" in only_the_error(err)
     # What permissions say does not depend on who runs the tests.
     monkeypatch.setattr(os, "access", lambda path, _: "file" not in str(path))
     (tmp_path / "file.png").touch()
-    code, out, err = call("study", option, "file.png")
+    code, out, err = call(*command, "file.png")
     assert (code, out) == (1, "")
     assert "cannot write file.png: permission denied" in only_the_error(err)
-    assert studies == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.png", "folder.png"]
+    assert names(tmp_path) == ["file.png", "folder.png", "s.zarr"]
+
+
+def test_a_store_that_cannot_be_written_is_found_before_the_work(
+    call, tmp_path, refusing, monkeypatch
+):
+    code, out, err = call("study", "--store", "no/such/store")
+    assert (code, out) == (1, "")
+    assert "cannot write no/such/store: there is no folder" in only_the_error(err)
+    monkeypatch.setattr(os, "access", lambda path, _: str(path) != str(tmp_path))
+    code, out, err = call("study", "--store", "store", "--out", str(tmp_path.parent / "x.png"))
+    assert (code, out) == (1, "")
+    assert "cannot write store: permission denied" in only_the_error(err)
+    assert names(tmp_path) == []
+
+
+def test_options_may_not_name_one_file(call, tmp_path):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    for command, told in (
+        (("summary", "s.zarr", "--json", "a", "--csv", "./a"), "--json and --csv name the same"),
+        (("phase", "--out", "a.png", "--save", "./a.png"), "--out and --save name the same"),
+    ):
+        code, out, err = call(*command)
+        assert (code, out) == (2, "")
+        assert told in only_the_error(err)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left", "x.png"), "Error: x.png: No space left"),
         (MemoryError(), "MemoryError"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED:\nno memory"), "EXHAUSTED: no memory"),
     ],
@@ -283,56 +569,95 @@ def test_failures_give_one_line_and_exit_code_1(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(plotting, "histogram", fail)
+    monkeypatch.setattr(plotting, "distributions", fail)
     code, _, err = call("study", "--quiet")
     assert code == 1
     assert message in only_the_error(err)
-    assert list(tmp_path.iterdir()) == []
+    assert names(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing_half_written(call, tmp_path, studies, monkeypatch):
-    def fill(file, **_):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(np, "savez_compressed", fill)
-    code, _, err = call("study", "--quiet", "--save", "records.npz")
-    assert code == 1
-    assert "No space left on device" in only_the_error(err)
-    assert list(tmp_path.iterdir()) == []
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("moment", ["run", "limit"])
-def test_an_interrupt_gives_one_line_and_exit_code_130(
-    call, tmp_path, studies, monkeypatch, moment
+def test_a_full_disk_leaves_nothing_half_written(call, tmp_path, monkeypatch):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    files = ("a.json", "a.csv", "a.png")
+    for name in files:
+        (tmp_path / name).write_text("earlier")
+    monkeypatch.setattr(_summary.json, "dumps", full_disk)
+    monkeypatch.setattr(_summary.csv, "DictWriter", full_disk)
+    monkeypatch.setattr(Figure, "savefig", full_disk)
+    for command in (
+        ("summary", "s.zarr", "--json", "a.json"),
+        ("summary", "s.zarr", "--csv", "a.csv"),
+        ("plot", "s.zarr", "--out", "a.png"),
+    ):
+        code, _, err = call(*command)
+        assert code == 1
+        assert "No space left on device" in only_the_error(err)
+    assert names(tmp_path) == sorted([*files, "s.zarr"])
+    assert {(tmp_path / name).read_text() for name in files} == {"earlier"}
+
+
+# Interrupts.
+
+
+def test_an_interrupt_says_what_was_kept(call, tmp_path, monkeypatch):
+    def interrupted(study, path, **_):
+        raise raised
+
+    monkeypatch.setattr(_study, "run", interrupted)
+    for raised in (KeyboardInterrupt(), Interrupted()):
+        code, _, err = call("study", "--quiet")
+        assert code == 130
+        told = only_the_error(err)
+        assert told == "Error: interrupted; nothing was kept: no --store"
+        # Before there is a store there is nothing to go on with.
+        code, _, err = call("study", "--quiet", "--store", "a b.zarr")
+        assert code == 130
+        assert only_the_error(err) == "Error: interrupted; nothing was written"
+    made(tmp_path / "a b.zarr", [drawn(9)])
+    for raised in (KeyboardInterrupt(), Interrupted()):
+        for command in (("study", "--store"), ("resume",)):
+            code, _, err = call(*command, "a b.zarr", "--quiet")
+            assert code == 130
+            told = only_the_error(err)
+            assert told == "Error: interrupted; go on with `jaxcond resume 'a b.zarr'`"
+    assert names(tmp_path) == ["a b.zarr"]
+
+
+def test_an_interrupt_after_the_run_says_that_the_records_are_there(
+    call, tmp_path, monkeypatch, studies
 ):
-    def interrupted(*_):
+    def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jc.Study, moment, interrupted)
-    code, _, err = call("study", "--quiet")
+    made(tmp_path / "s.zarr", [drawn(9)])
+    monkeypatch.setattr(_study, "summarise", interrupted)
+    code, _, err = call("study", "--quiet", "--store", "s.zarr")
     assert code == 130
-    assert only_the_error(err).endswith("Error: interrupted; nothing was written")
-    assert list(tmp_path.iterdir()) == []
+    assert "go on with `jaxcond resume s.zarr`" in only_the_error(err)
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_long_run(tmp_path):
-    # Says when the first samples are done, so that the signal arrives in the midst of the work.
+def test_a_signal_ends_a_long_run_and_resume_completes_it(call, tmp_path):
+    # Says when a chunk is done, and gives the signal time to come before the next ones.
     script = """
-import sys
+import sys, time
 import jaxcond.cli, jaxcond.study
 
-run = jaxcond.study.Study.run
-def run_and_tell(self, progress):
-    return run(self, lambda count: print("at work", flush=True))
+def finished(self, task, tally):
+    print("at work", flush=True)
+    time.sleep(0.2)
 
-jaxcond.study.Study.run = run_and_tell
-sys.argv = "jaxcond study --samples 100000000 --save records.npz --quiet".split()
+jaxcond.study.Watcher.finished = finished
 jaxcond.cli.console()
 """
+    more = 16 * CHUNK
+    options = [*SMALL, "--samples", more, "--store", "s.zarr", "--quiet"]
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *map(str, options)],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -346,8 +671,361 @@ jaxcond.cli.console()
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert only_the_error(err).endswith("interrupted; nothing was written")
-    assert list(tmp_path.iterdir()) == []
+    assert only_the_error(err).endswith("interrupted; go on with `jaxcond resume s.zarr`")
+    done = int(open_store(tmp_path / "s.zarr").finished().sum())
+    assert 0 < done < more
+    code, out, _ = call("summary", "s.zarr")
+    assert code == 0
+    assert "The study is not complete." in out
+    assert f"{done} samples" in out
+    code, out, _ = call("resume", "s.zarr")
+    assert code == 0
+    assert "not complete" not in out
+    expected = run(Study(**(CONFIGURED.to_dict() | {"samples": more})))
+    same_records(open_store(tmp_path / "s.zarr"), expected)
+
+
+# Resumed studies.
+
+
+@pytest.fixture
+def kept(tmp_path, result):
+    """The study of the command line with its records on disk."""
+    store = create(CONFIGURED, tmp_path / "s.zarr", CHUNK, {"10x10": ("series",)})
+    for chunk, count in enumerate(result.finished()[0]):
+        task = Task(0, chunk, chunk * CHUNK, chunk * CHUNK + int(count))
+        store.write(task, {f.name: result.read(f.name, 0, chunk, int(count)) for f in
+                           fields_of(CONFIGURED)})  # fmt: skip
+        store.mark(task)
+    store.describe(complete=True)
+    return tmp_path / "s.zarr"
+
+
+def test_resume_extends_a_study(call, kept, result):
+    more = NUM_SAMPLES + CHUNK
+    code, out, err = call("resume", "s.zarr", "--samples", more)
+    assert code == 0
+    assert "320/320" in err
+    assert "320 samples" in out
+    store = open_store(kept)
+    assert store.study.samples == more
+    expected = run(Study(**(CONFIGURED.to_dict() | {"samples": more})))
+    same_records(store, expected)
+    code, _, err = call("resume", "s.zarr", "--samples", 10)
+    assert code == 1
+    assert "s.zarr has 320 samples at each point" in only_the_error(err)
+    for samples in ("0", "nan", "x"):
+        code, _, err = call("resume", "s.zarr", "--samples", samples)
+        assert code == 2
+        assert "Key `samples` must be a whole number" in only_the_error(err)
+
+
+def test_damage_is_found_and_repaired(call, kept, result):
+    (file,) = [path for path in (kept / "blowup_time").rglob("2") if path.is_file()]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for command in (("summary", "s.zarr"), ("plot", "s.zarr"), ("resume", "s.zarr")):
+        code, _, err = call(*command)
+        assert code == 1
+        told = only_the_error(err)
+        assert "variable `blowup_time` is damaged at samples 128 to 191" in told
+        assert "`jaxcond resume --repair s.zarr`" in told
+    code, out, _ = call("info", "s.zarr", "--verify")
+    assert code == 1
+    assert "variable `blowup_time` is damaged at samples 128 to 191" in out
+    assert "3 chunks can be read, 1 not." in out
+    assert call("resume", "s.zarr", "--repair", "--quiet")[0] == 0
+    code, out, _ = call("info", "s.zarr", "--verify")
+    assert code == 0
+    assert "4 chunks can be read, 0 not." in out
+    same_records(open_store(kept), result)
+
+
+def test_a_damaged_coordinate_is_found(call, tmp_path):
+    made(tmp_path / "s.zarr", [drawn(9), drawn(9)], sweep={"width": [10, 20]})
+    (file,) = [path for path in (tmp_path / "s.zarr" / "width" / "c").rglob("*") if path.is_file()]
+    file.write_bytes(b"nonsense")
+    code, _, err = call("info", "s.zarr", "--verify")
+    assert code == 1
+    assert "coordinate `width` is damaged" in the_error(err)
+
+
+def test_stores_that_are_none(call, tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    for name, message in (
+        ("nowhere", "there is no store nowhere"),
+        ("file", "file is no Zarr store"),
+        ("folder", "folder is no Zarr store"),
+    ):
+        for command in ("resume", "summary", "plot", "info"):
+            code, out, err = call(command, name)
+            assert (code, out) == (1, "")
+            assert message in only_the_error(err)
+        code, _, err = call("summary", name, "--compare", name)
+        assert code == 1
+    for name in ("file", "folder"):
+        code, out, err = call("study", "--store", name)
+        assert (code, out) == (1, "")
+        assert f"{name} is no Zarr store" in only_the_error(err)
+    assert [n for n in names(tmp_path) if not n.endswith(".lock")] == ["file", "folder"]
+
+
+def test_a_store_of_another_study_is_refused(call, kept):
+    code, _, err = call(*SMALL, "--store", "s.zarr", "--seed", 8)
+    assert code == 1
+    assert "s.zarr holds another study: `seed` is 7 in the store and 8 here" in only_the_error(err)
+    code, _, err = call(*SMALL, "--store", "s.zarr", "--set", "chunk=32")
+    assert code == 1
+    assert "s.zarr is cut into chunks of 64, not 32" in only_the_error(err)
+
+
+def test_a_store_that_is_in_use_is_refused(call, kept):
+    with locked(kept):
+        for command in (("resume", "s.zarr"), (*SMALL, "--store", "s.zarr")):
+            code, out, err = call(*command)
+            assert (code, out) == (1, "")
+            assert "another process is working on" in only_the_error(err)
+        # Reading goes on.
+        assert call("summary", "s.zarr")[0] == 0
+    assert call("resume", "s.zarr", "--quiet")[0] == 0
+
+
+def test_a_store_of_other_versions_is_refused_unless_allowed(call, kept):
+    group = zarr.open_group(kept, mode="r+")
+    versions = json.loads(group.attrs["versions"]) | {"jax": "0.0.1"}
+    group.attrs["versions"] = json.dumps(versions)
+    code, _, err = call("resume", "s.zarr")
+    assert code == 1
+    told = only_the_error(err)
+    assert f"jax 0.0.1 there and {jax.__version__} here" in told
+    assert "--any-version" in told
+    assert call("resume", "s.zarr", "--any-version", "--quiet")[0] == 0
+    assert f"jax 0.0.1 (here {jax.__version__})" in " ".join(call("info", "s.zarr")[1].split())
+
+
+# Summaries.
+
+
+def test_a_summary_is_that_of_the_api(call, tmp_path):
+    times = [drawn(100, 0), drawn(100, 1, 0.7), drawn(100, 2, 0.5)]
+    store = made(tmp_path / "s.zarr", times, sweep={"width": [100, 200, 400]})
+    code, out, err = call("summary", "s.zarr", "--json", "a.json", "--csv", "a.csv")
+    assert (code, err) == (0, "")
+    summary = summarise(store)
+    assert strictly(tmp_path / "a.json") == summary.to_dict()
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["width"] for row in rows] == ["100", "200", "400"]
+    for row, expected in zip(rows, summary.rows(), strict=True):
+        assert {name: str(value) for name, value in expected.items()} == row
+        assert float(row["mean"]) == expected["mean"]
+    for point, t in zip(summary.points, times, strict=True):
+        line = next(line for line in out.splitlines() if re.match(rf" *{point.q} ", line))
+        cells = line.split()
+        assert cells[:2] == [str(point.q), "100"]
+        assert float(cells[2]) == pytest.approx(t.mean(), rel=1e-2)
+        assert float(cells[4]) == float(f"{t.std(ddof=1) / 10:.1g}")
+        assert float(cells[5]) == pytest.approx(t.std(ddof=1), rel=1e-2)
+        assert float(cells[6]) == pytest.approx(math.sqrt(point.q) * t.mean(), rel=1e-2)
+        assert cells[7:] == ["–", "0"]
+    (((_, scaling),),) = (summary.scalings,)
+    told = re.search(r"limit of √m·T\* +([\d.e-]+) ± ([\d.e-]+)", out)
+    assert float(told[1]) == pytest.approx(scaling.limit.value, rel=1e-1)
+    assert float(told[2]) == float(f"{scaling.limit.error:.1g}")
+    code, out, err = call("summary", "s.zarr", "--quiet")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_the_confidence_is_that_of_all_intervals(call, tmp_path):
+    store = made(tmp_path / "s.zarr", [drawn(100)])
+    code, out, _ = call("summary", "s.zarr", "--confidence", "0.8", "--json", "a.json")
+    assert code == 0
+    assert "quantile 50.0% (80% interval)" in out
+    assert strictly(tmp_path / "a.json") == summarise(store, confidence=0.8).to_dict()
+    for level in ("0", "1", "nan", "-1"):
+        code, out, err = call("summary", "s.zarr", f"--confidence={level}")
+        assert (code, out) == (2, "")
+        assert "--confidence must be between 0 and 1" in only_the_error(err)
+
+
+def test_numbers_are_not_cut_where_the_console_is_narrow(call, tmp_path, monkeypatch):
+    made(tmp_path / "s.zarr", [drawn(100), drawn(100)], sweep={"width": [100, 200]})
+    wide = call("summary", "s.zarr", "--compare", "s.zarr")[1]
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = call("summary", "s.zarr", "--compare", "s.zarr")[1]
+    assert "…" not in narrow
+    rows = [[line.split() for line in text.splitlines() if line.strip()[:4] in ("100 ", "200 ")]
+            for text in (wide, narrow)]  # fmt: skip
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2
+
+
+def test_a_summary_of_nothing_finished(call, tmp_path):
+    made(tmp_path / "s.zarr", [drawn(100)], finished=0)
+    code, out, _ = call("summary", "s.zarr", "--json", "a.json", "--csv", "a.csv")
+    assert code == 0
+    assert "The study is not complete." in out
+    assert "nan" not in out
+    assert strictly(tmp_path / "a.json")["points"][0]["mean"] is None
+    code, _, err = call("plot", "s.zarr")
+    assert code == 2
+    assert "No sample has a finite blow-up time" in only_the_error(err)
+
+
+def test_a_single_point_is_told_by_its_kind(call, tmp_path):
+    made(tmp_path / "s.zarr", [drawn(9)], ensemble={}, sweep={"kind": ["orthogonal"]})
+    assert "Blow-up time T*, orthogonal, width 200 x 200, 9 samples" in call("summary", "s.zarr")[1]
+
+
+def test_two_studies_compared(call, tmp_path):
+    one, two = drawn(100, 0), drawn(150, 1, 1.01)
+    made(tmp_path / "a.zarr", [one])
+    made(tmp_path / "b.zarr", [two])
+    code, out, _ = call("summary", "a.zarr", "--compare", "b.zarr", "--quiet")
+    assert code == 0
+    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("all ")]
+    assert float(row[1]) == pytest.approx(one.mean() - two.mean(), rel=0.1)
+    welch = stats.ttest_ind(one, two, equal_var=False)
+    interval = welch.confidence_interval(0.95)
+    assert float(row[2].rstrip(",")) == pytest.approx(interval.low, rel=0.1)
+    assert float(row[3]) == pytest.approx(interval.high, rel=0.1)
+    assert row[4] == f"{welch.pvalue:.3g}"
+    assert row[5] == f"{one.var(ddof=1) / two.var(ddof=1):.4g}"
+    ks = stats.ks_2samp(one, two)
+    assert row[8:] == [f"{ks.statistic:.4g}", f"{ks.pvalue:.3g}"]
+
+
+def test_studies_that_cannot_be_compared(call, tmp_path):
+    made(tmp_path / "a.zarr", [drawn(9), drawn(9)], sweep={"width": [10, 20]})
+    made(tmp_path / "b.zarr", [drawn(9), drawn(9)], sweep={"width": [10, 30]})
+    made(tmp_path / "c.zarr", [drawn(9), np.full(9, np.inf)], sweep={"width": [10, 20]})
+    code, out, err = call("summary", "a.zarr", "--compare", "b.zarr", "--json", "a.json")
+    assert (code, out) == (2, "")
+    assert "a.zarr and b.zarr have different sweep points" in only_the_error(err)
+    code, out, err = call("summary", "a.zarr", "--compare", "nowhere")
+    assert (code, out) == (1, "")
+    assert "there is no store nowhere" in only_the_error(err)
+    # A point without samples is passed over.
+    code, out, err = call("summary", "a.zarr", "--compare", "c.zarr", "--quiet")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("width=")]
+    assert rows[1] == ["width=20", *["–"] * 7]
+    assert rows[0][1] == "0"
+
+
+def test_info_tells_configuration_and_progress(call, tmp_path):
+    store = made(tmp_path / "s.zarr", [drawn(200)], finished=CHUNK)
+    code, out, err = call("info", "s.zarr")
+    assert (code, err) == (0, "")
+    told = " ".join(out.split())
+    for text in (
+        "samples 64 of 200 (32.00%)",
+        "complete no",
+        "points 1",
+        "chunk 64 samples",
+        "drawn in exact reduced form",
+        f"jax {jax.__version__},",
+    ):
+        assert text in told
+    assert store.study.digest()[:30] in out
+    found = re.search(r"configuration (\{.*?\}) hash", told)
+    assert json.loads(found[1]) == store.study.to_dict()
+    code, out, _ = call("info", "s.zarr", "--verify")
+    assert code == 0
+    assert "1 chunks can be read, 0 not." in out
+
+
+# Figures.
+
+
+def test_every_kind_of_figure_is_drawn(call, tmp_path):
+    sweep = {"width": [10, 20], "scale": [1.0, 2.0]}
+    made(tmp_path / "s.zarr", [drawn(30, seed) for seed in range(4)], sweep=sweep)
+    for kind in ("distribution", "scaling", "convergence", "phase"):
+        code, out, err = call("plot", "s.zarr", "--kind", kind)
+        assert (code, out, err) == (0, f"Figure written to {kind}.png\n", "")
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(PNG)
+    code, _, _ = call("plot", "s.zarr", "--kind", "phase", "--axes", "scale", "width", "--out",
+                      "map.svg")  # fmt: skip
+    assert code == 0
+    assert "<svg" in (tmp_path / "map.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kind", "scaling"), "needs a sweep over at least two widths"),
+        (("--kind", "phase"), "A phase map needs a sweep over two axes"),
+        (("--kind", "phase", "--axes", "scale", "width"), "width is not one of this sweep"),
+        (("--kind", "phase", "--axes", "scale", "scale"), "two different axes"),
+        (("--kind", "phase", "--axes", "scale"), "--axes: expected 2 arguments"),
+        (("--axes", "scale", "width"), "--axes are those of --kind phase"),
+        (("--kind", "pie"), "--kind: invalid choice: 'pie'"),
+        (("--out", "figure.doc"), "Figures cannot be written as .doc"),
+    ],
+)
+def test_figures_that_cannot_be_drawn(call, tmp_path, arguments, message):
+    made(tmp_path / "s.zarr", [drawn(9), drawn(9)], sweep={"scale": [1.0, 2.0]})
+    code, out, err = call("plot", "s.zarr", *arguments)
+    assert (code, out) == (2, "")
+    assert message in only_the_error(err)
+    assert names(tmp_path) == ["s.zarr"]
+
+
+def test_a_phase_map_without_samples(call, tmp_path):
+    code, out, err = call("phase", "--x", "scale_b", "0.8", "1.2", "--y", "aspect", "0.9", "1.1",
+                          "--num", 3, "--scale-a", "1.1", "--save", "map.npz")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "9 of 9 values found, figure written to phase.png" in out
+    assert "Values written to map.npz" in out
+    assert names(tmp_path) == ["map.npz", "phase.png"]
+    assert (tmp_path / "phase.png").read_bytes().startswith(PNG)
+    x, y = np.geomspace(0.8, 1.2, 3), np.geomspace(0.9, 1.1, 3)
+    with np.load(tmp_path / "map.npz") as found:
+        np.testing.assert_allclose(found["scale_b"], x)
+        np.testing.assert_allclose(found["aspect"], y)
+        expected = jc.infinite_width_times(aspect=y[:, None], scale_a=1.1, scale_b=x[None, :])
+        np.testing.assert_allclose(found["time"], expected.time, rtol=1e-12)
+
+
+def test_a_phase_map_with_values_that_are_not_known(call, tmp_path):
+    # At rest where both scales are zero.
+    code, out, _ = call("phase", "--x", "scale_b", "0", "1", "--y", "scale_c", "0", "1", "--linear",
+                        "--num", 2, "--scale-a", "0", "--save", "map.npz")  # fmt: skip
+    assert code == 3
+    assert "1 of 4 values found" in out
+    with np.load(tmp_path / "map.npz") as found:
+        assert np.isfinite(found["time"]).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num", "1"), "--num must be at least 2, but is 1"),
+        (("--num", "x"), "--num: invalid int value: 'x'"),
+        (("--x", "width", "1", "2"), "--x takes one of aspect, scale_a, scale_b, scale_c, not"),
+        (("--x", "scale_a", "one", "2"), "--x takes a name and two numbers, not 'one 2'"),
+        (("--x", "scale_a", "2", "1"), "--x needs a range of growing, positive, finite numbers"),
+        (("--y", "scale_a", "0", "1"), "--y needs a range of growing, positive, finite numbers"),
+        (("--y", "scale_a", "nan", "1"), "--y needs a range of growing"),
+        (("--linear", "--y", "scale_a", "-1", "1"), "--y needs a range of growing, finite numbers"),
+        (("--linear", "--y", "aspect", "0", "1"), "--y needs a range of growing, positive"),
+        (("--x", "aspect", "1", "2"), "--x and --y name the same axis, aspect"),
+        (("--scale-a=-1",), "Argument `scale_a` must be finite and not negative"),
+        (("--scale-a", "nan"), "Argument `scale_a` must be finite and not negative"),
+        (("--out", "x.doc"), "Figures cannot be written as .doc"),
+    ],
+)
+def test_wrong_arguments_of_the_phase_map(call, tmp_path, arguments, message):
+    code, out, err = call("phase", *arguments)
+    assert (code, out) == (2, "")
+    assert message in only_the_error(err)
+    assert names(tmp_path) == []
+
+
+# Checks.
 
 
 @pytest.fixture
@@ -505,15 +1183,3 @@ def test_interrupted_checks_give_one_line_and_exit_code_130(call, tmp_path, monk
     assert (code, out) == (130, "")
     assert only_the_error(err).endswith("Error: interrupted; nothing was written")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_figure_and_records_may_not_be_one_file(call):
-    code, out, err = call("study", "--samples", "10", "--out", "x.png", "--save", "./x.png")
-    assert (code, out) == (2, "")
-    assert "--out and --save name the same file, x.png" in only_the_error(err)
-
-
-def test_a_wrong_tolerance_is_told_before_any_progress(call):
-    code, out, err = call("study", "--samples", "10", "--rtol", "1e-30")
-    assert (code, out) == (2, "")
-    assert err.startswith("Error: Argument `rtol` must lie between")

@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"interrupted; {interrupt or 'nothing was written'}", 130)
     except ValueError as error:
         _fail(str(error), 2)
-    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        _fail(f"{error.filename}: {error.strerror}" if named else str(error), 1)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
         _fail(str(error) or type(error).__name__, 1)
 
 

@@ -2,16 +2,19 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
+from rich.table import Table
 from rich_argparse import RichHelpFormatter
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 done, but some samples did not converge "
     "or some statement did not hold; 130 interrupted."
 )
+_WIDEST = 10_000
 out = Console()
 err = Console(stderr=True)
 
@@ -39,3 +42,28 @@ def check_writable(path: Path) -> None:
         raise OSError(f"cannot write {path}: there is no folder {folder}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise OSError(f"cannot write {path}: permission denied")
+
+
+def check_distinct(**options: Path | None) -> None:
+    """Refuse options that name the same file, of which the last would be all that is left."""
+    seen: dict[Path, str] = {}
+    for name, path in options.items():
+        if path is None:
+            continue
+        before = seen.setdefault(path.resolve(), name)
+        if before != name:
+            raise ValueError(f"--{before} and --{name} name the same file, {path}")
+
+
+def importable() -> None:
+    """Let `module:name` find functions beside which the command is called."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def print_table(table: Table) -> None:
+    """Print a table whose numbers are never cut: its lines may be longer than the console's."""
+    natural = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
+    if natural > out.width:
+        table.width = natural
+    out.print(table, crop=False, soft_wrap=natural > out.width)

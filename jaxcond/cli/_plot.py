@@ -13,7 +13,7 @@ from ..blowup import Status
 from ..ensembles import infinite_width_times
 from ..files import written_whole
 from ..study import open_store, summarise
-from ._common import Parser, check_writable, out
+from ._common import Parser, check_distinct, check_writable, importable, out
 
 _KINDS = ("distribution", "scaling", "convergence", "phase")
 _SYMBOLS = {"aspect": "$p/q$", "scale_a": "$s_a$", "scale_b": "$s_b$", "scale_c": "$s_c$"}
@@ -81,6 +81,9 @@ def _plot(arguments: argparse.Namespace) -> int:
     path = Path(f"{arguments.kind}.png") if arguments.out is None else arguments.out
     check_writable(path)
     plotting.check_format(path)
+    if arguments.axes is not None and arguments.kind != "phase":
+        raise ValueError("--axes are those of --kind phase")
+    importable()
     store = open_store(arguments.store)
     summary = summarise(store)
     if arguments.kind == "distribution":
@@ -122,6 +125,7 @@ def _phase(arguments: argparse.Namespace) -> int:
     plotting.check_format(arguments.out)
     if arguments.save is not None:
         check_writable(arguments.save)
+        check_distinct(out=arguments.out, save=arguments.save)
     if arguments.num < 2:
         raise ValueError(f"--num must be at least 2, but is {arguments.num}")
     x_name, x = _axis("--x", arguments.x, arguments.num, arguments.linear)

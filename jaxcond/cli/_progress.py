@@ -53,6 +53,8 @@ class Bars(Watcher):
     def start(self, study: Study, store: Store, tallies: Sequence[Tally]) -> None:
         """Bars for all samples and, in a sweep, for each point once it is in work."""
         self._study, self._tallies = study, tallies
+        # Not before: what is wrong with a store is told without bars.
+        self.progress.start()
         total = study.samples * len(tallies)
         self._whole = self.progress.add_task(
             "all" if study.sweep else "samples",
@@ -60,6 +62,11 @@ class Bars(Watcher):
             completed=sum(t.done for t in tallies),
             estimate="compiling",
         )
+
+    def stop(self) -> None:
+        """Leave the bars as they are."""
+        if self.progress.live.is_started:
+            self.progress.stop()
 
     def _bar(self, point: int) -> TaskID | None:
         if not self._study.sweep:

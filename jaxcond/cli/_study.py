@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import os
-import sys
+import re
+import shlex
 import tempfile
 import time
 import tomllib
@@ -27,7 +28,7 @@ from ..study import (
     summarise,
 )
 from ..study.run import CrewMaker
-from ._common import Parser, check_writable, out
+from ._common import Parser, check_distinct, check_writable, importable, out
 from ._progress import Bars, Lines
 from ._summary import print_summary
 
@@ -148,10 +149,11 @@ def _study(arguments: argparse.Namespace) -> int:
     figure = Path("study.png") if arguments.out is None else arguments.out
     check_writable(figure)
     plotting.check_format(figure)
-    with _folder(path) as folder:
+    check_distinct(store=path, out=figure)
+    with _resumable(path), _folder(path) as folder:
         if path is not None:
             _check_folder(folder)
-        store, seconds = _run(study, folder, arguments, kept=path is not None)
+        store, seconds = _run(study, folder, arguments)
         summary = summarise(store)
         _tell(summary, seconds, arguments)
         if path is not None:
@@ -166,14 +168,15 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", True)
-    _importable()
+    importable()
     keys = open_store(arguments.store).study.to_dict()
     if arguments.samples is not None:
         keys["samples"] = _value(arguments.samples)
     study = Study.from_dict(keys)
-    store, seconds = _run(study, arguments.store, arguments, kept=True)
-    summary = summarise(store)
-    _tell(summary, seconds, arguments)
+    with _resumable(arguments.store):
+        store, seconds = _run(study, arguments.store, arguments)
+        summary = summarise(store)
+        _tell(summary, seconds, arguments)
     return _code(summary)
 
 
@@ -186,15 +189,9 @@ def _code(summary: StudySummary) -> int:
     return 3 if any(point.statuses["not_converged"] for point in summary.points) else 0
 
 
-def _importable() -> None:
-    # So that `module:name` finds functions beside which the command is called.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
 def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of the file, changed by the options."""
-    _importable()
+    importable()
     keys = {} if arguments.file is None else read_toml(arguments.file)
     for name in ("samples", "seed"):
         if getattr(arguments, name) is not None:
@@ -212,6 +209,8 @@ def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
         place[last] = _value(text)
     if arguments.width is not None:
         ensemble = keys.setdefault("ensemble", {})
+        if not isinstance(ensemble, dict):
+            raise ValueError("--width: `ensemble` is not a table")
         for name in ("width", "p", "q"):
             ensemble.pop(name, None)
         ensemble |= arguments.width
@@ -219,10 +218,12 @@ def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; what is none is text."""
+    """A TOML value; what is none is text, also in a list whose quotes the shell has taken."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        if re.fullmatch(r"\[[\w\s,]*\]", text):
+            return [_value(part.strip()) for part in text[1:-1].split(",")]
         return text
 
 
@@ -234,6 +235,19 @@ def _folder(path: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="jaxcond-") as folder:
         yield Path(folder) / "study.zarr"
+
+
+@contextlib.contextmanager
+def _resumable(path: Path | None) -> Iterator[None]:
+    """Say of an interrupt what becomes of the records."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path is None:
+            raise Interrupted("nothing was kept: no --store") from None
+        if not path.exists():
+            raise
+        raise Interrupted(f"go on with `jaxcond resume {shlex.quote(str(path))}`") from None
 
 
 def _check_folder(path: Path) -> None:
@@ -259,29 +273,22 @@ def _crew(arguments: argparse.Namespace) -> CrewMaker | None:
     return dask_cluster(arguments.scheduler, num_workers=arguments.workers)
 
 
-def _run(
-    study: Study, path: Path, arguments: argparse.Namespace, *, kept: bool
-) -> tuple[Store, float]:
+def _run(study: Study, path: Path, arguments: argparse.Namespace) -> tuple[Store, float]:
     begin = time.perf_counter()
     crew = _crew(arguments)
-    repair = getattr(arguments, "repair", False)
     with contextlib.ExitStack() as stack:
         watcher = Watcher()
         if arguments.log:
             watcher = Lines()
         elif not arguments.quiet:
             watcher = Bars()
-            stack.enter_context(watcher.progress)
-        try:
-            store = run(
-                study,
-                path,
-                crew=crew,
-                watcher=watcher,
-                any_version=arguments.any_version,
-                repair=repair,
-            )
-        except Interrupted:
-            told = f"go on with `jaxcond resume {path}`" if kept else "nothing was kept: no --store"
-            raise Interrupted(told) from None
+            stack.callback(watcher.stop)
+        store = run(
+            study,
+            path,
+            crew=crew,
+            watcher=watcher,
+            any_version=arguments.any_version,
+            repair=getattr(arguments, "repair", False),
+        )
     return store, time.perf_counter() - begin

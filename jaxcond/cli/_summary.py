@@ -24,7 +24,7 @@ from ..study import (
     summarise,
 )
 from ..study.store import versions
-from ._common import Parser, check_writable, out
+from ._common import Parser, check_distinct, check_writable, importable, out, print_table
 
 
 def add_summary(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
@@ -102,7 +102,7 @@ def print_summary(summary: StudySummary, seconds: float | None = None) -> None:
 
 
 def _print_point(summary: StudySummary, point: PointSummary, seconds: float | None) -> None:
-    kind = summary.study.ensemble.get("kind", "gaussian")
+    kind, _ = summary.study.settings[point.point]
     title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}, {point.num_samples} samples"
     table = Table(title=title, show_header=False)
     table.add_column(justify="left")
@@ -116,7 +116,7 @@ def _print_point(summary: StudySummary, point: PointSummary, seconds: float | No
             ("its variance, plain over this", f"{best.gain:.4g}"),
         ]
     rows += [("mean ± standard error", _pair(plain.mean, plain.standard_error))]
-    rows += [("standard deviation", f"{point.moments.deviation:.4g}")]
+    rows += [("standard deviation", _short(point.moments.deviation, 4))]
     rows += [
         (
             f"quantile {q.level:.1%} ({level} interval)",
@@ -128,15 +128,15 @@ def _print_point(summary: StudySummary, point: PointSummary, seconds: float | No
     rows += [
         ("mean of √q·T*", _pair(root * best.mean, root * best.standard_error)),
         ("√q·T* at infinite width", _number(point.limit)),
-        ("widest bracket, relative", f"{point.widest_bracket:.2g}"),
-        ("largest numerical error, relative", f"{point.largest_error:.2g}"),
+        ("widest bracket, relative", _short(point.widest_bracket, 2)),
+        ("largest numerical error, relative", _short(point.largest_error, 2)),
     ]
     total = max(point.num_samples, 1)
     shares = [(name, n) for name, n in point.statuses.items() if n or name == "converged"]
     rows += [(f"status {name}", f"{n}  ({n / total:.4%})") for name, n in shares]
     rows += [(f"settled by {name}", str(n)) for name, n in point.settled_by.items() if n]
     rows += [
-        (f"{name}: mean, deviation", f"{m.mean:.6g}, {m.deviation:.3g}")
+        (f"{name}: mean, deviation", f"{_short(m.mean, 6)}, {_short(m.deviation, 3)}")
         for name, m in point.observables.items()
     ]
     if seconds is not None:
@@ -147,8 +147,12 @@ def _print_point(summary: StudySummary, point: PointSummary, seconds: float | No
     out.print(table)
 
 
+def _short(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if math.isfinite(value) else "–"
+
+
 def _pair(value: float, error: float) -> str:
-    return f"{value:.8g} ± {error:.2g}"
+    return f"{_short(value, 8)} ± {_short(error, 2)}"
 
 
 def _print_points(summary: StudySummary) -> None:
@@ -169,17 +173,17 @@ def _print_points(summary: StudySummary) -> None:
         cells = [_text(value) for value in point.coordinates.values()]
         cells += [
             str(point.num_samples),
-            f"{_number(best.mean, best.standard_error)} ± {best.standard_error:.1g}",
-            f"{point.moments.deviation:.3g}",
+            f"{_number(best.mean, best.standard_error)} ± {_short(best.standard_error, 1)}",
+            _short(point.moments.deviation, 3),
             _number(point.scale * best.mean, point.scale * best.standard_error),
-            "–" if not math.isfinite(point.limit) else f"{point.limit:.6g}",
+            _short(point.limit, 6),
         ]
         if gains:
-            cells.append(f"{best.gain:.4g}")
+            cells.append(_short(best.gain, 4))
         cells.append(str(point.num_samples - point.moments.count))
         table.add_row(*cells)
     methods = {point.mean.method for point in summary.points} - {"plain"}
-    out.print(table)
+    print_table(table)
     if gains:
         out.print(
             f"Means by {' and '.join(sorted(methods))}; gain: variance of the plain mean over "
@@ -207,11 +211,11 @@ def _print_scaling(others: dict[str, Any], scaling: Scaling) -> None:
     for name, fit in fits:
         table.add_row(
             name,
-            f"{_number(fit.value, fit.error)} ± {fit.error:.1g}",
+            f"{_number(fit.value, fit.error)} ± {_short(fit.error, 1)}",
             f"{_number(fit.lower, fit.error)}, {_number(fit.upper, fit.error)}",
-            f"{fit.p_value:.2g}" if math.isfinite(fit.p_value) else "–",
+            _short(fit.p_value, 2),
         )
-    out.print(table)
+    print_table(table)
     if scaling.covers_limit is not None:
         verb = "covers" if scaling.covers_limit else "does NOT cover"
         out.print(f"The interval of the limit {verb} the infinite-width value.")
@@ -222,12 +226,22 @@ def _summary(arguments: argparse.Namespace) -> int:
     for path in (arguments.json, arguments.csv):
         if path is not None:
             check_writable(path)
+    check_distinct(json=arguments.json, csv=arguments.csv)
+    if not 0 < arguments.confidence < 1:
+        raise ValueError(f"--confidence must be between 0 and 1, but is {arguments.confidence}")
+    importable()
     store = open_store(arguments.store)
+    other = None if arguments.compare is None else open_store(arguments.compare)
+    if other is not None and other.study.points != store.study.points:
+        raise ValueError(
+            f"{arguments.store} and {arguments.compare} have different sweep points: they cannot "
+            "be compared point by point"
+        )
     summary = summarise(store, confidence=arguments.confidence)
     if not arguments.quiet:
         print_summary(summary)
-    if arguments.compare is not None:
-        _print_comparison(store, open_store(arguments.compare), arguments)
+    if other is not None:
+        _print_comparison(store, other, arguments)
     if arguments.json is not None:
         with written_whole(arguments.json) as temporary:
             text = json.dumps(summary.to_dict(), indent=1, allow_nan=False)
@@ -245,30 +259,30 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _print_comparison(first: Store, second: Store, arguments: argparse.Namespace) -> None:
-    if first.study.points != second.study.points:
-        raise ValueError(
-            f"{arguments.store} and {arguments.compare} have different sweep points: they cannot "
-            "be compared point by point"
-        )
-    table = Table(title=f"{arguments.store} against {arguments.compare}", box=box.SIMPLE_HEAD)
+    title = Text(f"{arguments.store} against {arguments.compare}", style="table.title")
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     for name in ("point", "difference of means", "interval", "p (Welch)", "ratio of variances",
                  "interval", "KS", "p (KS)"):  # fmt: skip
         table.add_column(name, justify="right")
     for point in range(len(first.study.points)):
         a, b = (_all_times(store, point) for store in (first, second))
+        name = first.study.name(point) or "all"
+        if min(a.size, b.size) < 2:
+            table.add_row(name, *["–"] * 7)
+            continue
         found = compare(a, b, arguments.confidence)
         width = found.difference_upper - found.difference_lower
         table.add_row(
-            first.study.name(point) or "all",
+            name,
             _number(found.difference, width),
             f"{_number(found.difference_lower, width)}, {_number(found.difference_upper, width)}",
             f"{found.p_value:.3g}",
-            f"{found.variance_ratio:.4g}",
-            f"{found.variance_ratio_lower:.4g}, {found.variance_ratio_upper:.4g}",
+            _short(found.variance_ratio, 4),
+            f"{_short(found.variance_ratio_lower, 4)}, {_short(found.variance_ratio_upper, 4)}",
             f"{found.ks_statistic:.4g}",
             f"{found.ks_p_value:.3g}",
         )
-    out.print(table)
+    print_table(table)
 
 
 def _all_times(store: Store, point: int) -> Any:
@@ -277,6 +291,7 @@ def _all_times(store: Store, point: int) -> Any:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    importable()
     store = open_store(arguments.store)
     study = store.study
     finished = store.finished()
@@ -307,6 +322,8 @@ def _info(arguments: argparse.Namespace) -> int:
     out.print(table)
     if not arguments.verify:
         return 0
+    store.check_descriptions()
+    store.check_coordinates()
     damaged = store.damaged()
     for _, _, why in damaged:
         out.print(Text(why), soft_wrap=True)

@@ -37,9 +37,9 @@ def _name(coordinates: dict[str, Any]) -> str:
 def distributions(store: Store, summary: StudySummary) -> Figure:
     r"""The distribution of $\sqrt q\,T^*$ at each sweep point.
 
-    The infinite-width value and the mean with its standard error are marked. Tails beyond the 0.1
-    and 99.9 % quantiles are left out and counted under the axis. The first 16 points that have
-    finite blow-up times are shown.
+    The infinite-width value and the mean with its standard error are marked. Of more than 1000
+    samples, tails beyond the 0.1 and 99.9 % quantiles are left out and counted under the axis. The
+    first 16 points that have finite blow-up times are shown.
 
     **Raises:** `ValueError` if no sample has a finite blow-up time.
     """
@@ -58,7 +58,7 @@ def distributions(store: Store, summary: StudySummary) -> Figure:
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     study = summary.study
-    title = f"{study.ensemble.get('kind', 'gaussian')} ensemble, seed {study.seed}"
+    title = f"{', '.join(sorted(study.kinds))} ensemble, seed {study.seed}"
     if hidden > 0:
         title += f"; first {_MOST_PANELS} of {_MOST_PANELS + hidden} points"
     if len(shown) > 1:
@@ -68,9 +68,11 @@ def distributions(store: Store, summary: StudySummary) -> Figure:
 
 def _distribution(axes: Axes, store: Store, point: PointSummary, *, alone: bool) -> None:
     root, index = point.scale, point.point
-    low, high = (
-        root * q.value for q in quantiles(lambda: converged_times(store, index), [0.001, 0.999])
-    )
+    low, high = root * point.moments.least, root * point.moments.greatest
+    # Quantiles of fewer would lie within the least and the greatest, and leave these out.
+    if point.moments.count > 1000:
+        found = quantiles(lambda: converged_times(store, index), [0.001, 0.999])
+        low, high = (root * q.value for q in found)
     bins = int(np.clip(2 * point.moments.count ** (1 / 3), 8, 120))
     # At enormous widths the values agree to rounding, and bins need some width.
     least = 1e3 * np.finfo(np.float64).eps * high

@@ -30,6 +30,7 @@ from .kinds import (
     keys_of,
     load_file,
     load_function,
+    plain_keys,
     read_settings,
 )
 from .observables import OBSERVABLES
@@ -131,6 +132,7 @@ class Study:
         put("ensemble", dict(self.ensemble))
         put("sweep", {name: _axis(name, values) for name, values in self.sweep.items()})
         self._check_ensemble()
+        put("ensemble", plain_keys(self.ensemble))
 
     def _check_ensemble(self) -> None:
         taken = {key for kind in NAMES for key in keys_of(kind)} | {"kind", "reduced"}
@@ -301,8 +303,10 @@ class Study:
         **Raises:** `ValueError` that names the key that is wrong or unknown.
         """
         known(list(keys), [f.name for f in dataclasses.fields(cls)], "")
-        # Files have lists only.
-        plain = {n: tuple(v) if n in _TUPLES and isinstance(v, list) else v for n, v in keys.items()}
+        plain: dict[str, Any] = dict(keys)
+        for name in _TUPLES:
+            if isinstance(plain.get(name), list):  # files have lists only
+                plain[name] = tuple(plain[name])
         return cls(**plain)
 
     @classmethod

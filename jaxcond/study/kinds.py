@@ -129,6 +129,17 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
     return round(p), width
 
 
+def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an ensemble with its numbers as they are meant: 200.0 is the width 200."""
+    whole_ones, real_ones = ("width", "p", "q", "rank"), ("aspect", "noise", *SCALE_KEYS[1:])
+    plain = dict(keys)
+    plain |= {name: int(keys[name]) for name in whole_ones if name in keys}
+    plain |= {name: float(keys[name]) for name in real_ones if name in keys}
+    if "scales" in keys:
+        plain["scales"] = [float(scale) for scale in keys["scales"]]
+    return plain
+
+
 def _scales(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[float, float, float]:
     if "scales" in keys:
         if "scale" in keys:

@@ -16,7 +16,7 @@ from ..blowup import AbstractSource
 from ..energy import energy, vector_field
 from ..ensembles import entry_names, leading_entries
 from ..state import State
-from ..trajectory import OnsetStatus, final_stage_time, trajectory
+from ..trajectory import OnsetStatus, PointStatus, final_stage_time, trajectory
 
 NUM_ENTRIES = 8
 # Samples observed by one call, and of these at once: trajectories are long loops, which end when
@@ -130,7 +130,8 @@ OBSERVABLES: dict[str, Observable] = {
                       "fraction")
                 for n in (1, 2, 3)
             ),
-            Field("counts_status", "status of the trajectory point", "int8", "fraction"),
+            Field("counts_status", "status of the trajectory point", "int8", "fraction",
+                  tuple(status.name.lower() for status in PointStatus)),
         ),
         True,
         _counts,

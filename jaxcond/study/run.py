@@ -20,7 +20,7 @@ from ..blowup import Status
 from ..statistics import Moments
 from .compute import Outcome, compute, default_chunk, methods_of
 from .config import Study
-from .store import Store, StoreError, Task, check_same, create, locked, open_group
+from .store import Store, StoreError, Task, check_same, create, locked, open_group, written
 
 
 class Interrupted(KeyboardInterrupt):
@@ -199,8 +199,9 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
         beside = path.with_name(f".{path.name}.new")
         shutil.rmtree(beside, ignore_errors=True)
         try:
-            create(study, beside, chunk, methods_of(study))
-            beside.rename(path)
+            with written(path):
+                create(study, beside, chunk, methods_of(study))
+                beside.rename(path)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise

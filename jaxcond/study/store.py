@@ -168,7 +168,7 @@ class Store:
                 # Read here, for Zarr would take a file that is missing for one of no samples.
                 head = self.read(name, task.point, task.chunk, task.start - first)
                 values = np.concatenate([head, values])
-            with _written(self.path):
+            with written(self.path):
                 array[where] = values.astype(array.dtype)
 
     def mark(self, task: Task) -> None:
@@ -178,7 +178,7 @@ class Store:
     def _set_mark(self, point: int, chunk: int, count: int) -> None:
         where = (*self.study.position(point), chunk)
         try:
-            with _written(self.path):
+            with written(self.path):
                 self.array(FINISHED)[where] = count
         except _UNREADABLE as error:  # the file that the mark is in is read first
             raise StoreError(_damaged(self.path, FINISHED, "some marks")) from error
@@ -201,7 +201,7 @@ class Store:
         to enlarge the store, which reads as before until then.
         """
         self.describe(samples=samples)
-        with _written(self.path):
+        with written(self.path):
             for field in fields_of(self.study):
                 array = self.array(field.name)
                 if array.shape[len(self.shape)] < samples:
@@ -215,7 +215,7 @@ class Store:
     def describe(self, **attributes: Any) -> None:
         """Set attributes of the store."""
         if any(self.group.attrs.get(name) != value for name, value in attributes.items()):
-            with _written(self.path):
+            with written(self.path):
                 # As one file, together with the descriptions of the variables that are in it.
                 zarr.open_group(self.group.store, mode="r+").attrs.update(attributes)
             self.group = _open(self.group.store)
@@ -329,6 +329,8 @@ class Store:
             rest = array.shape[: len(self.shape)] + array.shape[len(self.shape) + 1 :]
             if (array.dtype, array.chunks, rest) != (*expected, self.shape + more):
                 raise _undescribed(self.path, field.name)
+        for name in _coordinates(self.study):
+            self.array(name)
         marks = self.array(FINISHED)
         if (marks.chunks, marks.shape[:-1]) != ((*self._ones(), _MARKS), self.shape):
             raise _undescribed(self.path, FINISHED)
@@ -351,7 +353,7 @@ class Store:
                     f"{self.path}: coordinate `{name}` is damaged; "
                     f"`jaxcond resume --repair {self.path}` writes it again"
                 )
-            with _written(self.path):
+            with written(self.path):
                 array[:] = np.asarray(values)
 
 
@@ -360,7 +362,7 @@ def _undescribed(path: Path | None, name: str) -> StoreError:
 
 
 @contextlib.contextmanager
-def _written(path: Path | None) -> Iterator[None]:
+def written(path: Path | None) -> Iterator[None]:
     """Name the store where it cannot be written."""
     try:
         yield
