@@ -295,7 +295,7 @@ def test_observables_of_full_states_from_a_file(tmp_path):
         norms = jnp.linalg.norm(states.b.reshape(8, -1), axis=1)
         np.testing.assert_allclose(data.norm_b, norms, rtol=1e-13)
         onset, times = data.onset.values, data.blowup_time.values
-        assert (data.onset_status.values == jc.OnsetStatus.REACHED).all()
+        assert (data.onset_status.values == jc.OnsetStatus.FOUND).all()
         np.testing.assert_allclose(onset + data.onset_time_left.values, times, rtol=1e-8)
         np.testing.assert_array_equal(data.fraction, [0.5, 0.99])
         # A point lies in the final stage exactly if its time is after the onset.

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 import jaxcond as jc
 
 FRACTIONS = (0.5, 0.9, 0.99, 0.999)
+UNORDERED = [0.9, 0.0, 0.3, 0.6]
 
 
 def scipy_states(state, times):
@@ -46,18 +47,29 @@ def check_against_scipy(state, **options):
     )
 
 
-@pytest.mark.parametrize("width", [5, 50, pytest.param(200, marks=pytest.mark.slow)])
-def test_full_states_equal_those_of_scipy(width):
-    check_against_scipy(pick(gaussian_states(width, 1, width, width), 0))
+# One narrow and one wide state, and four points wherever a test asks for some of its own: so that
+# tests share what is compiled.
+@functools.cache
+def narrow():
+    return pick(gaussian_states(3, 1, 5, 4), 0)
+
+
+@functools.cache
+def wide():
+    return pick(gaussian_states(12, 1, 28, 26), 0)
+
+
+def widest():
+    return pick(gaussian_states(200, 1, 200, 200), 0)
+
+
+@pytest.mark.parametrize("state", [narrow, wide, pytest.param(widest, marks=pytest.mark.slow)])
+def test_full_states_equal_those_of_scipy(state):
+    check_against_scipy(state())
 
 
 def test_rank_two_equals_scipy():
     check_against_scipy(random_state(jax.random.key(2), 2, 6, 4))
-
-
-@functools.cache
-def narrow():
-    return pick(gaussian_states(3, 1, 5, 4), 0)
 
 
 @functools.cache
@@ -75,11 +87,11 @@ def test_energies_are_met_in_any_order():
 
 
 def test_times_and_fractions_agree():
-    by_fraction = jc.trajectory(narrow(), fractions=[0.9, 0.0, 0.3])
+    by_fraction = jc.trajectory(narrow(), fractions=UNORDERED)
     by_time = jc.trajectory(narrow(), times=by_fraction.times)
     np.testing.assert_allclose(by_time.reduced.b, by_fraction.reduced.b, rtol=1e-12)
     np.testing.assert_allclose(by_fraction.state(1).b, narrow().b, rtol=1e-14)
-    expected = np.array([0.9, 0.0, 0.3]) * float(jc.blowup_time(narrow()).time)
+    expected = np.array(UNORDERED) * float(jc.blowup_time(narrow()).time)
     np.testing.assert_allclose(by_fraction.times, expected, rtol=1e-11)
 
 
@@ -131,7 +143,9 @@ def test_indicators_without_forming_b():
 def test_small_middle_layer_keeps_its_gram_matrices():
     """Where b b^T is far below the rounding of a a^T."""
     wide = pick(gaussian_states(5, 1, 40, 30, scales=(1.0, 1e-8, 1.0)), 0)
-    check_conditions(jc.trajectory(wide, fractions=np.linspace(0, 0.1, 12)))
+    early = jc.trajectory(wide, num=12, closeness=0.9)
+    assert 0.1 * early.blow_up.time <= early.times[-1] < 0.5 * early.blow_up.time
+    check_conditions(early)
 
 
 def test_what_a_truncation_leaves_out_is_undecided():
@@ -169,15 +183,16 @@ def test_bounds_of_the_theorems_hold_along_the_way():
 
 
 def test_onset_of_reduced_and_direct_flow_agree():
-    wide = pick(gaussian_states(12, 1, 28, 26), 0)
-    time = float(jc.blowup_time(wide).time)
-    onset = jc.final_stage_time(wide)
-    direct = jc.final_stage_time(wide, method=jc.Direct())
+    onset = jc.final_stage_time(wide())
+    direct = jc.final_stage_time(wide(), method=jc.Direct())
+    time = float(jc.trajectory(wide(), fractions=FRACTIONS).blow_up.time)
     assert onset.status == jc.OnsetStatus.FOUND
     assert bool(onset.stays)
     assert abs(float(onset.time - direct.time)) < 1e-8 * time
-    around = float(onset.time) + 1e-8 * time * np.array([-1.0, 1.0])
-    before, after = (pick(jc.trajectory(wide, times=around).states(), i) for i in (0, 1))
+    # The last two points make as many as there are in other tests.
+    fractions = float(onset.time) / time + np.array([-1e-8, 1e-8, 0.0, 0.0])
+    around = jc.trajectory(wide(), fractions=fractions)
+    before, after = around.state(0), around.state(1)
     assert not bool(jc.final_stage(before).holds)
     assert bool(jc.final_stage(after).holds)
     np.testing.assert_allclose(onset.time + onset.time_left, time, rtol=1e-12)
@@ -198,28 +213,31 @@ def test_onset_statuses():
     assert np.isnan(broken.time)
 
 
+@functools.cache
+def batched():
+    """Nothing is known beforehand here: what cannot be reached is told by the status."""
+    return jax.jit(jax.vmap(lambda s, fractions: jc.trajectory(s, fractions=fractions)))
+
+
 def test_batch_equals_a_loop_and_keeps_bad_lanes_apart():
-    states = gaussian_states(13, 4, 2, 2)
-    rest = jnp.diag(jnp.array([1.0, 0.0]))
-    a = states.a.at[1].set(jnp.array([[1.0, 0.0]])).at[2, 0, 0].set(jnp.nan)
-    b = states.b.at[1].set(rest)
-    c = states.c.at[1].set(jnp.array([[-1.0, 0.0]]))
+    states = gaussian_states(13, 4, 5, 4)
+    first, second = jnp.eye(5)[0], jnp.eye(4)[0]
+    a = states.a.at[1, 0].set(first).at[2, 0, 0].set(jnp.nan)
+    b = states.b.at[1].set(jnp.outer(first, second))
+    c = states.c.at[1, 0].set(-second)
     states = jc.State(a, b, c, states.strength)
-
-    def one(state):
-        return jc.trajectory(state, fractions=jnp.array([0.2, 0.8, 1.0]))
-
-    batch = jax.vmap(one)(states)
+    fractions = jnp.array([0.2, 0.8, 0.9, 1.0])
+    batch = batched()(states, jnp.tile(fractions, (4, 1)))
     status = jc.PointStatus
-    np.testing.assert_array_equal(batch.status[0], [status.REACHED] * 2 + [status.BEYOND_BLOW_UP])
+    np.testing.assert_array_equal(batch.status[0], [status.REACHED] * 3 + [status.BEYOND_BLOW_UP])
     assert np.all(batch.status[1] == status.NEVER_REACHED)
     assert np.all(batch.status[2] == status.INVALID_INPUT)
     assert np.all(np.isnan(batch.times[1:3]))
-    assert np.isnan(batch.times[0, 2])
+    assert np.isnan(batch.times[0, 3])
     for index in (0, 3):
-        alone = jc.trajectory(pick(states, index), fractions=[0.2, 0.8])
-        got = pick(batch.reduced.b, index)[:2]
-        np.testing.assert_allclose(got, alone.reduced.b, rtol=1e-11)
+        alone = jc.trajectory(pick(states, index), fractions=[0.2, 0.8, 0.9, 0.0])
+        got = pick(batch.reduced.b, index)[:3]
+        np.testing.assert_allclose(got, alone.reduced.b[:3], rtol=1e-11)
 
 
 def test_example_1_goes_on_for_ever():
@@ -237,8 +255,8 @@ def test_example_1_goes_on_for_ever():
 
 @pytest.mark.parametrize("scale", [1e-100, 1e100])
 def test_scale(scale):
-    trajectory = jc.trajectory(narrow().scale(scale), fractions=[0.9, 0.0, 0.3])
-    expected = jc.trajectory(narrow(), fractions=[0.9, 0.0, 0.3])
+    trajectory = jc.trajectory(narrow().scale(scale), fractions=UNORDERED)
+    expected = jc.trajectory(narrow(), fractions=UNORDERED)
     np.testing.assert_allclose(trajectory.times * scale, expected.times, rtol=1e-11)
     np.testing.assert_allclose(trajectory.reduced.b / scale, expected.reduced.b, rtol=1e-10)
     np.testing.assert_allclose(trajectory.ratios(), expected.ratios(), rtol=1e-10)
@@ -248,12 +266,16 @@ def test_scale(scale):
 
 
 def test_points_out_of_reach_leave_the_others_alone():
-    fractions = jnp.array([0.3, 0.0, 1 - 1e-15])
-    trajectory = jax.jit(lambda s: jc.trajectory(s, fractions=fractions))(narrow())
-    assert np.all(trajectory.status[:2] == jc.PointStatus.REACHED)
-    assert trajectory.status[2] == jc.PointStatus.NOT_CONVERGED
-    expected = jc.trajectory(narrow(), fractions=[0.9, 0.0, 0.3])
-    np.testing.assert_allclose(trajectory.reduced.b[0], expected.reduced.b[2], rtol=1e-10)
+    fractions = jnp.array([0.3, 0.0, 0.6, 1 - 1e-15])
+    states = jax.tree.map(lambda x: jnp.stack([x] * 4), narrow())
+    trajectory = pick(batched()(states, jnp.tile(fractions, (4, 1))), 0)
+    assert np.all(trajectory.status[:3] == jc.PointStatus.REACHED)
+    assert trajectory.status[3] == jc.PointStatus.NOT_CONVERGED
+    expected = jc.trajectory(narrow(), fractions=UNORDERED)
+    for index, same in ((0, 2), (2, 3)):
+        np.testing.assert_allclose(
+            trajectory.reduced.b[index], expected.reduced.b[same], rtol=1e-10
+        )
 
 
 def test_the_energy_of_the_state_itself_is_met():

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         parsed = _parser().parse_args(arguments)
         sys.exit(parsed.command(parsed))
     except KeyboardInterrupt as interrupt:
-        _fail(f"interrupted; {interrupt or 'nothing was written'}", 130)
+        _fail(f"interrupted; {str(interrupt) or 'nothing was written'}", 130)
     except ValueError as error:
         _fail(str(error), 2)
     except OSError as error:
