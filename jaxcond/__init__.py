@@ -70,7 +70,6 @@ from .study import Study as Study
 from .study import open_study as open_study
 from .study import run as run_study  # noqa: F401
 from .study import summarise as summarise
-
 from .trajectory import Onset as Onset
 from .trajectory import OnsetStatus as OnsetStatus
 from .trajectory import PointStatus as PointStatus

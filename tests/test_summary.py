@@ -1,6 +1,8 @@
+import errno
 import io
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from scipy import special, stats
 
-from jaxcond import plotting
+from jaxcond import files, plotting
 from jaxcond.blowup import Status
 from jaxcond.statistics import Moments
 from jaxcond.study import Study, Task, run, summarise
@@ -134,7 +136,7 @@ def test_statistics_are_those_of_the_records(mixed):
         assert point.mean == point.plain
         assert point.plain.method == "plain"
         assert point.plain.gain == 1
-        assert point.deviation == Moments.of(times).deviation_interval(0.9)
+        assert point.deviation == pytest.approx(Moments.of(times).deviation_interval(0.9))
         assert point.deviation[0] < times.std(ddof=1) < point.deviation[1]
         assert [q.level for q in point.quantiles] == list(LEVELS)
         np.testing.assert_allclose(
@@ -628,3 +630,58 @@ def test_maps_need_a_grid():
     summary = summarise(stored(study, [], complete=False))
     with pytest.raises(ValueError, match="cannot show zipped axes besides"):
         plotting.study_map(summary, "width", "scale")
+
+
+# Files of figures.
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("f.png", b"\x89PNG\r\n\x1a\n"), ("f.pdf", b"%PDF"), ("f", b"\x89PNG")]
+)
+def test_figures_are_written_in_the_format_of_the_suffix(tmp_path, name, start):
+    plotting.check_format(tmp_path / name)
+    plotting.save(Figure(), tmp_path / name)
+    assert names(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_unknown_formats_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"cannot be written as \.doc; known are .*pdf, .*png"):
+        plotting.check_format("figure.doc")
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_figures_are_saved_whole_or_not_at_all(tmp_path, monkeypatch, failure):
+    path = tmp_path / "figure.png"
+    path.write_text("earlier")
+
+    def write_half(self, file, **_):
+        with open(file, "wb") as half:
+            half.write(b"\x89PNG")
+        raise failure
+
+    monkeypatch.setattr(Figure, "savefig", write_half)
+    with pytest.raises(type(failure)):
+        plotting.save(Figure(), path)
+    assert names(tmp_path) == ["figure.png"]
+    assert path.read_text() == "earlier"
+
+
+@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (files.tempfile, "mkstemp")])
+def test_a_name_that_cannot_be_taken_leaves_nothing(tmp_path, monkeypatch, module, name):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(module, name, refuse)
+    with pytest.raises(OSError, match="Read-only file system"):
+        plotting.save(Figure(), tmp_path / "figure.png")
+    assert names(tmp_path) == []
+
+
+def test_folders_that_do_not_exist_are_reported(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        plotting.save(Figure(), tmp_path / "no" / "figure.png")
