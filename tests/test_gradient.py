@@ -50,8 +50,13 @@ def wide_state():
 
 @functools.cache
 def wide_second():
-    """The gradient, and its derivative along a direction: one program for all wide states."""
-    return jax.jit(lambda s, d: jax.jvp(jax.grad(time), (s,), (d,)))
+    """The gradient, and its and the time's derivatives along a direction: one program for all."""
+
+    def both(state, direction):
+        (_, gradient), (along, second) = jax.jvp(jax.value_and_grad(time), (state,), (direction,))
+        return gradient, second, along
+
+    return jax.jit(both)
 
 
 def wide_gradient(state):
@@ -72,7 +77,10 @@ def test_wide_state_reduced():
 def test_second_derivatives():
     state = wide_state()
     direction = random_state(jax.random.key(5), 1, 30, 28)
-    _, second = wide_second()(state, direction)
+    gradient, second, along = wide_second()(state, direction)
+    # The time is one thing with its derivatives, also where it is differentiated twice.
+    strength = float(jnp.vdot(gradient.strength, direction.strength))
+    np.testing.assert_allclose(along, inner(gradient, direction) + strength, rtol=1e-12)
     step = 1e-5
     difference = jax.tree.map(
         lambda x, y: (x - y) / (2 * step),
@@ -87,7 +95,7 @@ def test_second_derivatives():
 def test_aligned_wide_state_has_first_derivatives_only():
     state = aligned_state(1.2, -0.7, 0.5, p=30, q=28)
     other = random_state(jax.random.key(5), 1, 30, 28)
-    gradient, second = wide_second()(state, other)
+    gradient, second, _ = wide_second()(state, other)
     expected = jax.grad(lambda v: jc.aligned_blowup_time(v[0], v[1], v[2]))(
         jnp.array([1.2, -0.7, 0.5])
     )
@@ -99,7 +107,7 @@ def test_aligned_wide_state_has_first_derivatives_only():
 def test_second_derivatives_are_symmetric_and_homogeneous():
     state, hessian_times = wide_state(), wide_second()
     one, other = (random_state(jax.random.key(seed), 1, 30, 28) for seed in (8, 9))
-    (_, along_one), (_, along_other) = hessian_times(state, one), hessian_times(state, other)
+    along_one, along_other = (hessian_times(state, way)[1] for way in (one, other))
     products = [
         sum(float(jnp.vdot(x, y)) for x, y in zip(*map(jax.tree.leaves, pair), strict=True))
         for pair in ((along_one, other), (along_other, one))
@@ -107,7 +115,7 @@ def test_second_derivatives_are_symmetric_and_homogeneous():
     np.testing.assert_allclose(products[0], products[1], rtol=1e-9)
     # The gradient by the layers is homogeneous of degree -2.
     ray = jc.State(*state.layers, jnp.zeros(1))
-    gradient, along = hessian_times(state, ray)
+    gradient, along, _ = hessian_times(state, ray)
     for x, y in zip(along.layers, gradient.layers, strict=True):
         np.testing.assert_allclose(x, -2 * y, rtol=0, atol=1e-10 * float(jnp.max(jnp.abs(y))))
 

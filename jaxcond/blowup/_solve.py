@@ -157,8 +157,9 @@ def _(
     tangents: tuple[State, Array, Array],
 ) -> tuple[Array, Array]:
     state, time, rtol = primals
-    # The time itself occurs in its gradient, and second derivatives see it there.
-    gradient = time_gradient(state, _differentiable(method, state, time, rtol), method, rtol)
+    # Second derivatives see the time wherever it occurs: in its gradient, and as what is returned.
+    time = _differentiable(method, state, time, rtol)
+    gradient = time_gradient(state, time, method, rtol)
     # Times that are infinite or unknown have no derivative.
     gradient = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(time), leaf, jnp.nan), gradient)
     products = jax.tree.map(jnp.vdot, gradient, tangents[0])
