@@ -243,8 +243,9 @@ def test_batch_equals_a_loop_and_keeps_bad_lanes_apart():
 def test_example_1_goes_on_for_ever():
     first, second = jnp.eye(5)[0], jnp.eye(4)[0]
     rest = jc.State.from_vectors(first, jnp.outer(first, second), -second)
-    trajectory = jc.trajectory(rest, times=[0.0, 1.0, 9.0])
-    np.testing.assert_allclose(trajectory.energy, -(np.array([1.0, 2.0, 10.0]) ** -3.0), rtol=1e-10)
+    trajectory = jc.trajectory(rest, times=[0.0, 1.0, 3.0, 9.0])
+    expected = -(np.array([1.0, 2.0, 4.0, 10.0]) ** -3.0)
+    np.testing.assert_allclose(trajectory.energy, expected, rtol=1e-10)
     assert np.all(np.isinf(trajectory.time_left))
     assert "up to t = 9, no blow-up" in str(trajectory)
     with pytest.raises(ValueError, match="is never reached: the flow comes to rest"):
@@ -295,11 +296,14 @@ def test_single_precision():
 def test_bad_input():
     time = float(jc.blowup_time(narrow()).time)
     for options, message in (
-        ({"times": [0.1, time * 1.01, 0.2]}, r"`times`\[1\] = .* lies at or beyond the blow-up"),
-        ({"times": [-0.1, 0.1, 0.2]}, r"`times`\[0\] = -0.1 lies before the start"),
-        ({"times": [0.1, 0.2, float("nan")]}, r"`times`\[2\] = nan is not a number"),
+        (
+            {"times": [0.1, time * 1.01, 0.2, 0.3]},
+            r"`times`\[1\] = .* lies at or beyond the blow-up",
+        ),
+        ({"times": [-0.1, 0.1, 0.2, 0.3]}, r"`times`\[0\] = -0.1 lies before the start"),
+        ({"times": [0.1, 0.2, float("nan"), 0.3]}, r"`times`\[2\] = nan is not a number"),
         ({"energies": [-1e9, 1.0, 2.0, 3.0]}, r"`energies`\[0\] = -1000000000 lies before"),
-        ({"fractions": [0.5, 0.6, 1.0]}, r"`fractions`\[2\] = 1 lies at or beyond"),
+        ({"fractions": [0.5, 0.6, 1.0, 0.7]}, r"`fractions`\[2\] = 1 lies at or beyond"),
         ({"fractions": []}, "at least one number"),
         ({"fractions": 0.5}, "vector"),
         ({"fractions": [0.5], "num": 3}, "one of `times`"),
