@@ -16,9 +16,9 @@ from jaxcond.ensembles.gaussian import _chi
 SMALLEST_P_VALUE = 1e-4
 # Means and deviations are compared within so many standard errors.
 SIGMAS = 5
-# The same sample solved by another program, as studies promise: a few units of rounding, in a batch
-# of thousands of which the worst has a blow-up time of condition 1e3.
-REPRODUCED = 1e-12
+# The same sample solved by another program: a few units of rounding, in a batch of thousands of
+# which the worst has a blow-up time of condition 1e3.
+REPRODUCED = 4e3 * EPS
 
 INFINITE_WIDTH = 1.167972771072370061114301568
 # At width m, unit scales: the mean and the deviation of sqrt(m) T* are, to leading order,
