@@ -1,11 +1,6 @@
 import gc
 import json
-import os
 from pathlib import Path
-
-# Most of the time of the tests goes into compilation, and the way by LLVM alone takes a third less
-# of it. Results differ by rounding. `XLA_FLAGS= pytest` tests what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
