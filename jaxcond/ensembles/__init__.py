@@ -1,5 +1,6 @@
 """Random ensembles of initial states."""
 
+from ._arguments import as_indices as as_indices
 from ._draws import Draws as Draws
 from ._draws import sample_blowup_times as sample_blowup_times
 from ._ensemble import AbstractEnsemble as AbstractEnsemble

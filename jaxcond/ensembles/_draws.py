@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, PRNGKeyArray
 
 from ..blowup import AbstractMethod, AbstractSource, BlowUp, solve_indices
 from ..state import State
+from ._arguments import as_indices
 from ._ensemble import AbstractEnsemble, sample_key
 
 
@@ -61,34 +61,14 @@ def sample_blowup_times(
     - `indices`: which samples: a number $n$ for the first $n$, or their global indices. A sample is
       determined by the key and its index, whatever it is drawn together with.
     - `key`: a JAX random key.
-    - `reduced`: draw samples in their exact reduced form, in time and memory that do not depend on
-      the width; otherwise in full.
+    - `reduced`: draw samples in their reduced form, in time and memory that do not depend on the
+      width where the ensemble has `exact_reduction`; otherwise in full.
     - `rtol`, `methods`, `progress`: as for `blowup_times`.
 
     **Returns:** a `BlowUp` with one entry per index.
 
     **Raises:** `ValueError` for negative counts or indices, and as `blowup_times`.
     """
-    if isinstance(indices, int | np.integer):
-        if indices < 1:
-            raise ValueError(
-                f"Argument `indices` must be a positive number of samples, but is {indices}."
-            )
-        indices = np.arange(indices)
-    indices = np.asarray(indices)
-    if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(
-            "Argument `indices` must be a number of samples or a list of whole numbers."
-        )
-    if indices.min() < 0:
-        raise ValueError(f"Argument `indices` must not be negative, but holds {indices.min()}.")
-    largest = np.iinfo(np.uint32).max
-    if indices.max() > largest and not jnp.zeros(0, int).dtype.itemsize == 8:
-        raise ValueError(
-            f"Sample indices above {largest} need 64-bit integers: enable `jax_enable_x64`."
-        )
-    dtype = np.uint32 if indices.max() <= largest else np.int64
+    indices = as_indices(indices)
     source = Draws(ensemble, key, 12 if reduced else None)
-    return solve_indices(
-        source, indices.astype(dtype), rtol=rtol, methods=methods, progress=progress
-    )
+    return solve_indices(source, indices, rtol=rtol, methods=methods, progress=progress)

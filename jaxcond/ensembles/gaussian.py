@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, Real
 
 from ..state import State
+from ._arguments import as_dtype, check_scales, check_width, default_dtype, full_widths
 from ._chi import chi as _chi
 from ._ensemble import AbstractEnsemble
 
@@ -49,34 +50,22 @@ class Gaussian(AbstractEnsemble):
     )
 
     def __check_init__(self):
-        for name in ("p", "q"):
-            width = getattr(self, name)
-            if isinstance(width, (int, float)) and not (width >= 1 and float(width).is_integer()):
-                raise ValueError(
-                    f"Argument `{name}` must be a positive whole number, but is {width}."
-                )
-        if len(self.scales) != 3:
-            raise ValueError(f"Argument `scales` must hold three values, but is {self.scales}.")
-        for scale in self.scales:
-            if isinstance(scale, (int, float)) and not (0 <= scale < math.inf):
-                raise ValueError(
-                    f"Argument `scales` must be finite and not negative, but is {self.scales}."
-                )
+        check_width("p", self.p)
+        check_width("q", self.q)
+        check_scales(self.scales)
 
     def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> State:
         """One state at full width: $a$ of shape `(1, p)`, $b$ `(p, q)`, $c$ `(1, q)`.
 
         **Raises:** `ValueError` if the widths are arrays: shapes must be known.
         """
-        if not all(isinstance(width, (int, float)) for width in (self.p, self.q)):
-            raise ValueError("Full states need widths that are Python integers, not arrays.")
-        p, q = int(self.p), int(self.q)
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        p, q = full_widths(self.p, self.q)
+        dtype = default_dtype(dtype)
         keys = jax.random.split(key, 3)
         shapes = ((p,), (p, q), (q,))
         a, b, c = (
             scale * jax.random.normal(k, shape, dtype)
-            for scale, k, shape in zip(self.scales, keys, shapes, strict=True)
+            for scale, k, shape in zip(as_dtype(self.scales, dtype), keys, shapes, strict=True)
         )
         return State.from_vectors(a, b, c)
 

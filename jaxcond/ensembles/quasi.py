@@ -30,6 +30,7 @@ from scipy.stats import qmc
 from ..blowup import AbstractMethod, AbstractSource, BlowUp, solve_indices
 from ..state import State
 from ..statistics import chi_mean, chi_variance
+from ._arguments import as_indices, check_width
 from ._ensemble import check_seed, sample_key
 from .gaussian import Gaussian
 
@@ -122,12 +123,6 @@ def _degrees(p: int | float, q: int | float, num: int) -> np.ndarray:
     return np.array(degrees[:num], np.float64)
 
 
-def _check_widths(p: int | float, q: int | float) -> None:
-    for name, width in (("p", p), ("q", q)):
-        if not (width >= 1 and float(width).is_integer()):
-            raise ValueError(f"Argument `{name}` must be a positive whole number, but is {width}.")
-
-
 def entry_moments(
     p: int | float,
     q: int | float,
@@ -145,7 +140,8 @@ def entry_moments(
 
     **Raises:** `ValueError` for widths that are not positive whole numbers, or `num` below 1.
     """
-    _check_widths(p, q)
+    check_width("p", p)
+    check_width("q", q)
     _check_num(num)
     degrees = _degrees(p, q, num)
     chi = np.maximum(degrees, 0)
@@ -235,13 +231,14 @@ def sobol_entries(
 
     **Raises:** `ValueError` for values out of range.
     """
-    _check_widths(p, q)
+    check_width("p", p)
+    check_width("q", q)
     check_seed(seed)
     if num_replicates < 1:
         raise ValueError(f"Argument `num_replicates` must be positive, but is {num_replicates}.")
     if dim < 1:
         raise ValueError(f"Argument `dim` must be positive, but is {dim}.")
-    indices = _as_indices(indices)
+    indices = as_indices(indices)
     num = 3 * dim
     points = np.empty((indices.size, num))
     replicates, positions = indices % num_replicates, indices // num_replicates
@@ -255,23 +252,6 @@ def sobol_entries(
         else:
             column[:] = _normal_quantile(column) if degrees < 0 else chi_quantile(degrees, column)
     return points
-
-
-def _as_indices(indices: int | np.integer | Sequence[int] | np.ndarray) -> np.ndarray:
-    if isinstance(indices, int | np.integer):
-        if indices < 1:
-            raise ValueError(
-                f"Argument `indices` must be a positive number of samples, but is {indices}."
-            )
-        return np.arange(indices)
-    array = np.asarray(indices)
-    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            "Argument `indices` must be a number of samples or a list of whole numbers."
-        )
-    if array.min() < 0:
-        raise ValueError(f"Argument `indices` must not be negative, but holds {array.min()}.")
-    return array.astype(np.int64)
 
 
 class QuasiDraws(AbstractSource):
@@ -332,14 +312,8 @@ def quasi_draws(
     **Arguments:** as for `quasi_blowup_times`. Filled up to a power of two, so that numbers of
     samples share programs.
     """
-    indices = _as_indices(indices)
-    largest = np.iinfo(np.uint32).max
+    indices = as_indices(indices)
     dtype = jnp.result_type(float)
-    if indices.max() > largest and dtype != jnp.float64:
-        raise ValueError(
-            f"Sample indices above {largest} need 64-bit integers: enable `jax_enable_x64`."
-        )
-    whole = np.uint32 if indices.max() <= largest else np.int64
     p, q = float(ensemble.p), float(ensemble.q)
     scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in ensemble.scales)
     arrays = Gaussian(jnp.asarray(p, dtype), jnp.asarray(q, dtype), (scale_a, scale_b, scale_c))
@@ -348,7 +322,7 @@ def quasi_draws(
     return QuasiDraws(
         arrays,
         key,
-        jnp.asarray(np.pad(indices, (0, room), mode="edge").astype(whole)),
+        jnp.asarray(np.pad(indices, (0, room), mode="edge")),
         jnp.asarray(np.pad(entries, ((0, room), (0, 0)), mode="edge"), dtype),
     )
 
@@ -382,7 +356,7 @@ def quasi_blowup_times(
 
     **Raises:** `ValueError` as `sobol_entries` and `blowup_times`.
     """
-    indices = _as_indices(indices)
+    indices = as_indices(indices)
     results = []
     for start in range(0, indices.size, _PIECE):
         piece = indices[start : start + _PIECE]

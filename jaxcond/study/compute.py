@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..blowup import AbstractSource, Status, Stored, escalation, resolve_rtol, solve_indices
-from ..ensembles import Draws, Gaussian, quasi_draws
+from ..ensembles import Draws, Gaussian, as_indices, quasi_draws
 from ..state import State
 from ..statistics import Moments
 from .config import Study
@@ -95,8 +95,7 @@ def _source(study: Study, task: Task) -> tuple[AbstractSource, np.ndarray]:
             num_replicates=study.replicates,
         )
         return source, np.arange(indices.size, dtype=np.int32)
-    whole = np.uint32 if task.stop <= 2**32 else np.int64
-    return Draws(ensemble, key, _DIM if study.reduced else None), indices.astype(whole)
+    return Draws(ensemble, key, _DIM if study.reduced else None), as_indices(indices)
 
 
 def compute(

@@ -61,38 +61,45 @@ def _function(settings: Settings, arrays: bool) -> AbstractEnsemble:
 
 @dataclass(frozen=True)
 class Kind:
-    """An ensemble: the keys it takes, how it is built, whether reduced samples cost O(1)."""
+    """An ensemble: its class, the keys it takes, and how it is built from them."""
 
+    ensemble: type[AbstractEnsemble]
     keys: tuple[str, ...]
     build: Callable[[Settings, bool], AbstractEnsemble]
-    exact_reduction: bool
+
+    @property
+    def exact_reduction(self) -> bool:
+        """Whether reduced samples cost the same at any width."""
+        return self.ensemble.exact_reduction
 
 
 KINDS: dict[str, Kind] = {
     "gaussian": Kind(
+        Gaussian,
         WIDTH_KEYS + SCALE_KEYS,
         lambda s, arrays: Gaussian(*s.widths(arrays), s.layer_scales()),
-        True,
     ),
     "uniform": Kind(
-        WIDTH_KEYS + SCALE_KEYS, lambda s, arrays: Uniform(s.p, s.q, s.layer_scales()), False
+        Uniform,
+        WIDTH_KEYS + SCALE_KEYS,
+        lambda s, arrays: Uniform(s.p, s.q, s.layer_scales()),
     ),
     "orthogonal": Kind(
+        Orthogonal,
         WIDTH_KEYS + SCALE_KEYS,
         lambda s, arrays: Orthogonal(*s.widths(arrays), s.layer_scales()),
-        True,
     ),
     "balanced": Kind(
+        Balanced,
         (*WIDTH_KEYS, "scale"),
         lambda s, arrays: Balanced(*s.widths(arrays), s.layer_scales()[0]),
-        True,
     ),
     "low_rank": Kind(
+        LowRank,
         (*WIDTH_KEYS, *SCALE_KEYS, "rank", "noise"),
         lambda s, arrays: LowRank(s.p, s.q, s.rank, jnp.asarray(s.noise), s.layer_scales()),
-        False,
     ),
-    "function": Kind((*WIDTH_KEYS, "function"), _function, False),
+    "function": Kind(FromFunction, (*WIDTH_KEYS, "function"), _function),
 }
 FILE_KEYS = ("path", "names", "layers", "direction")
 NAMES = (*KINDS, "file")

@@ -227,11 +227,20 @@ class Store:
 
         **Raises:** `StoreError` if a file of marks is damaged.
         """
+        return self._read_marks(...).reshape(len(self.study.points), -1)
+
+    def finished_at(self, point: int) -> np.ndarray:
+        """How many samples of each chunk of one sweep point are there.
+
+        **Raises:** `StoreError` if a file of marks is damaged.
+        """
+        return self._read_marks(self.study.position(point))
+
+    def _read_marks(self, where: Any) -> np.ndarray:
         try:
-            marks = np.asarray(self.array(FINISHED)[...])
+            return np.asarray(self.array(FINISHED)[where])
         except _UNREADABLE as error:
             raise StoreError(_damaged(self.path, FINISHED, "some marks")) from error
-        return marks.reshape(len(self.study.points), -1)
 
     def read(self, name: str, point: int, chunk: int, count: int, *, start: int = 0) -> np.ndarray:
         """Samples `start` to `count` of a chunk.
@@ -270,7 +279,7 @@ class Store:
 
     def stream(self, name: str, point: int) -> Iterator[np.ndarray]:
         """All finished samples of a sweep point, a chunk at a time."""
-        for chunk, count in enumerate(self.finished()[point]):
+        for chunk, count in enumerate(self.finished_at(point)):
             if count:
                 yield self.read(name, point, chunk, int(count))
 
@@ -546,7 +555,7 @@ def read_configuration(path: Path) -> tuple[Study, zarr.Group]:
 
 
 def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool) -> None:
-    """Refuse to continue a store with another configuration or version.
+    """Refuse to continue a store with another configuration or, unless `any_version`, version.
 
     **Raises:** `StoreError` that says what differs.
     """

@@ -281,7 +281,7 @@ def _best(store: Store, point: int, plain: Estimate, confidence: float) -> Estim
         controls = Controls(columns.shape[1]) if controls is None else controls
         controls.add(times[known], columns)
     # Were samples left out, the controls would no longer have the means that they are known by.
-    if controls is None or lost or plain.mean != plain.mean:
+    if controls is None or lost or math.isnan(plain.mean):
         return plain
     found = controls.estimate()
     if not math.isfinite(found.standard_error):
@@ -297,7 +297,7 @@ def _best(store: Store, point: int, plain: Estimate, confidence: float) -> Estim
 
 def _indexed(store: Store, point: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Global indices and times of the converged samples of a point."""
-    for chunk, count in enumerate(store.finished()[point]):
+    for chunk, count in enumerate(store.finished_at(point)):
         if count:
             times = store.read("blowup_time", point, chunk, int(count))
             known = store.read("status", point, chunk, int(count)) == Status.CONVERGED
