@@ -84,13 +84,14 @@ class Trajectory(eqx.Module):
         """The full state at one point of an unbatched trajectory; negative indices from the end."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"There is no point {index} in a trajectory of {len(self)}.")
-        return self._lift(jax.tree.map(lambda x: x[index], self.reduced))
+        return self.lift(jax.tree.map(lambda x: x[index], self.reduced))
 
     def states(self) -> State:
         """All full states at once, batched along the first axis: `num` copies of $b$."""
-        return jax.vmap(self._lift)(self.reduced)
+        return jax.vmap(self.lift)(self.reduced)
 
-    def _lift(self, reduced: State) -> State:
+    def lift(self, reduced: State) -> State:
+        """The full state that a state on the reduced flow stands for."""
         return reduced if self.reduction is None else self.reduction.lift(reduced, self.initial)
 
     def map(self, function: Callable[[Products], Any]) -> Any:

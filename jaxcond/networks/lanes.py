@@ -1,0 +1,42 @@
+"""Many networks at once, the way that suits the backend."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._threads import map_on_threads, num_cores
+
+
+def over_lanes(function: Callable[[Any], Any], lanes: Any) -> Any:
+    """A function of one lane for all lanes along the leading axis, results stacked.
+
+    On an accelerator it is vmapped. On a CPU each lane is worked on by itself, as many at a time as
+    there are cores: products of batches of matrices miss the kernels that single products have.
+    The function runs compiled code; arrays in, arrays out.
+    """
+    if jax.default_backend() != "cpu":
+        return eqx.filter_vmap(function)(lanes)
+    singles = unstacked(lanes)
+    found = [jax.block_until_ready(function(singles[0]))]  # compiles, once for all
+    if len(singles) > 1:
+        found += map_on_threads(
+            lambda lane: jax.block_until_ready(function(lane)), singles[1:], num_cores()
+        )
+    return stacked(found)
+
+
+def unstacked(lanes: Any) -> list[Any]:
+    """The lanes along the leading axis, one by one."""
+    count = next(leaf.shape[0] for leaf in jax.tree.leaves(lanes) if eqx.is_array(leaf))
+    return [
+        jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, lanes)
+        for i in range(count)
+    ]
+
+
+def stacked(lanes: Sequence[Any]) -> Any:
+    """Lanes one after the other, along a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
