@@ -299,13 +299,13 @@ class _Course:
         num_steps = int(leg.num_steps)
         self.num_steps += num_steps
         self._count(num_steps)
-        times = np.asarray(leg.times)
-        # Where a call ends, its last step may be told twice.
-        taken = np.isfinite(times) & (np.diff(times, prepend=self.times[-1:] or [-np.inf]) > 0)
         if self.stops is None:
-            self.times += times[taken].tolist()
-            kept = {name: np.asarray(value)[taken] for name, value in leg.records.items()}
-            self.records += [{n: v[i] for n, v in kept.items()} for i in range(int(taken.sum()))]
+            times = np.asarray(leg.times)[np.isfinite(leg.times)]
+            # Where a call ends, its last step may be told twice.
+            new = np.diff(times, prepend=self.times[-1]) > 0
+            self.times += times[new].tolist()
+            kept = {name: np.asarray(x)[: times.size][new] for name, x in leg.records.items()}
+            self.records += [{n: v[i] for n, v in kept.items()} for i in range(int(new.sum()))]
         elif self.time in self.stops or self.time >= self.t1:
             self._record(problem)
         self.loss = float(problem.loss(self.network))
