@@ -12,6 +12,7 @@ import jaxcond
 
 from ._check import add_check
 from ._common import Parser, err
+from ._figure import add_figure
 from ._plot import add_plot
 from ._study import add_study
 from ._summary import add_summary
@@ -28,6 +29,7 @@ def _parser() -> Parser:
     add_summary(commands)
     add_plot(commands)
     add_check(commands)
+    add_figure(commands)
     return parser
 
 

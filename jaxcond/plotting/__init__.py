@@ -1,5 +1,6 @@
 """Figures from stored results. The only room that imports matplotlib."""
 
+from ._experiments import PAPER_FIGURES as PAPER_FIGURES
 from ._files import check_format as check_format
 from ._files import save as save
 from ._phase import phase_map as phase_map

@@ -1,0 +1,58 @@
+"""What an experiment leaves: arrays and the settings that they come from."""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..files import written_whole
+
+_SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The data of one figure.
+
+    - `name`: of the figure, as `"2a"`.
+    - `arrays`: by name; what each holds is told where it is computed.
+    - `settings`: plain values that the arrays follow from, and the versions.
+    """
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """An array by its name."""
+        return self.arrays[name]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write arrays and settings (as JSON in the array `settings`) to a file `.npz`.
+
+        **Raises:** `OSError` if it cannot be written.
+        """
+        told = {"figure": self.name, **self.settings, "jax": jax.__version__}
+        arrays = {_SETTINGS: np.array(json.dumps(told)), **self.arrays}
+        with written_whole(Path(path)) as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_experiment(path: str | os.PathLike) -> Experiment:
+    """Read what `Experiment.save` has written.
+
+    **Raises:** `OSError` if the file cannot be opened, `ValueError` if it is damaged or another.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings = json.loads(str(file[_SETTINGS]))
+            arrays = {name: file[name] for name in file.files if name != _SETTINGS}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"File {path} does not hold the data of a figure: {error}") from error
+    return Experiment(settings.pop("figure"), arrays, settings)
