@@ -1,6 +1,7 @@
 """The figures of the paper, from the data of `jaxcond.experiments`."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from ..experiments import Experiment
 from ._similarity import order_of
 
+Place = Literal["best", "upper left", "lower left", "lower right", "upper right"]
 _FAINT = {"color": "0.6", "linewidth": 0.8}
 _GREY = {"color": "0.88", "linewidth": 0}
 
@@ -21,7 +23,7 @@ def _finish(axes: Axes, letter: str, x: str, y: str) -> None:
     axes.text(-0.16, 1.04, letter, transform=axes.transAxes, fontweight="bold", fontsize=9)
 
 
-def _legend(axes: Axes, place: str = "best") -> None:
+def _legend(axes: Axes, place: Place = "best") -> None:
     axes.legend(frameon=False, fontsize=6.5, handlelength=2.2, loc=place)
 
 
@@ -97,7 +99,7 @@ def _loss_detail(axes: Axes, experiment: Experiment) -> None:
     again = restart + (experiment["again_iterations"] - restart) / slower
     # As far to both sides as the fall of the loss is wide.
     width = max(4 * abs(blow_up - predicted), 1.0)
-    axes.axvspan(0, 2 * width, **_GREY)
+    axes.axvspan(0, 3.5 * width, **_GREY)
     axes.plot(
         experiment["iterations"][0] - predicted, experiment["loss"][0], "k-", linewidth=1.2,
         label="trained",
@@ -106,17 +108,24 @@ def _loss_detail(axes: Axes, experiment: Experiment) -> None:
         again - predicted, experiment["again_loss"], "--", color="C1", linewidth=1.2,
         label=f"again, steps {slower} times smaller",
     )  # fmt: skip
+    lifted = _falling(experiment["effective_loss"])
     axes.plot(
-        experiment["effective_iterations"] - predicted, experiment["effective_loss"], ":",
+        experiment["effective_iterations"][lifted] - predicted,
+        experiment["effective_loss"][lifted], ":",
         color="C0", linewidth=1.6, label="lifted effective model",
     )  # fmt: skip
     axes.plot(0, 0.9 * experiment["loss"][0, 0], "o", color="C0", fillstyle="none", markersize=5,
               label="predicted: 90 % of the initial loss")  # fmt: skip
     axes.axvline(blow_up - predicted, color="0.4", linewidth=0.8, linestyle="-.", label="$T^*$")
-    axes.set_xlim(-width, 2 * width)
+    axes.set_xlim(-width, 3.5 * width)
     axes.set_ylim(0, 1.05 * float(experiment["loss"][0, 0]))
-    _legend(axes, "lower left")
+    _legend(axes, "upper right")
     _finish(axes, "b", f"iterations after the predicted {predicted:,.0f}", "loss (MSE)")
+
+
+def _falling(loss: np.ndarray) -> slice:
+    """The lifted loss as far as it falls: beyond that it means nothing."""
+    return slice(int(np.argmin(loss)) + 1)
 
 
 def figure_2a(experiment: Experiment) -> Figure:
@@ -175,7 +184,7 @@ def figure_2b(experiment: Experiment) -> Figure:
         values = experiment[name]
         mean = np.nanmean(values, axis=1)
         axes.plot(alpha, mean, style, markersize=3, linewidth=1.1, label=label)
-        if seeds > 1:
+        if seeds > 1 and name != "first":
             low, high = np.nanmin(values, axis=1), np.nanmax(values, axis=1)
             axes.fill_between(alpha, low, high, alpha=0.2, linewidth=0)
     axes.axhline(total, color="0.4", linewidth=0.6, linestyle="--")
@@ -199,8 +208,11 @@ def figure_3(experiment: Experiment) -> Figure:
         loss.plot(times[row], experiment["loss"][row] / first[row], **_FAINT)
         values.plot(times[row], experiment["singular_values"][row, :, 0], **_FAINT)
     loss.plot(times[0], experiment["loss"][0] / first[0], "-", color="C1", label="network")
-    loss.plot(effective[0], experiment["effective_loss"][0] / first[0], "k:", linewidth=1.6,
-              label="lifted effective model")  # fmt: skip
+    lifted = _falling(experiment["effective_loss"][0])
+    loss.plot(
+        effective[0][lifted], experiment["effective_loss"][0][lifted] / first[0], "k:",
+        linewidth=1.6, label="lifted effective model",
+    )  # fmt: skip
     for index, style in enumerate(("-", "--", "-.", ":")):
         values.plot(times[0], experiment["singular_values"][0, :, index], f"C{index}{style}",
                     linewidth=1.2, label=rf"$\sigma_{index + 1}$")  # fmt: skip
