@@ -129,16 +129,27 @@ def blowup_time(
         )
     method = default_method(state.rank) if method is None else method
     method.check(state)
-    return _blowup_time(state, method, resolve_rtol(rtol, state.dtype))
+    rtol = resolve_rtol(rtol, state.dtype)
+    # Programs of their own: states of all widths that are reduced to the same share the solver's.
+    prepared = _prepare(state, method)
+    result = _solve(prepared, method, rtol, method.truncates(state))
+    return _with_derivatives(result, method, state, rtol)
 
 
 @eqx.filter_jit
-def _blowup_time(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
-    fixed = lax.stop_gradient(state)
-    prepared = jax.tree.map(lambda leaf: leaf[..., None], settle(method.prepare(fixed)))
-    raw = method.solve(prepared.state, rtol, truncated=method.truncates(state))
-    result = classify(raw, prepared, method)
-    result = jax.tree.map(lambda leaf: leaf[..., 0], result)
+def _prepare(state: State, method: AbstractMethod) -> Prepared:
+    prepared = settle(method.prepare(lax.stop_gradient(state)))
+    return jax.tree.map(lambda leaf: leaf[..., None], prepared)
+
+
+@eqx.filter_jit
+def _solve(prepared: Prepared, method: AbstractMethod, rtol: Array, truncated: bool) -> BlowUp:
+    result = classify(method.solve(prepared.state, rtol, truncated=truncated), prepared, method)
+    return jax.tree.map(lambda leaf: leaf[..., 0], result)
+
+
+@eqx.filter_jit
+def _with_derivatives(result: BlowUp, method: AbstractMethod, state: State, rtol: Array) -> BlowUp:
     time = _differentiable(method, state, result.time, lax.stop_gradient(rtol))
     return eqx.tree_at(lambda b: b.time, result, time)
 

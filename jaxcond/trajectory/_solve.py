@@ -1,5 +1,6 @@
 """`trajectory`: what is asked for, the flow to it, and what became of each point."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..blowup import (
     SAFETY,
@@ -27,40 +28,68 @@ from ..bounds import bracket
 from ..energy import conserved, energy, squared_norms
 from ..reduction import Reduction, reduce, truncation
 from ..state import State
-from ._flow import EnergyClock, desingularised_time, follow, physical_time
+from ._flow import Clock, EnergyClock, Followed, desingularised_time, follow, physical_time
 from .result import PointStatus, Trajectory
 
 
-class Setting(eqx.Module):
-    """One state brought to unit scale and reduced, ready to be followed."""
+class Start(eqx.Module):
+    """What is followed, at unit scale: the state itself, or what it is reduced to."""
 
-    unit: State
     small: State
     scale: Float[Array, ""]
-    reduction: Reduction | None
     finite: Bool[Array, ""]
     blow_up: BlowUp  # of the unit state
-    tolerance: Float[Array, ""]
+    rtol: Float[Array, ""]
+    truncated: bool = eqx.field(static=True)
     method: Reduced | Direct
+
+    @property
+    def tolerance(self) -> Float[Array, ""]:
+        """The solver's."""
+        return jnp.maximum(SAFETY * self.rtol, 20 * jnp.finfo(self.small.dtype).eps)
+
+    def follow(
+        self, clock: Clock, begin: Float[Array, ""], stops: Float[Array, " num"]
+    ) -> Followed:
+        """The flow from `begin` through the rising `stops`."""
+        solver, max_steps = self.method.solver, self.method.max_steps
+        return follow(self.small, clock, begin, stops, solver, self.tolerance, max_steps)
+
+
+class Setting(eqx.Module):
+    """One state of any width at unit scale, its reduction, and the start of its flow.
+
+    The blow-up time and what follows the start are programs of their own: states of all widths
+    that are reduced to the same share them.
+    """
+
+    unit: State
+    reduction: Reduction | None
+    start: Start
 
     @classmethod
     def of(cls, state: State, method: Reduced | Direct, rtol: Float[Array, ""]) -> "Setting":
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
-        unit, scale = state.unit_scale()
-        blow_up = blowup_time(unit, rtol=_finest_time(state.dtype, rtol))
-        # What cannot be followed is replaced by a state that can, and its results by NaN.
-        unit = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), unit)
-        reduction = None
-        if method.truncates(unit):
-            reduction = reduce(unit, method.reduced_dim(unit.rank) or 0)
-        small = unit if reduction is None else reduction.state
-        tolerance = jnp.maximum(SAFETY * rtol, 20 * jnp.finfo(state.dtype).eps)
-        return cls(unit, small, scale, reduction, finite, blow_up, tolerance, method)
+        unit, scale, finite, small, reduction = _prepare(state, method)
+        # Points are told from the blow-up by the time left, so T* should be finer than they are.
+        finest = jnp.maximum(tolerance_floor(state.dtype), 0.1 * rtol).astype(state.dtype)
+        blow_up = blowup_time(unit, rtol=finest)
+        start = Start(small, scale, finite, blow_up, rtol, reduction is not None, method)
+        return cls(unit, reduction, start)
 
 
-def _finest_time(dtype: jnp.dtype, rtol: Array) -> Array:
-    # Points are told from the blow-up by the time left, so T* should be finer than they are.
-    return jnp.maximum(tolerance_floor(dtype), 0.1 * rtol).astype(dtype)
+@eqx.filter_jit
+def _prepare(
+    state: State, method: Reduced | Direct
+) -> tuple[State, Array, Array, State, Reduction | None]:
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
+    unit, scale = state.unit_scale()
+    # What cannot be followed is replaced by a state that can, and its results by NaN.
+    small = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), unit)
+    reduction = None
+    if method.truncates(unit):
+        reduction = reduce(small, method.reduced_dim(unit.rank) or 0)
+        small = reduction.state
+    return unit, scale, finite, small, reduction
 
 
 def check_method(method: AbstractMethod | None, state: State, name: str) -> Reduced | Direct:
@@ -86,138 +115,133 @@ def resolve_trajectory_rtol(rtol: float | Array | None, dtype: jnp.dtype) -> Flo
     return resolve_rtol(rtol, dtype)
 
 
-def even_stops(setting: Setting, num: int, closeness: Float[Array, ""]) -> Float[Array, " num"]:
-    r"""Values of desingularised time, evenly from 0 to where $(T^* - t)/T^*$ is `closeness`."""
-    solver, max_steps = setting.method.solver, setting.method.max_steps
-    distance = closeness * setting.blow_up.time
-    end = run_to_distance(setting.small, solver, distance, setting.tolerance, max_steps)
-    return jnp.linspace(0, jnp.where(end.reached, end.course, 0), num)
+@eqx.filter_jit
+def course_to(start: Start, closeness: Float[Array, ""]) -> Float[Array, ""]:
+    r"""The desingularised time to where $(T^* - t)/T^*$ is `closeness`; 0 if it is not reached."""
+    distance = closeness * start.blow_up.time
+    solver, max_steps = start.method.solver, start.method.max_steps
+    end = run_to_distance(start.small, solver, distance, start.tolerance, max_steps)
+    return jnp.where(end.reached, end.course, 0)
 
 
-def _targets(setting: Setting, kind: str, values: Array) -> tuple[Array, Array]:
-    """Values of the independent variable, and the status of those that cannot be reached."""
-    blow_up = setting.blow_up
-    reached = jnp.full(values.shape, PointStatus.REACHED, jnp.int32)
+class Stops(eqx.Module):
+    """Values of a clock to follow the flow to, and the status of those that cannot be reached."""
 
-    def mark(status: Array, where: Array, code: PointStatus) -> Array:
-        return jnp.where(where & (status == PointStatus.REACHED), code, status)
+    clock: Clock
+    begin: Float[Array, ""]
+    values: Float[Array, " num"]
+    status: Int[Array, " num"]
 
-    rests = blow_up.status == Status.NO_BLOW_UP
-    unknown = (blow_up.status == Status.NOT_CONVERGED) & (kind != "energies")
-    status = mark(reached, jnp.isnan(values) | ~setting.finite, PointStatus.INVALID_INPUT)
-    status = mark(status, jnp.broadcast_to(unknown, values.shape), PointStatus.NOT_CONVERGED)
-    if kind == "energies":
-        values = values / setting.scale**3
-        # The energy of the state itself may come with another rounding.
-        size = 16 * jnp.finfo(values.dtype).eps * jnp.prod(squared_norms(setting.small)) ** 0.5
-        lowest = energy(setting.small) - size * jnp.max(jnp.abs(setting.small.strength))
-        status = mark(status, values < lowest, PointStatus.BEFORE_START)
-        # Where the flow comes to rest its energy stays negative.
-        status = mark(status, rests & (values >= 0), PointStatus.NEVER_REACHED)
-        status = mark(status, jnp.isinf(values), PointStatus.NEVER_REACHED)
-    elif kind == "fractions":
-        status = mark(status, jnp.broadcast_to(rests, values.shape), PointStatus.NEVER_REACHED)
-        status = mark(status, values >= 1, PointStatus.BEYOND_BLOW_UP)
-        values = values * blow_up.time
-    else:
-        values = values * setting.scale
-        status = mark(status, values >= blow_up.time, PointStatus.BEYOND_BLOW_UP)
-    if kind != "energies":
-        status = mark(status, values < 0, PointStatus.BEFORE_START)
-    return values, status
+
+def _mark(status: Array, where: Array, code: PointStatus) -> Array:
+    """The first thing that is wrong with a point is what its status tells."""
+    return jnp.where(where & (status == PointStatus.REACHED), code, status)
 
 
 @eqx.filter_jit
-def solve(
-    state: State, kind: str, values: Array, method: Reduced | Direct, rtol: Array
-) -> Trajectory:
-    """The trajectory of one state; `kind` says what `values` are."""
-    setting = Setting.of(state, method, rtol)
-    start = jnp.zeros((), state.dtype)
+def stops_for(start: Start, kind: str, values: Float[Array, " num"]) -> Stops:
+    """What `values` of a kind stand for; those of `even` points are all the course to the end."""
+    reached = jnp.full(values.shape, PointStatus.REACHED, jnp.int32)
+    status = _mark(reached, jnp.isnan(values) | ~start.finite, PointStatus.INVALID_INPUT)
     if kind == "even":
-        num, closeness = values.size, values[-1]
-        targets = even_stops(setting, num, closeness)
-        blow_up = setting.blow_up
-        known = (blow_up.status == Status.CONVERGED) & (targets[-1] > 0)
-        code = jnp.where(
-            blow_up.status == Status.NO_BLOW_UP,
-            PointStatus.NEVER_REACHED,
-            jnp.where(known, PointStatus.REACHED, PointStatus.NOT_CONVERGED),
-        )
-        code = jnp.where(setting.finite, code, PointStatus.INVALID_INPUT)
-        status = jnp.full(num, code, jnp.int32)
-        clock = desingularised_time
+        stops = _even_stops(start, values, status)
+    elif kind == "energies":
+        stops = _energy_stops(start, values, status)
     else:
-        targets, status = _targets(setting, kind, values)
-        clock = physical_time
-    if kind == "energies":
-        clock = EnergyClock(jnp.sqrt(jnp.sum(squared_norms(setting.small)) / 3) ** 3)
-        start = jnp.arcsinh(energy(setting.small) / clock.unit)
-        targets = jnp.maximum(jnp.arcsinh(targets / clock.unit), start)
-    targets = jnp.where(status == PointStatus.REACHED, targets, start)
-    order = jnp.argsort(targets)
-    followed = follow(
-        setting.small,
-        clock,
-        start,
-        targets[order],
-        method.solver,
-        setting.tolerance,
-        method.max_steps,
-    )
+        stops = _time_stops(start, values, status, kind == "fractions")
+    values = jnp.where(stops.status == PointStatus.REACHED, stops.values, stops.begin)
+    return eqx.tree_at(lambda s: s.values, stops, values)
+
+
+def _even_stops(start: Start, values: Array, status: Array) -> Stops:
+    end, blow_up = values[-1], start.blow_up
+    status = _mark(status, blow_up.status == Status.NO_BLOW_UP, PointStatus.NEVER_REACHED)
+    known = (blow_up.status == Status.CONVERGED) & (end > 0)
+    status = _mark(status, ~known, PointStatus.NOT_CONVERGED)
+    begin = jnp.zeros((), values.dtype)
+    return Stops(desingularised_time, begin, jnp.linspace(0, end, values.size), status)
+
+
+def _energy_stops(start: Start, values: Array, status: Array) -> Stops:
+    small, rests = start.small, start.blow_up.status == Status.NO_BLOW_UP
+    values = values / start.scale**3
+    # The energy of the state itself may come with another rounding.
+    size = 16 * jnp.finfo(values.dtype).eps * jnp.prod(squared_norms(small)) ** 0.5
+    lowest = energy(small) - size * jnp.max(jnp.abs(small.strength))
+    status = _mark(status, values < lowest, PointStatus.BEFORE_START)
+    # Where the flow comes to rest its energy stays negative.
+    status = _mark(status, rests & (values >= 0), PointStatus.NEVER_REACHED)
+    status = _mark(status, jnp.isinf(values), PointStatus.NEVER_REACHED)
+    clock = EnergyClock(jnp.sqrt(jnp.sum(squared_norms(small)) / 3) ** 3)
+    begin = jnp.arcsinh(energy(small) / clock.unit)
+    return Stops(clock, begin, jnp.maximum(jnp.arcsinh(values / clock.unit), begin), status)
+
+
+def _time_stops(start: Start, values: Array, status: Array, relative: bool) -> Stops:
+    blow_up = start.blow_up
+    unknown = blow_up.status == Status.NOT_CONVERGED
+    status = _mark(status, unknown, PointStatus.NOT_CONVERGED)
+    if relative:
+        rests = blow_up.status == Status.NO_BLOW_UP
+        status = _mark(status, rests, PointStatus.NEVER_REACHED)
+        status = _mark(status, values >= 1, PointStatus.BEYOND_BLOW_UP)
+        values = values * blow_up.time
+    else:
+        values = values * start.scale
+        status = _mark(status, values >= blow_up.time, PointStatus.BEYOND_BLOW_UP)
+    status = _mark(status, values < 0, PointStatus.BEFORE_START)
+    return Stops(physical_time, jnp.zeros((), values.dtype), values, status)
+
+
+@eqx.filter_jit
+def solve(start: Start, stops: Stops) -> Trajectory:
+    """The trajectory of the state that is followed, which may stand for a wider one."""
+    order = jnp.argsort(stops.values)
+    followed = start.follow(stops.clock, stops.begin, stops.values[order])
     back = jnp.argsort(order)
     states, times = jax.tree.map(lambda x: x[back], (followed.states, followed.times))
     # Where the solver gives up, the points before that are none the worse.
-    arrived = jnp.isfinite(times)
-    status = jnp.where(
-        (status == PointStatus.REACHED) & ~arrived, PointStatus.NOT_CONVERGED, status
-    )
-    return _collect(state, setting, states, times, status, rtol)
+    status = _mark(stops.status, ~jnp.isfinite(times), PointStatus.NOT_CONVERGED)
+    return _collect(start, states, times, status)
 
 
-def _collect(
-    state: State, setting: Setting, states: State, times: Array, status: Array, rtol: Array
-) -> Trajectory:
+def _collect(start: Start, states: State, times: Array, status: Array) -> Trajectory:
     reached = status == PointStatus.REACHED
     times = jnp.where(reached, times, jnp.nan)
     a, b, c = (jnp.where(reached[:, None, None], x, jnp.nan) for x in states.layers)
     states = State(a, b, c, states.strength)
-    left = _time_left(setting, states, times)
+    left = _time_left(start, states, times)
     lost = jnp.zeros_like(times)
-    if setting.reduction is not None:
+    if start.truncated:
         lost = jnp.sqrt(jax.vmap(truncation)(states))
-        status = jnp.where(reached & (lost > rtol), PointStatus.TRUNCATED, status)
-    scale = setting.scale
-    blow_up = setting.blow_up
+        status = jnp.where(reached & (lost > start.rtol), PointStatus.TRUNCATED, status)
+    scale, blow_up = start.scale, start.blow_up
     scaled = (x / scale for x in (blow_up.time, blow_up.lower, blow_up.upper, blow_up.error))
     blow_up = eqx.tree_at(lambda b: (b.time, b.lower, b.upper, b.error), blow_up, tuple(scaled))
-    reduction = setting.reduction
-    if reduction is not None:
-        reduction = eqx.tree_at(lambda r: r.state, reduction, reduction.state.scale(scale))
     return Trajectory(
         times / scale,
         left / scale,
         status,
-        _drift(setting.small, states),
+        _drift(start.small, states),
         lost,
         blow_up,
         states.scale(scale),
-        reduction,
-        state,
+        None,
+        start.small.scale(scale),
         scale,
-        rtol,
+        start.rtol,
     )
 
 
-def _time_left(setting: Setting, states: State, times: Array) -> Float[Array, " num"]:
+def _time_left(start: Start, states: State, times: Array) -> Float[Array, " num"]:
     """$T^* - t$: the difference, or where that would cancel, what the states themselves tell."""
-    total = setting.blow_up.time
+    total = start.blow_up.time
     lower, upper = jax.vmap(bracket)(states)
     difference = jnp.clip(total - times, lower, upper)
     # The closed form is exact to two orders more than the bracket is wide, if no other component
     # is left out.
     uncertain = upper - lower
-    if setting.small.rank == 1:
+    if start.small.rank == 1:
         uncertain = uncertain * (difference / total) ** 2
     close = uncertain < 4 * jnp.finfo(times.dtype).eps * total
     return jnp.where(close, jnp.clip(jax.vmap(time_left)(states), lower, upper), difference)
@@ -232,6 +256,14 @@ def _drift(small: State, states: State) -> Float[Array, " num"]:
         return jnp.max(jnp.stack(jax.tree.leaves(moved))) / jnp.sum(squared_norms(state))
 
     return lax.map(at, states)
+
+
+def _of_full_state(along: Trajectory, setting: Setting, state: State) -> Trajectory:
+    """The trajectory of the full state from that of the one that was followed."""
+    reduction = setting.reduction
+    if reduction is not None:
+        reduction = Reduction(along.initial, reduction.left, reduction.right)
+    return dataclasses.replace(along, reduction=reduction, initial=state)
 
 
 def trajectory(
@@ -295,7 +327,11 @@ def trajectory(
         closeness = 1e-3 if closeness is None else closeness
         check_closeness(closeness)
         values = jnp.full(num, closeness, state.dtype)
-    result = solve(state, kind, values, method, rtol)
+    setting = Setting.of(state, method, rtol)
+    start = setting.start
+    if kind == "even":
+        values = jnp.broadcast_to(course_to(start, values[0]), values.shape)
+    result = _of_full_state(solve(start, stops_for(start, kind, values)), setting, state)
     if not isinstance(result.status, Tracer):
         _raise_for(result, kind, values)
     return result

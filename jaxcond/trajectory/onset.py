@@ -1,6 +1,7 @@
 """When the final stage begins."""
 
 import enum
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -8,16 +9,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..blowup import AbstractMethod, Direct, Reduced, Status
+from ..blowup import AbstractMethod, Status
 from ..indicators import CONDITIONS
 from ..state import State
 from ._flow import desingularised_time, follow
 from ._solve import (
     Setting,
+    Start,
     check_closeness,
     check_method,
     check_num,
-    even_stops,
+    course_to,
     resolve_trajectory_rtol,
 )
 from .result import products_along
@@ -97,59 +99,70 @@ def final_stage_time(
         raise ValueError(f"Argument `conditions` must be some of 1, 2 and 3, but is {conditions}.")
     num = check_num(num, _FEWEST)
     rtol = resolve_trajectory_rtol(rtol, state.dtype)
-    distance = jnp.asarray(closeness, state.dtype)
-    return _onset(state, tuple(sorted(set(conditions))), num, distance, method, rtol)
+    setting = Setting.of(state, method, rtol)
+    course = course_to(setting.start, jnp.asarray(closeness, state.dtype))
+    return _onset(setting, course, tuple(sorted(set(conditions))), num)
 
 
 @eqx.filter_jit
-def _onset(
-    state: State,
-    conditions: tuple[int, ...],
-    num: int,
-    closeness: Array,
-    method: Reduced | Direct,
-    rtol: Array,
-) -> Onset:
-    setting = Setting.of(state, method, rtol)
+def _onset(setting: Setting, course: Array, conditions: tuple[int, ...], num: int) -> Onset:
+    """The onset, looked for from the start to the end of a course."""
+    start = setting.start
     products = products_along(setting.reduction, setting.unit)
-    exact = jnp.zeros((), state.dtype)
+    exact = jnp.zeros((), course.dtype)
 
     def margin(reduced: State) -> Array:
         seen = products(reduced)
         margins = [CONDITIONS[number](seen, exact).margin for number in conditions]
         return jnp.min(jnp.stack(margins))
 
-    stops = even_stops(setting, num, closeness)
-    solver, tolerance = method.solver, setting.tolerance
-    followed = follow(
-        setting.small,
-        desingularised_time,
-        stops[0],
-        stops,
-        solver,
-        tolerance,
-        method.max_steps,
-    )
+    stops = jnp.linspace(0, course, num)
+    followed = start.follow(desingularised_time, stops[0], stops)
     holds = lax.map(margin, followed.states) > 0
     last_failure = jnp.max(jnp.where(holds, -1, jnp.arange(num)))
     first_success = jnp.min(jnp.where(holds, jnp.arange(num), num))
-    start = jnp.clip(last_failure, 0, num - 2)
-    begin = jax.tree.map(lambda x: x[start], followed.states)
-    length = stops[start + 1] - stops[start]
+    before = jnp.clip(last_failure, 0, num - 2)
+    begin = jax.tree.map(lambda x: x[before], followed.states)
+    elapsed, found = _root(margin, begin, stops[before + 1] - stops[before], start)
+    time = jnp.where(last_failure < 0, 0, followed.times[before] + elapsed)
+
+    blow_up = start.blow_up
+    reached = followed.reached & found & jnp.isfinite(time) & (course > 0)
+    status = jnp.where(last_failure < 0, OnsetStatus.FROM_START, OnsetStatus.FOUND)
+    status = jnp.where(last_failure == num - 1, OnsetStatus.NOT_REACHED, status)
+    known = reached & (blow_up.status == Status.CONVERGED)
+    status = jnp.where(known, status, OnsetStatus.NOT_CONVERGED)
+    status = jnp.where(blow_up.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
+    status = jnp.where(start.finite, status, OnsetStatus.INVALID_INPUT)
+    never = (status == OnsetStatus.NOT_REACHED) | (status == OnsetStatus.NO_BLOW_UP)
+    time = jnp.where(status >= OnsetStatus.NOT_CONVERGED, jnp.nan, time)
+    left = jnp.where(never, jnp.nan, blow_up.time - time)
+    return Onset(
+        jnp.where(never, jnp.inf, time) / start.scale,
+        left / start.scale,
+        (first_success > last_failure) & (status <= OnsetStatus.FROM_START),
+        status.astype(jnp.int32),
+    )
+
+
+def _root(
+    margin: Callable[[State], Array], begin: State, length: Array, start: Start
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The time after `begin` at which the margin becomes positive, and whether it was followed."""
     interval = follow(
         begin,
         desingularised_time,
         jnp.zeros_like(length),
         length[None],
-        solver,
-        tolerance,
+        start.method.solver,
+        start.tolerance,
         _INTERVAL_STEPS,
         dense=True,
     )
 
     def at(course: Array) -> tuple[State, Array]:
         (a, b, c), elapsed = interval.dense.evaluate(course)
-        return State(a, b, c, state.strength), elapsed
+        return State(a, b, c, begin.strength), elapsed
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -158,23 +171,4 @@ def _onset(
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 
     _, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(length), length))
-    time = followed.times[start] + at(high)[1]
-    time = jnp.where(last_failure < 0, 0, time)
-
-    blow_up = setting.blow_up
-    reached = followed.reached & interval.reached & jnp.isfinite(time) & (stops[-1] > 0)
-    status = jnp.where(last_failure < 0, OnsetStatus.FROM_START, OnsetStatus.FOUND)
-    status = jnp.where(last_failure == num - 1, OnsetStatus.NOT_REACHED, status)
-    known = reached & (blow_up.status == Status.CONVERGED)
-    status = jnp.where(known, status, OnsetStatus.NOT_CONVERGED)
-    status = jnp.where(blow_up.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
-    status = jnp.where(setting.finite, status, OnsetStatus.INVALID_INPUT)
-    never = (status == OnsetStatus.NOT_REACHED) | (status == OnsetStatus.NO_BLOW_UP)
-    time = jnp.where(status >= OnsetStatus.NOT_CONVERGED, jnp.nan, time)
-    left = jnp.where(never, jnp.nan, blow_up.time - time)
-    return Onset(
-        jnp.where(never, jnp.inf, time) / setting.scale,
-        left / setting.scale,
-        (first_success > last_failure) & (status <= OnsetStatus.FROM_START),
-        status.astype(jnp.int32),
-    )
+    return at(high)[1], interval.reached
