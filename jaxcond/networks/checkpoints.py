@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,24 @@ def _name(activation: Activation) -> str:
 
 
 def _optimiser(problem: Any, network: ThreeLayer) -> str:
-    """What an optimiser does first: closures have no other identity."""
+    """What an optimiser does in its first two steps: closures have no other identity.
+
+    The first step alone does not tell momenta apart.
+    """
     single = jax.tree.map(lambda w: w[(0,) * (w.ndim - 2)], network)
-    updates, state = problem.optimiser.update(single, problem.optimiser.init(single), single)
-    return f"{jax.tree.structure(state).num_leaves} leaves, {_digest(updates)}"
+    state, steps = problem.optimiser.init(single), []
+    for _ in range(2):
+        updates, state = problem.optimiser.update(single, state, single)
+        steps.append(updates)
+    return f"{jax.tree.structure(state).num_leaves} leaves, {_digest((steps, state))}"
 
 
 def identity(
-    network: ThreeLayer, problem: Any, key: PRNGKeyArray, first_iteration: int
+    network: ThreeLayer,
+    problem: Any,
+    observables: Iterable[str],
+    key: PRNGKeyArray,
+    first_iteration: int,
 ) -> dict[str, Any]:
     """What makes two runs the same, as plain values."""
     rate = problem.rate
@@ -58,6 +68,7 @@ def identity(
         "first_iteration": first_iteration,
         "levels": [float(x) for x in problem.levels],
         "until": float(problem.until),
+        "observe": sorted(observables),
     }
 
 
@@ -73,11 +84,12 @@ class Checkpoints:
         path: Path,
         network: ThreeLayer,
         problem: Any,
+        observables: Iterable[str],
         key: PRNGKeyArray,
         first_iteration: int,
     ):
         self.path = path
-        self.identity = identity(network, problem, key, first_iteration)
+        self.identity = identity(network, problem, observables, key, first_iteration)
         self._manager = _manager(path, create=True)
         steps = self._manager.all_steps()
         if steps:

@@ -47,13 +47,18 @@ class DivergenceWarning(UserWarning):
 
 
 class Lane(eqx.Module):
-    """One network in training."""
+    """One network in training.
+
+    `loss` is what the last step knew, of the weights before it and of its samples; `reached` that
+    of the weights as they are and of all samples, for the host.
+    """
 
     network: ThreeLayer
     optimiser: Any
     iteration: Int[Array, ""]
     first_loss: Float[Array, ""]
     loss: Float[Array, ""]
+    reached: Float[Array, ""]
     crossings: Int[Array, " levels"]
     key: PRNGKeyArray
     ended: Int[Array, ""]  # a RunStatus: of what ended it before its time
@@ -108,6 +113,7 @@ class Problem(eqx.Module):
             lane.iteration + 1,
             lane.first_loss,
             loss,
+            lane.reached,
             jnp.where(below, lane.iteration, lane.crossings),
             lane.key,
             lane.ended,
@@ -121,11 +127,13 @@ class Problem(eqx.Module):
 
 @eqx.filter_jit
 def _advance(lane: Lane, stop: Array, problem: Problem) -> Lane:
-    return lax.while_loop(
+    lane = lax.while_loop(
         lambda lane: (lane.iteration < stop) & problem.goes_on(lane),
         lambda lane: problem.step(lane),
         lane,
     )
+    reached = problem.data.loss(lane.network, problem.factor)
+    return eqx.tree_at(lambda lane: lane.reached, lane, reached)
 
 
 @eqx.filter_jit
@@ -184,7 +192,8 @@ class Crew:
     @property
     def diverged(self) -> np.ndarray:
         """Which lanes have just lost their way."""
-        lost = ~(self.lanes.loss <= _DIVERGED * self.lanes.first_loss)
+        bound = _DIVERGED * self.lanes.first_loss
+        lost = ~((self.lanes.loss <= bound) & (self.lanes.reached <= bound))
         return np.asarray(lost & (self.lanes.ended == RunStatus.COMPLETED))
 
 
@@ -206,6 +215,7 @@ def _lanes(network: ThreeLayer, problem: Problem, key: PRNGKeyArray, first_itera
                 single,
                 problem.optimiser.init(single),  # pyright: ignore[reportArgumentType]
                 jnp.asarray(first_iteration),
+                loss,
                 loss,
                 loss,
                 jnp.full(problem.levels.shape, -1),
@@ -236,6 +246,8 @@ def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int
 
 def log_spaced(num_steps: int, num: int = 100) -> np.ndarray:
     """Iterations 0, 1, ... up to `num_steps`, about `num` of them, evenly in their logarithm."""
+    if num_steps < 1:
+        raise ValueError(f"Argument `num_steps` must be positive, but is {num_steps}.")
     return np.unique(np.append(0, np.geomspace(1, num_steps, num).round().astype(np.int64)))
 
 
@@ -312,6 +324,9 @@ def gradient_descent(
         raise ValueError(f"Argument `num_steps` must be a positive integer, but is {num_steps}.")
     if first_iteration < 0:
         raise ValueError(f"Argument `first_iteration` must not be negative: {first_iteration}.")
+    every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
+    if every < 1:
+        raise ValueError(f"Argument `checkpoint_every` must be at least 1, but is {every}.")
     data = data.astype(network.dtype)
     total = data.targets.shape[0]
     if batch_size is not None and not 1 <= batch_size <= total:
@@ -337,9 +352,8 @@ def gradient_descent(
     crew = Crew(_lanes(network, problem, key, first_iteration), problem)
     saved = None
     if checkpoint is not None:
-        saved = Checkpoints(Path(checkpoint), network, problem, key, first_iteration)
-    every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
-    with training_bar(first_iteration, last, progress) as tell:
+        saved = Checkpoints(Path(checkpoint), network, problem, observables, key, first_iteration)
+    with training_bar(float(first_iteration), float(last), progress) as tell:
         loop = _Loop(crew, observables, stops, last, saved, every, tell)
         loop.run(first_iteration)
     return loop.result(bool(network.batch_shape), levels)
@@ -356,7 +370,7 @@ class _Loop:
         last: int,
         saved: Checkpoints | None,
         every: int,
-        tell: Callable[[int, float], None],
+        tell: Callable[[float, float], None],
     ):
         self.crew, self.observables, self.last = crew, observables, last
         self.stops, self.saved, self.every, self.tell = stops, saved, every, tell
@@ -396,7 +410,7 @@ class _Loop:
         took = max(time.perf_counter() - began, 1e-6)
         pace = min(max(self.pace / 2, self.pace * _SECONDS / took), 4 * self.pace)
         self.pace = min(pace, float(self.last))
-        self.tell(stop, float(jnp.mean(self.crew.lanes.loss)))
+        self.tell(stop, float(jnp.mean(self.crew.lanes.reached)))
         return stop
 
     def _arrive(self, iteration: int) -> None:
@@ -418,6 +432,16 @@ class _Loop:
         if frozen.any() and self.crew.problem.batch_size is None:
             self.crew.end(frozen, RunStatus.STALLED, self.crew.lanes)
 
+    def _crossings(self) -> np.ndarray:
+        """The crossings of all lanes, those at the last iteration too; NaN where there is none."""
+        lanes, problem = self.crew.lanes, self.crew.problem
+        crossed = np.array(lanes.crossings, float)
+        if problem.batch_size is None:
+            bound = problem.levels[None] * lanes.first_loss[:, None]
+            at_last = (crossed < 0) & np.asarray(lanes.reached[:, None] < bound)
+            crossed = np.where(at_last, np.asarray(lanes.iteration)[:, None], crossed)
+        return np.where(crossed < 0, np.nan, crossed)
+
     def result(self, batch: bool, levels: Sequence[float]) -> Run:
         """What the run leaves."""
         lanes = self.crew.lanes
@@ -434,9 +458,8 @@ class _Loop:
         def times(where: np.ndarray) -> np.ndarray:
             return np.full(where.shape, np.nan) if rate is None else rate.time_of(where)
 
-        crossed = np.asarray(lanes.crossings)
-        crossings = np.where(crossed < 0, np.nan, crossed)
         last = np.asarray(lanes.iteration)
+        crossings = self._crossings()
         run = Run(
             lanes.network,
             last,

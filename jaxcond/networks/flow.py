@@ -90,7 +90,8 @@ def _follow(
 
     def above(t: Array, y: ThreeLayer, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
-        return problem.loss(y) - level
+        # diffrax wants JAX's default precision of an event, even where the network has another.
+        return (problem.loss(y) - level).astype(jnp.result_type(float))
 
     exact = jnp.finfo(network.dtype).eps ** (2 / 3)
     solution = diffrax.diffeqsolve(
@@ -199,13 +200,15 @@ def gradient_flow(
     factor = loss_factor(loss)
     data.check(network)
     data = data.astype(network.dtype)
+    # In the dtype of the network, as the solver has them, so that it comes to them exactly.
+    t0, t1 = (float(np.asarray(t, network.dtype)) for t in (t0, t1))
     if not t0 < t1 < np.inf:
         raise ValueError(f"Argument `t1` must be finite and later than {t0}, but is {t1}.")
     if rtol is None:
         rtol = 1e-6 if jnp.finfo(network.dtype).bits >= 64 else 1e-4
     if not 0 < rtol < 1:
         raise ValueError(f"Argument `rtol` must lie between 0 and 1, but is {rtol}.")
-    stops = None if times is None else np.unique(np.asarray(times, np.float64))
+    stops = None if times is None else np.unique(np.asarray(times, network.dtype))
     if stops is not None:
         stops = stops[(stops >= t0) & (stops <= t1)]
         if not stops.size:

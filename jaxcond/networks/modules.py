@@ -138,7 +138,12 @@ class ThreeLayer(eqx.Module):
             if not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"Argument `{name}` must be a positive integer, but is {size}.")
         dtype = jnp.result_type(float) if dtype is None else dtype
-        deviations = jnp.broadcast_to(jnp.asarray(std, dtype), (3,))
+        deviations = jnp.asarray(std, dtype)
+        if deviations.shape not in ((), (3,)):
+            raise ValueError(
+                f"Argument `std` must be a number or three, but has shape {deviations.shape}."
+            )
+        deviations = jnp.broadcast_to(deviations, (3,))
         if not isinstance(deviations, Tracer) and not bool(
             jnp.all((deviations >= 0) & jnp.isfinite(deviations))
         ):
