@@ -7,9 +7,10 @@ three-layer neural networks: initial condensation*), which blow up at a finite t
 All quantities are dimensionless, and times are in units of the effective model. For a network with
 risk $R = \frac{1}{2n}\sum_i (f(x_i) - y_i)^2$, weights of standard deviation $\varepsilon$ and
 activation $\sigma$, gradient flow time $t$ is $\bar t = \varepsilon\,\sigma'(0)^2\,\|\frac1n\sum_i
-y_i x_i\|\,t$ of it.
+y_i x_i\|\,t$ of it. `jaxcond.networks` trains such networks, and its times are training times.
 """
 
+from . import networks as networks
 from .blowup import BlowUp as BlowUp
 from .blowup import Direct as Direct
 from .blowup import Reduced as Reduced

@@ -1,5 +1,7 @@
 """Real networks: training through the plateau, and what the effective dynamics say of it."""
 
+from .checkpoints import Checkpoint as Checkpoint
+from .checkpoints import read_checkpoint as read_checkpoint
 from .data import LOSSES as LOSSES
 from .data import AbstractData as AbstractData
 from .data import Entries as Entries

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +143,55 @@ class Checkpoints:
         arrays, records = _read(self._manager, self.path, step)
         leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(arrays))]
         return step, _unplain(leaves, lanes), records
+
+
+class Checkpoint(eqx.Module):
+    """A saved point of a run.
+
+    - `network`: as it was, of a batch with its leading axis; `iteration`: of the checkpoint.
+    - `records`: those up to it, the records along the first axis, then the networks of a batch.
+    """
+
+    network: ThreeLayer
+    iteration: int = eqx.field(static=True)
+    records: dict[str, np.ndarray]
+
+
+def read_checkpoint(
+    path: str | os.PathLike,
+    iteration: int | None = None,
+    *,
+    activation: Activation | None = None,
+) -> Checkpoint:
+    """A network as a run of `gradient_descent` has saved it, to look at or to go on from.
+
+    **Arguments:** `path`, the folder of checkpoints; `iteration`, by default the last;
+    `activation`, where it is none of `ACTIVATIONS`, the only ones that a folder can name.
+
+    **Returns:** a `Checkpoint`.
+
+    **Raises:** `OSError` if there is no such folder or iteration, or it is damaged; `ValueError` if
+    the activation is not known.
+    """
+    path = Path(path)
+    manager = _manager(path, create=False)
+    steps = list(manager.all_steps())
+    step = max(steps, default=None) if iteration is None else iteration
+    if step is None or step not in steps:
+        there = ", ".join(map(str, sorted(steps))) or "none"
+        raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {there}")
+    found = _read_json(manager, path, step)
+    name = found["activation"]
+    if activation is None and name not in ACTIVATIONS:
+        raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
+    arrays, records = _read(manager, path, step)
+    # Of a lane the network comes first, and of a network its layers.
+    w1, w2, w3 = (jnp.asarray(arrays[str(i)]) for i in range(3))
+    if len(found["layers"][0]) == 2:
+        w1, w2, w3 = w1[0], w2[0], w3[0]
+        records = [{key: value[0] for key, value in record.items()} for record in records]
+    network = ThreeLayer(w1, w2, w3, activation or ACTIVATIONS[name], found["bias"])
+    return Checkpoint(network, step, {k: np.stack([r[k] for r in records]) for k in records[0]})
 
 
 def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
