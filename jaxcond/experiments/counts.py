@@ -23,7 +23,7 @@ from ..networks import (
 )
 from ..networks.lanes import stacked, unstacked
 from ..trajectory import trajectory
-from .result import Experiment
+from .result import Experiment, require_sound
 from .setting import LOSS, TanhSetting
 
 _OBSERVE = ("positive_1", "undecided_1")
@@ -97,6 +97,7 @@ def figure_2a(
         run = gradient_flow(
             networks, data, longest, loss=LOSS, rtol=1e-8, observe=_OBSERVE, progress=progress
         )
+    require_sound(run)
     effective_times, effective = _effective_counts(networks, setting, num_records)
     crossing = escape.crossing[:, None]
     arrays = {

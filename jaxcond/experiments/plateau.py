@@ -21,7 +21,7 @@ from ..networks import (
     gradient_descent,
     predict_escape,
 )
-from .result import Experiment
+from .result import Experiment, require_sound
 from .setting import LOSS, TanhSetting
 
 # Where the paper trains again with a smaller rate, and by how much.
@@ -98,7 +98,7 @@ def figure_1(
         return None if checkpoint is None else checkpoint / name
 
     def train(networks: ThreeLayer, rate: float, first: int, last: int, **further: Any) -> Run:
-        return gradient_descent(
+        run = gradient_descent(
             networks,
             data,
             rate,
@@ -109,6 +109,8 @@ def figure_1(
             progress=progress,
             **further,
         )
+        require_sound(run)
+        return run
 
     stops = np.unique(
         np.concatenate([_stops(0, last, crossing, num_records) for crossing in predicted])

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ..files import written_whole
+from ..networks import Run, RunStatus
 
 _SETTINGS = "settings"
 
@@ -42,6 +43,14 @@ class Experiment:
         arrays = {_SETTINGS: np.array(json.dumps(told)), **self.arrays}
         with written_whole(Path(path)) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def require_sound(run: Run) -> None:
+    """Raise `ValueError` if a run has diverged, so that there is nothing to show."""
+    if np.any(run.status == RunStatus.DIVERGED):
+        raise ValueError(
+            "The training diverged: the learning rate is too large for this width and data."
+        )
 
 
 def read_experiment(path: str | os.PathLike) -> Experiment:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, Integer
+from jaxtyping import Array, ArrayLike, Float, Integer, PRNGKeyArray
 
 from .modules import ThreeLayer, linear
 
@@ -269,6 +269,20 @@ class Sensing(_AbstractMeasurements):
 
     operators: Float[Array, "n outputs inputs"]
     y: Float[Array, " n"]
+
+    @classmethod
+    def random(
+        cls, matrix: Float[ArrayLike, "outputs inputs"], num: int, *, key: PRNGKeyArray
+    ) -> "Sensing":
+        r"""Measurements of a matrix by `num` operators with independent standard normal entries.
+
+        **Raises:** `ValueError` for `num` below 1 or what is no finite matrix.
+        """
+        if num < 1:
+            raise ValueError(f"Argument `num` must be at least 1, but is {num}.")
+        known = Entries(matrix).matrix
+        operators = jax.random.normal(key, (num, *known.shape), known.dtype)
+        return cls(operators, operators.reshape(num, -1) @ known.ravel())
 
     def __init__(self, operators: ArrayLike, y: ArrayLike):
         arrays = [_finite("operators", operators), _finite("y", y)]
