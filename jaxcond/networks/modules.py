@@ -216,7 +216,7 @@ def slope_at_zero(activation: Activation) -> float:
     with jax.ensure_compile_time_eval():
         slope = float(jax.grad(activation)(jnp.zeros(())))
         ahead, behind = (float(activation(jnp.asarray(s))) / s for s in (step, -step))
-    if not np.isfinite(slope) or abs(ahead - behind) > 0.1 * max(abs(ahead), abs(behind), 0.01):
+    if not np.isfinite(slope) or abs(ahead - behind) > 0.1 * max(abs(ahead), abs(behind), 0.1):
         raise ValueError(
             "The effective model needs an activation with a derivative at zero, but the slopes to "
             f"the right and left of it are {ahead:.3g} and {behind:.3g}."

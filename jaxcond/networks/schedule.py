@@ -57,13 +57,14 @@ class LearningRate(eqx.Module):
     def rate_at(self, times: np.ndarray) -> np.ndarray:
         """The rate in force at some training times, on the host."""
         index = np.searchsorted(self._boundaries(), times, side="right") - 1
-        return np.asarray(self.rates)[np.maximum(index, 0)]
+        return np.asarray(np.asarray(self.rates)[np.maximum(index, 0)])
 
     def time_of(self, iterations: np.ndarray) -> np.ndarray:
         """Training time of some iterations, on the host."""
         index = np.searchsorted(self.starts, iterations, side="right") - 1
         begun = np.asarray(self.starts)[index]
-        return self._boundaries()[index] + (iterations - begun) * np.asarray(self.rates)[index]
+        rates = np.asarray(self.rates)[index]
+        return np.asarray(self._boundaries()[index] + (iterations - begun) * rates)
 
     def iteration_of(self, times: np.ndarray) -> np.ndarray:
         """Iterations, with fractions, of some training times, on the host; inf and NaN stay."""
@@ -71,4 +72,5 @@ class LearningRate(eqx.Module):
         boundaries = self._boundaries()
         index = np.maximum(np.searchsorted(boundaries, times, side="right") - 1, 0)
         index = np.minimum(index, len(boundaries) - 1)
-        return np.asarray(self.starts)[index] + (times - boundaries[index]) / self.rates[index]
+        rates = np.asarray(self.rates)[index]
+        return np.asarray(np.asarray(self.starts)[index] + (times - boundaries[index]) / rates)
