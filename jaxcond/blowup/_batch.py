@@ -149,16 +149,9 @@ def _power_of_two(count: int) -> int:
 
 
 @eqx.filter_jit
-def _solve_chunk(
-    source: AbstractSource,
-    indices: Integer[Array, " chunk"],
-    method: AbstractMethod,
-    rtol: Array,
-    together: int,
-    lanes: int,
-) -> BlowUp:
-    truncated = source.truncated or method.truncates(eqx.filter_eval_shape(source, indices[0]))
-
+def _prepare_chunk(
+    source: AbstractSource, indices: Integer[Array, " chunk"], method: AbstractMethod, together: int
+) -> Prepared:
     def reduce_one(index: Array) -> State:
         return method.prepare(source(index))
 
@@ -167,8 +160,14 @@ def _solve_chunk(
     else:
         small = lax.map(jax.vmap(reduce_one), indices.reshape(-1, together))
         small = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), small)
-    prepared = jax.vmap(settle)(small)
+    return jax.vmap(settle)(small)
 
+
+# A program of its own: all sources whose states are reduced to the same size share it.
+@eqx.filter_jit
+def _solve_chunk(
+    prepared: Prepared, method: AbstractMethod, rtol: Array, truncated: bool, lanes: int
+) -> BlowUp:
     def solve_block(block: Prepared) -> BlowUp:
         block = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), block)
         raw = method.solve(block.state, rtol, truncated=truncated)
@@ -179,7 +178,7 @@ def _solve_chunk(
 
 
 def _signature(source: AbstractSource, method: AbstractMethod, layout: _Layout) -> Hashable:
-    """What distinguishes one compiled program of `_solve_chunk` from another."""
+    """What distinguishes the compiled programs of one chunk from others."""
     leaves, structure = jax.tree.flatten((source, method))
     shapes = tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
     sizes = (layout.chunk, layout.together, layout.lanes)
@@ -197,12 +196,13 @@ def _solve_all(
     """One method on many indices, chunk by chunk; arrays of the result are on the host."""
     layout = _Layout.of(source, method, indices.size)
     chunks = [indices[i : i + layout.chunk] for i in range(0, indices.size, layout.chunk)]
+    example = eqx.filter_eval_shape(source, jnp.zeros((), indices.dtype))
+    truncated = source.truncated or method.truncates(example)
 
     def run(chunk: np.ndarray) -> BlowUp:
         padded = np.pad(chunk, (0, layout.chunk - chunk.size), mode="edge")
-        found = _solve_chunk(
-            source, jnp.asarray(padded), method, rtol, layout.together, layout.lanes
-        )
+        prepared = _prepare_chunk(source, jnp.asarray(padded), method, layout.together)
+        found = _solve_chunk(prepared, method, rtol, truncated, layout.lanes)
         # Waiting here lets other threads run; converting to NumPy would hold the lock.
         found = jax.block_until_ready(found)
         found = jax.tree.map(lambda x: np.asarray(x)[: chunk.size], found)
