@@ -309,8 +309,6 @@ class _Course:
             self.times += times[new].tolist()
             kept = {name: np.asarray(x)[: times.size][new] for name, x in leg.records.items()}
             self.records += [{n: v[i] for n, v in kept.items()} for i in range(int(new.sum()))]
-        elif self.time in self.stops or self.time >= self.t1:
-            self._record(problem)
         self.loss = float(problem.loss(self.network))
         if bool(leg.crossed):
             self.crossings[self.ahead.pop(0)] = self.time
@@ -318,6 +316,8 @@ class _Course:
             self.status = RunStatus.NOT_CONVERGED
         if not np.isfinite(self.loss):
             self.status = RunStatus.DIVERGED
+        if self.stops is not None and (self.time in self.stops or not self.goes_on):
+            self._record(problem)
 
     def _count(self, num_steps: int) -> None:
         tableau = getattr(self.solver, "tableau", None)
