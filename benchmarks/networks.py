@@ -40,8 +40,8 @@ from rich.console import Console  # noqa: E402
 
 import jaxcond as jc  # noqa: E402
 from jaxcond import networks as nw  # noqa: E402
-from jaxcond.networks.flow import _STABLE, Problem, _sharpness, stiff_solver  # noqa: E402
 from jaxcond.networks.lanes import stacked  # noqa: E402
+from jaxcond.networks.legs import STABLE, Flow, sharpness, stiff_solver  # noqa: E402
 
 DROPS = (0.003, 0.01, 0.03)
 NUM_RECORDS = 60
@@ -408,8 +408,8 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
             max_steps=10_000_000,
         )
 
-    problem = Problem(data, None, jax.numpy.asarray(0.0), nw.loss_factor(LOSS), {})
-    at_crossing = float(_sharpness(start.network, problem))
+    problem = Flow(data, None, jax.numpy.asarray(0.0), nw.loss_factor(LOSS), {})
+    at_crossing = float(sharpness(start.network, problem))
     for solver in solvers.values():
         go(solver, 1.0)  # compiles
     for horizon in horizons:
@@ -424,8 +424,8 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
             row[f"{name}, status"] = nw.RunStatus(int(run.status)).name
         row["explicit / implicit"] = row["explicit, s"] / row["implicit, s"]
         # What the choice between them is made by, and what it would be at the end.
-        row["steps foreseen"] = at_crossing * horizon / _STABLE
-        row["with the last curvature"] = float(_sharpness(run.network, problem)) * horizon / _STABLE
+        row["steps foreseen"] = at_crossing * horizon / STABLE
+        row["with the last curvature"] = float(sharpness(run.network, problem)) * horizon / STABLE
         rows.append(row)
     return rows
 

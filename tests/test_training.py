@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 
 import jaxcond as jc
 import jaxcond.networks as jn
-from jaxcond.networks.flow import stiff_solver
+from jaxcond.networks import stiff_solver
 from jaxcond.networks.observe import NAMES
 
 P, Q, N, INPUTS = 6, 5, 12, 2

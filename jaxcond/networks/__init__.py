@@ -8,14 +8,15 @@ from .data import Entries as Entries
 from .data import Regression as Regression
 from .data import Sensing as Sensing
 from .data import loss_factor as loss_factor
-from .descent import DivergenceWarning as DivergenceWarning
-from .descent import StallWarning as StallWarning
 from .descent import gradient_descent as gradient_descent
 from .descent import log_spaced as log_spaced
 from .effective import EffectiveModel as EffectiveModel
 from .effective import effective_model as effective_model
 from .effective import to_state as to_state
 from .flow import gradient_flow as gradient_flow
+from .legs import stiff_solver as stiff_solver
+from .loop import DivergenceWarning as DivergenceWarning
+from .loop import StallWarning as StallWarning
 from .modules import ACTIVATIONS as ACTIVATIONS
 from .modules import ThreeLayer as ThreeLayer
 from .prediction import Escape as Escape

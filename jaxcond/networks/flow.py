@@ -8,150 +8,23 @@ explicit solvers are bounded by the largest eigenvalue of the Hessian.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
-import optimistix
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from ..blowup import Layerwise
 from .data import AbstractData, loss_factor
-from .effective import EffectiveModel
 from .lanes import over_lanes, stacked, unstacked
+from .legs import STABLE, Flow, Leg, follow, sharpness, stiff_solver
 from .modules import ThreeLayer
 from .observe import Observable, model_where_it_applies, resolve_observables
 from .progress import training_bar
 from .run import Run, RunStatus
 
-# Steps of one call to the device: as often the bar moves and Ctrl-C is heard.
-_STEPS = 64
-# An explicit step is stable up to this over the largest eigenvalue (Tsit5 on the real axis).
-_STABLE = 3.3
 # With so many explicit steps ahead, implicit ones cost less.
 _STIFF_STEPS = 10_000
-_POWER_ITERATIONS = 20
-
-
-class Problem(eqx.Module):
-    """What is followed and what is looked at."""
-
-    data: AbstractData
-    model: EffectiveModel | None
-    rtol: Float[Array, ""]
-    factor: float = eqx.field(static=True)
-    observables: Mapping[str, Observable]
-
-    def loss(self, network: ThreeLayer) -> Array:
-        return self.data.loss(network, self.factor)
-
-    def observe(self, time: Array, network: ThreeLayer, args: Any) -> dict[str, Array]:
-        del time, args
-        found = {name: f(network, self.model) for name, f in self.observables.items()}
-        # diffrax marks steps that were not needed by infinity, which counts cannot be.
-        return jax.tree.map(
-            lambda x: x.astype(network.dtype), {"loss": self.loss(network), **found}
-        )
-
-
-class Leg(eqx.Module):
-    """Some steps of the flow."""
-
-    network: ThreeLayer
-    time: Float[Array, ""]
-    step: Float[Array, ""]
-    crossed: Bool[Array, ""]
-    failed: Bool[Array, ""]
-    times: Float[Array, " steps"]
-    records: dict[str, Array]
-    num_steps: Array
-
-
-@eqx.filter_jit
-def _follow(
-    network: ThreeLayer,
-    span: tuple[Array, Array, Array],
-    level: Array,
-    problem: Problem,
-    solver: diffrax.AbstractSolver,
-) -> Leg:
-    """Follow the flow until its loss falls to `level`, for so many steps at most."""
-    start, end, step = span
-    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.layers]))
-
-    def falling(time: Any, network: ThreeLayer, args: Any) -> ThreeLayer:
-        del time, args
-        return jax.tree.map(jnp.negative, jax.grad(problem.loss)(network))
-
-    def above(t: Array, y: ThreeLayer, args: Any, **kwargs: Any) -> Array:
-        del t, args, kwargs
-        # diffrax wants JAX's default precision of an event, even where the network has another.
-        return (problem.loss(y) - level).astype(jnp.result_type(float))
-
-    exact = jnp.finfo(network.dtype).eps ** (2 / 3)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(falling),
-        solver,
-        start,
-        end,
-        step,
-        network,
-        stepsize_controller=Layerwise(rtol=problem.rtol, atol=problem.rtol * smallest),
-        event=diffrax.Event(above, optimistix.Newton(float(exact), float(exact))),
-        saveat=diffrax.SaveAt(
-            subs=[
-                diffrax.SubSaveAt(steps=True, fn=problem.observe),
-                diffrax.SubSaveAt(t1=True),
-            ]
-        ),
-        max_steps=_STEPS,
-        throw=False,
-    )
-    assert solution.ts is not None
-    assert solution.ys is not None
-    (times, (last,)), (records, final) = solution.ts, solution.ys
-    num_accepted = solution.stats["num_accepted_steps"]
-    before = jnp.where(num_accepted >= 2, times[jnp.maximum(num_accepted - 2, 0)], start)
-    result = solution.result
-    crossed = result == diffrax.RESULTS.event_occurred
-    whole = crossed | (result == diffrax.RESULTS.successful)
-    return Leg(
-        jax.tree.map(lambda x: x[0], final),
-        last,
-        last - before,
-        crossed,
-        ~(whole | (result == diffrax.RESULTS.max_steps_reached)),
-        times,
-        records,
-        solution.stats["num_steps"],
-    )
-
-
-@eqx.filter_jit
-def _sharpness(network: ThreeLayer, problem: Problem) -> Array:
-    """About the largest eigenvalue of the Hessian, by power iteration."""
-    gradient = jax.grad(problem.loss)
-
-    def times_hessian(_: Array, vector: ThreeLayer) -> ThreeLayer:
-        size = jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
-        unit = jax.tree.map(lambda w: w / jnp.where(size == 0, 1, size), vector)
-        return jax.jvp(gradient, (network,), (unit,))[1]
-
-    vector = lax.fori_loop(0, _POWER_ITERATIONS, times_hessian, gradient(network))
-    return jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
-
-
-def stiff_solver() -> diffrax.AbstractSolver:
-    """The implicit solver for long ways behind the plateau: Newton's method by Krylov spaces."""
-    krylov = lineax.GMRES(rtol=1e-3, atol=1e-8)
-    return diffrax.Kvaerno5(
-        root_finder=optimistix.Newton(rtol=1e-5, atol=1e-8, linear_solver=krylov)
-    )
 
 
 def gradient_flow(
@@ -214,7 +87,7 @@ def gradient_flow(
         if not stops.size:
             raise ValueError(f"Argument `times` has no time between {t0} and {t1}.")
     model = model_where_it_applies(network, data, factor)
-    problem = Problem(
+    problem = Flow(
         data,
         model,
         jnp.asarray(rtol, network.dtype),
@@ -242,7 +115,7 @@ class _Course:
     def __init__(
         self,
         network: ThreeLayer,
-        problem: Problem,
+        problem: Flow,
         levels: Sequence[float],
         until: float | None,
         ends: tuple[float, float],
@@ -267,7 +140,7 @@ class _Course:
         if stops is None or self.time in stops:
             self._record(problem)
 
-    def _record(self, problem: Problem) -> None:
+    def _record(self, problem: Flow) -> None:
         found = _observe(self.network, problem)
         self.times.append(self.time)
         self.records.append({name: np.asarray(value) for name, value in found.items()})
@@ -296,7 +169,7 @@ class _Course:
         span = tuple(jnp.asarray(x, dtype) for x in (self.time, end, min(step, end - self.time)))
         return self.network, span, jnp.asarray(level, dtype)  # pyright: ignore[reportReturnType]
 
-    def arrive(self, leg: Leg, problem: Problem, max_steps: int) -> None:
+    def arrive(self, leg: Leg, problem: Flow, max_steps: int) -> None:
         """Take over what some steps have brought."""
         self.network, self.time, self.step = leg.network, float(leg.time), float(leg.step)
         num_steps = int(leg.num_steps)
@@ -347,13 +220,13 @@ class _Course:
 
 
 @eqx.filter_jit
-def _observe(network: ThreeLayer, problem: Problem) -> dict[str, Array]:
+def _observe(network: ThreeLayer, problem: Flow) -> dict[str, Array]:
     return problem.observe(jnp.zeros(()), network, None)
 
 
 def _round(
     courses: list[_Course],
-    problem: Problem,
+    problem: Flow,
     solvers: tuple[diffrax.AbstractSolver, diffrax.AbstractSolver | None],
     max_steps: int,
 ) -> None:
@@ -365,7 +238,7 @@ def _round(
     for solver in {id(course.solver): course.solver for course in courses}.values():
         group = [course for course in courses if course.solver is solver]
         legs = over_lanes(
-            lambda lane, solver=solver: _follow(lane[0], lane[1], lane[2], problem, solver),
+            lambda lane, solver=solver: follow(lane[0], lane[1], lane[2], problem, solver),
             stacked([course.heads_for() for course in group]),
         )
         for course, leg in zip(group, unstacked(legs), strict=True):
@@ -375,10 +248,10 @@ def _round(
 _PLATEAU, _AFTER, _STIFF = diffrax.Dopri8(), diffrax.Tsit5(), stiff_solver()
 
 
-def _solver_after(course: _Course, problem: Problem) -> diffrax.AbstractSolver:
+def _solver_after(course: _Course, problem: Flow) -> diffrax.AbstractSolver:
     """Explicit behind the plateau, unless stability would hold it to very many steps."""
-    sharpness = float(_sharpness(course.network, problem))
-    steps = sharpness * (course.t1 - course.time) / _STABLE
+    largest = float(sharpness(course.network, problem))
+    steps = largest * (course.t1 - course.time) / STABLE
     return _STIFF if steps > _STIFF_STEPS else _AFTER
 
 
