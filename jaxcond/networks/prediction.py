@@ -182,16 +182,18 @@ def _trajectories(
     num: int,
 ) -> Trajectory:
     """The effective trajectories of a batch of networks, past where their loss falls by `drop`."""
+    # One by one on a CPU, so that any number of networks shares what is compiled.
     states = eqx.filter_vmap(model.to_state)(lanes)
-    times = eqx.filter_vmap(blowup_time)(states).time
+    times = over_lanes(blowup_time, states).time
     losses = over_lanes(eqx.filter_jit(lambda network: data.loss(network, factor)), lanes)
     # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
     closeness = _BEYOND / (jnp.cbrt(drop * losses / model.rate) * times)
     closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, 1e-9, 0.5), 0.5)
     rtol = _RTOL if jnp.finfo(lanes.dtype).bits >= 64 else None
-    return eqx.filter_vmap(
-        lambda state, close: trajectory(state, num=num, closeness=close, rtol=rtol)
-    )(states, closeness)
+    return over_lanes(
+        lambda lane: trajectory(lane[0], num=num, closeness=lane[1], rtol=rtol),
+        (states, closeness),
+    )
 
 
 @eqx.filter_jit
