@@ -142,10 +142,14 @@ class Worker:
             self._process.terminate()
 
 
-def side_by_side(setting: Setting, num_steps: int, repeats: int) -> list[dict[str, Any]]:
-    """All loops in turns: median of the time of an iteration, as a ratio to the fastest of ours."""
+def side_by_side(
+    setting: Setting, num_steps: int, repeats: int, numbers: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """All loops in turns, with these numbers of threads: medians of the time of an iteration, and
+    their ratios to the fastest of ours.
+    """
     kinds = ["jaxcond", *(["torch", "torch.compile"] if has_torch() else [])]
-    workers = [Worker(kind, threads, setting) for kind in kinds for threads in (1, 2)]
+    workers = [Worker(kind, threads, setting) for kind in kinds for threads in numbers]
     try:
         firsts = [worker.run(max(2, num_steps // 10)) for worker in workers]
         for _ in range(repeats):

@@ -308,7 +308,7 @@ def speed(quick: bool, keep: Path | None) -> Row:
     repeats = 2 if quick else 9
     found: Row = {
         "torch": "compared" if has_torch() else "not compared, as it cannot be imported",
-        "one network": side_by_side(setting, 200 if quick else 400, repeats),
+        "one network": side_by_side(setting, 400, repeats, (1,) if quick else (1, 2)),
     }
     seeds, num_steps = (4, 200) if quick else (16, 300)
     data = setting.data()
