@@ -40,7 +40,12 @@ from rich.console import Console  # noqa: E402
 
 import jaxcond as jc  # noqa: E402
 from jaxcond import networks as nw  # noqa: E402
-from jaxcond.networks.flow import _STABLE, Problem, _sharpness, stiff_solver  # noqa: E402
+from jaxcond.networks.flow import (  # noqa: E402
+    _STABLE,  # pyright: ignore[reportPrivateUsage]
+    Problem,
+    _sharpness,  # pyright: ignore[reportPrivateUsage]
+    stiff_solver,
+)
 from jaxcond.networks.lanes import stacked  # noqa: E402
 
 DROPS = (0.003, 0.01, 0.03)
@@ -257,19 +262,18 @@ def indicators(quick: bool, keep: Path | None) -> Row:
 
 def along_the_plateau(setting: Setting) -> Row:
     data = setting.data()
-    compared = disagree = undecided = 0
+    model = nw.effective_model(setting.network(0), data, LOSS)
+    compared = disagree = raw = undecided = 0
     worst, counts = 0.0, {2: [0, 0, 0], 3: [0, 0, 0]}
-    raw = 0
     for seed in range(setting.seeds):
         network = setting.network(seed)
-        model = nw.effective_model(network, data, LOSS)
         path = jc.trajectory(model.to_state(network), fractions=FRACTIONS)
         times = np.asarray(path.times) / float(model.rate)
         run = nw.gradient_flow(
             network, data, times[-1], loss=LOSS, times=times, observe=LAYERS, rtol=1e-9
         )
         for i in range(len(FRACTIONS)):
-            real = jc.State(*(run[name][i] for name in LAYERS), model.strength)
+            real = jc.State(run["a"][i], run["b"][i], run["c"][i], model.strength)
             effective = path.state(i)
             tolerance = difference(real, effective)
             worst = max(worst, tolerance)
@@ -411,6 +415,7 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
         go(solver, 1.0)  # compiles
     for horizon in horizons:
         row: Row = {"setting": setting.name, "horizon": horizon}
+        run = start
         for name, solver in solvers.items():
             began = time.perf_counter()
             run = go(solver, horizon)
