@@ -206,7 +206,9 @@ def test_onset_statuses():
     condensed = even().state(39)
     assert jc.final_stage_time(condensed).status == jc.OnsetStatus.FROM_START
     assert float(jc.final_stage_time(condensed).time) == 0.0
+    assert "at t = 0 (from_start)" in str(jc.final_stage_time(condensed))
     late = jc.final_stage_time(narrow(), closeness=0.5)
+    assert str(late).endswith("at t = inf (not_reached)")
     assert late.status == jc.OnsetStatus.NOT_REACHED
     assert np.isinf(late.time)
     first, second = jnp.eye(5)[0], jnp.eye(4)[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -61,6 +62,20 @@ class Onset(eqx.Module):
     time_left: Float[Array, "*batch"]
     stays: Bool[Array, "*batch"]
     status: Int[Array, "*batch"]
+
+    def __str__(self) -> str:
+        if self.status.ndim:
+            names, counts = np.unique(np.asarray(self.status), return_counts=True)
+            told = ", ".join(
+                f"{count} {OnsetStatus(code).name.lower()}"
+                for code, count in zip(names, counts, strict=True)
+            )
+            return f"Onset of the final stage of {self.status.size} states: {told}"
+        status = OnsetStatus(int(self.status))
+        told = f"Onset of the final stage at t = {float(self.time):.10g} ({status.name.lower()})"
+        if status > OnsetStatus.FROM_START:
+            return told
+        return f"{told}, {float(self.time_left):.6g} before T*"
 
 
 def final_stage_time(
