@@ -114,9 +114,13 @@ def test_time_left_keeps_its_digits_close_to_the_blow_up():
     )
 
 
+final_stages = jax.jit(jax.vmap(jc.final_stage))
+all_angles = jax.jit(jax.vmap(jc.angles))
+
+
 def check_conditions(trajectory):
     """Counts from the products against counts from the full states."""
-    stage = jax.jit(jax.vmap(jc.final_stage))(trajectory.states())
+    stage = final_stages(trajectory.states())
     for number, expected in ((1, stage.first), (2, stage.second), (3, stage.third)):
         condition = trajectory.condition(number)
         assert condition.total == expected.total
@@ -124,7 +128,7 @@ def check_conditions(trajectory):
         assert np.all(np.abs(condition.positive - expected.positive) <= open_)
         assert np.mean(open_ / condition.total) < 1e-3
     angles, ratios = trajectory.angles(), trajectory.ratios()
-    full = jax.jit(jax.vmap(jc.angles))(trajectory.states())
+    full = all_angles(trajectory.states())
     np.testing.assert_allclose(angles.xi, full.xi, rtol=0, atol=1e-9)
     np.testing.assert_allclose(angles.psi, full.psi, rtol=0, atol=1e-9)
     np.testing.assert_allclose(angles.zeta, full.zeta, rtol=0, atol=1e-9)
@@ -132,7 +136,7 @@ def check_conditions(trajectory):
 
 
 def test_indicators_without_forming_b():
-    wide = pick(gaussian_states(9, 1, 40, 30), 0)
+    wide = pick(gaussian_states(9, 1, 28, 26), 0)
     trajectory = jc.trajectory(wide, num=12, closeness=1e-4)
     assert trajectory.reduction is not None
     assert np.max(trajectory.truncation) < 1e-12
@@ -142,14 +146,14 @@ def test_indicators_without_forming_b():
 
 def test_small_middle_layer_keeps_its_gram_matrices():
     """Where b b^T is far below the rounding of a a^T."""
-    wide = pick(gaussian_states(5, 1, 40, 30, scales=(1.0, 1e-8, 1.0)), 0)
+    wide = pick(gaussian_states(5, 1, 28, 26, scales=(1.0, 1e-8, 1.0)), 0)
     early = jc.trajectory(wide, num=12, closeness=0.9)
     assert 0.1 * early.blow_up.time <= early.times[-1] < 0.5 * early.blow_up.time
     check_conditions(early)
 
 
 def test_what_a_truncation_leaves_out_is_undecided():
-    wide = pick(gaussian_states(9, 1, 40, 30), 0)
+    wide = pick(gaussian_states(9, 1, 28, 26), 0)
     trajectory = jc.trajectory(wide, fractions=[0.0, 0.5, 0.99], method=jc.Reduced(dim=4))
     np.testing.assert_array_equal(trajectory.status, [jc.PointStatus.REACHED] + 2 * [1])
     undecided = np.asarray(trajectory.condition(1).undecided)
