@@ -137,11 +137,11 @@ class Escape(eqx.Module):
         status = EscapeStatus(int(self.status))
         if status != EscapeStatus.PREDICTED:
             meaning = " ".join(MEANING[status].split())
+            told = f"Escape ({status.name.lower()}): {meaning}"
+            if status != EscapeStatus.OUTSIDE:
+                return told
             speed = f"{float(self.speed[0]):.3g}"
-            return (
-                f"Escape ({status.name.lower()}): {meaning} (at the initial weights the network "
-                f"moves at {speed} of the effective speed)"
-            )
+            return f"{told}; at first the network moves at {speed} of the effective speed"
         at = f"t = {float(self.crossing):.6g}"
         if self.learning_rate is not None:
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
