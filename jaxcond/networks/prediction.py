@@ -76,7 +76,8 @@ class Escape(eqx.Module):
       in iterations, with `iteration_bracket`.
     - `status`: an `EscapeStatus`.
     - `correction`: relative difference of the two crossings, of order $\varepsilon$: what the
-      effective model is expected to be off by. The error of `crossing` is of second order.
+      effective model is expected to be off by. The error of `crossing` is of second order in the
+      weights at the crossing, a small share of `correction`, which falls like $\varepsilon$ too.
     - `speed`: $\nu$ at the initial weights and at the crossing, shape `(2,)`.
     - `times`, `clock`: along the trajectory, the time of the effective model and of the network;
       `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
