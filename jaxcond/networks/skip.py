@@ -40,6 +40,14 @@ class Skip(eqx.Module):
     time: Float[np.ndarray, "*batch"]
     effective_time: Float[np.ndarray, "*batch"]
 
+    def __str__(self) -> str:
+        if self.time.ndim:
+            return f"Skip of {self.time.size} networks"
+        at = f"t = {float(self.time):.6g}"
+        if self.iteration >= 0:
+            at = f"iteration {int(self.iteration):,} ({at})"
+        return f"Skip to {at}"
+
 
 def skip_plateau(
     network: ThreeLayer,
