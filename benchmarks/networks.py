@@ -145,6 +145,11 @@ def settings(quick: bool) -> tuple[Setting, ...]:
     return (QUICK,) if quick else SETTINGS
 
 
+def _first(iteration: float) -> int | None:
+    """The first whole iteration from a point on, if there is one."""
+    return int(np.ceil(iteration)) if np.isfinite(iteration) else None
+
+
 def prediction(quick: bool, keep: Path | None) -> Row:
     rows = []
     for setting in settings(quick):
@@ -159,10 +164,11 @@ def prediction(quick: bool, keep: Path | None) -> Row:
                     "std": setting.std,
                     "seed": seed,
                     "status": nw.EscapeStatus(int(escape.status[seed])).name,
-                    "predicted": foretold,
-                    "effective model": float(alone[seed]),
-                    "T*": float(escape.iteration[seed]),
-                    "observed": float(observed[seed]),
+                    # The first whole iteration, as the one observed; integers keep all digits.
+                    "predicted": _first(foretold),
+                    "effective model": _first(alone[seed]),
+                    "T*": _first(escape.iteration[seed]),
+                    "observed": _first(observed[seed]),
                     "error": float(foretold / observed[seed] - 1),
                     "effective error": float(alone[seed] / observed[seed] - 1),
                 }
@@ -197,8 +203,8 @@ def skip(quick: bool, keep: Path | None) -> Row:
                     "compared": int(np.sum(before)),
                     "first": int(common[0]),
                     "worst difference": float(np.max(np.abs(losses / reference - 1)[before])),
-                    "halved": halved,
-                    "halved after skip": skipped.halved,
+                    "halved": _first(halved),
+                    "halved after skip": _first(skipped.halved),
                     "fewer iterations": halved / (skipped.halved - skipped.start),
                     "skip, s": skipped.seconds,
                 }
