@@ -53,8 +53,9 @@ class EscapeStatus(enum.IntEnum):
     PREDICTED = 0
     """The loss crosses the level while the effective model holds."""
     NOT_CROSSED = 1
-    """The model blows up, but on its way the loss does not fall to the level: the part of the
-    targets that is linear in the inputs is too small."""
+    """The model blows up, but before the loss falls to the level it comes close to what a linear
+    map can reach, and slows down: the part of the targets that is linear in the inputs is too
+    small, or `fraction` is."""
     OUTSIDE = 2
     """The initial weights are too large: the effective model ceases to hold before the crossing."""
     NO_BLOW_UP = 3
@@ -148,7 +149,8 @@ class Escape(eqx.Module):
 
 
 MEANING = {
-    EscapeStatus.NOT_CROSSED: "the loss does not fall to the level along the effective trajectory",
+    EscapeStatus.NOT_CROSSED: "linear maps, which the effective model is about, do not bring the "
+    "loss down to the level, or slow down before it",
     EscapeStatus.OUTSIDE: "the initial weights are too large for the effective model to hold",
     EscapeStatus.NO_BLOW_UP: "the effective model comes to rest",
     EscapeStatus.NOT_CONVERGED: "the blow-up time or the trajectory did not converge",
@@ -173,26 +175,24 @@ class Path(eqx.Module):
     energy: Float[Array, " num"]
 
 
-def _trajectories(
-    lanes: ThreeLayer,
+# Compiled as a whole, so that outcomes are told by `Trajectory.status` and not raised.
+@eqx.filter_jit
+def _trajectory(
+    network: ThreeLayer,
     data: AbstractData,
     model: EffectiveModel,
     factor: float,
-    drop: float,
+    drop: Array,
     num: int,
 ) -> Trajectory:
-    """The effective trajectories of a batch of networks, past where their loss falls by `drop`."""
-    rtol = _RTOL if jnp.finfo(lanes.dtype).bits >= 64 else None
-
-    def one(network: ThreeLayer) -> Trajectory:
-        state = model.to_state(network)
-        drops = drop * data.loss(network, factor) / model.rate
-        # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
-        closeness = _BEYOND / (jnp.cbrt(drops) * blowup_time(state).time)
-        closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, 1e-9, 0.5), 0.5)
-        return trajectory(state, num=num, closeness=closeness, rtol=rtol)
-
-    return over_lanes(one, lanes)
+    """The effective trajectory of a network, past where its loss falls by `drop`."""
+    state = model.to_state(network)
+    drops = drop * data.loss(network, factor) / model.rate
+    # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
+    closeness = _BEYOND / (jnp.cbrt(drops) * blowup_time(state).time)
+    closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, 1e-9, 0.5), 0.5)
+    rtol = _RTOL if jnp.finfo(network.dtype).bits >= 64 else None
+    return trajectory(state, num=num, closeness=closeness, rtol=rtol)
 
 
 @eqx.filter_jit
@@ -291,10 +291,18 @@ class Course:
         if np.any(np.asarray(self.path.trajectory.status) > PointStatus.TRUNCATED):
             return EscapeStatus.NOT_CONVERGED
         until = self.times <= (self.times[-1] if np.isnan(crossing) else crossing)
-        speed = np.asarray(self.path.speed)[until]
-        if not np.all((speed > _SLOWEST) & (speed < _FASTEST)):
-            return EscapeStatus.OUTSIDE
+        speed = np.asarray(self.path.speed)
+        astray = np.flatnonzero(~((speed > _SLOWEST) & (speed < _FASTEST)) & until)
+        if astray.size:
+            return self._why_astray(int(astray[0]))
         return EscapeStatus.NOT_CROSSED if np.isnan(crossing) else EscapeStatus.PREDICTED
+
+    def _why_astray(self, point: int) -> EscapeStatus:
+        """Whether the quadratic term accounts for most of a speed that is not that of the model."""
+        speed = float(self.path.speed[point])
+        linear = -float(self.path.d_effective[point]) * np.exp(-2 * self.path.log_size[point])
+        explained = point > 0 and abs(speed - linear) < 0.5 * abs(speed - 1)
+        return EscapeStatus.NOT_CROSSED if explained else EscapeStatus.OUTSIDE
 
 
 def courses(
@@ -310,8 +318,13 @@ def courses(
     data = data.astype(network.dtype)
     model = effective_model(network, data, factor)
     lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
-    found = _trajectories(lanes, data, model, factor, drop, num)
-    paths = over_lanes(lambda lane: _along(lane[0], lane[1], data, model, factor), (lanes, found))
+    share = jnp.asarray(drop, network.dtype)
+
+    def follow(lane: ThreeLayer) -> Path:
+        path = _trajectory(lane, data, model, factor, share, num)
+        return _along(lane, path, data, model, factor)
+
+    paths = over_lanes(follow, lanes)
     return [Course(path, model, rate) for path in unstacked(paths)], model
 
 
