@@ -163,9 +163,9 @@ def test_networks_at_rest():
 
 @pytest.mark.slow
 def test_networks_that_come_to_rest():
-    # Example 1 of the paper: a = e_1, b = e_1 e_1^T, c = -e_1, up to a factor.
+    # Example 1 of the paper, times a power of two: its balance is exact, or else it would tip over.
     w1, w2, w3 = jnp.zeros((2, 1)), jnp.zeros((3, 2)), jnp.zeros((1, 3))
-    w1, w2, w3 = w1.at[0, 0].set(-0.1), w2.at[0, 0].set(0.1), w3.at[0, 0].set(0.1)
+    w1, w2, w3 = w1.at[0, 0].set(-0.125), w2.at[0, 0].set(0.125), w3.at[0, 0].set(0.125)
     network = jn.ThreeLayer(w1, w2, w3, "linear")
     data = jn.Regression(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     assert jn.predict_escape(network, data).status == EscapeStatus.NO_BLOW_UP
