@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Activation = Callable[[Array], Array]
@@ -115,7 +116,7 @@ class ThreeLayer(eqx.Module):
         outputs: int = 1,
         activation: str | Activation = "tanh",
         bias: bool = False,
-        dtype: jnp.dtype | None = None,
+        dtype: DTypeLike | None = None,
     ) -> "ThreeLayer":
         r"""A network with independent Gaussian weights, $W^l_{ij} \sim N(0, \varepsilon_l^2)$.
 
