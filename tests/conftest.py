@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,3 +30,11 @@ def key():
 def reference():
     """The thirteen reference states with their blow-up times to 28 digits."""
     return json.loads((SYSTEMS / "reference.json").read_text())
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of types that the tests are run with: the messages are the package's."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

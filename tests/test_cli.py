@@ -16,7 +16,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 import zarr
-from jaxtyping import config
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -51,14 +50,6 @@ def _precision():
 def result():
     """What the Python API finds for the study of the command line."""
     return run(CONFIGURED)
-
-
-@pytest.fixture
-def unchecked():
-    """Without the checks of types that the tests are run with: the messages are the package's."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

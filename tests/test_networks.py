@@ -330,7 +330,7 @@ NOT_A_NUMBER = np.where(np.arange(N) == 3, np.nan, 1.0)
         (lambda: jn.to_state(random_network(1.0, "linear", inputs=2), sensing()[0]), r"\(2, 3\)"),
     ],
 )
-def test_bad_input_is_named(build, message):
+def test_bad_input_is_named(build, message, unchecked):
     with pytest.raises(ValueError, match=message):
         build()
 

@@ -20,17 +20,7 @@ from ..blowup import Status
 from ..statistics import Moments
 from .compute import Outcome, compute, default_chunk, methods_of
 from .config import Study
-from .store import (
-    Store,
-    StoreError,
-    Task,
-    check_same,
-    create,
-    locked,
-    open_group,
-    versions,
-    written,
-)
+from .store import Store, StoreError, Task, check_same, create, locked, open_group, written
 
 
 class Interrupted(KeyboardInterrupt):
@@ -227,8 +217,7 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
     store.clean()
     if study.samples > store.samples:
         store.describe(complete=False)
-    # Of a store that several versions computed, those of the last.
-    store.describe(configuration=json.dumps(study.to_dict()), versions=json.dumps(versions()))
+    store.describe(configuration=json.dumps(study.to_dict()))
     store.grow(study.samples)
     return store
 
