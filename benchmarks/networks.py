@@ -150,6 +150,11 @@ def settings(quick: bool) -> tuple[Setting, ...]:
     return (QUICK,) if quick else SETTINGS
 
 
+def whole(iteration: float) -> int | None:
+    """The first iteration from there on, as a whole number: all its digits are kept in JSON."""
+    return int(np.ceil(iteration)) if np.isfinite(iteration) else None
+
+
 def prediction(quick: bool, keep: Path | None) -> Row:
     rows = []
     for setting in settings(quick):
@@ -164,10 +169,10 @@ def prediction(quick: bool, keep: Path | None) -> Row:
                     "std": setting.std,
                     "seed": seed,
                     "status": nw.EscapeStatus(int(escape.status[seed])).name,
-                    "predicted": foretold,
-                    "effective model": float(alone[seed]),
-                    "T*": float(escape.iteration[seed]),
-                    "observed": float(observed[seed]),
+                    "predicted": whole(foretold),
+                    "effective model": whole(alone[seed]),
+                    "T*": whole(escape.iteration[seed]),
+                    "observed": whole(observed[seed]),
                     "error": float(foretold / observed[seed] - 1),
                     "effective error": float(alone[seed] / observed[seed] - 1),
                 }
@@ -188,10 +193,10 @@ def skip(quick: bool, keep: Path | None) -> Row:
         found = trained(setting, keep)
         half = 0.5 * found.first("loss")[0]
         for drop, skipped in found.skipped.items():
-            common, whole, part = np.intersect1d(
+            common, here, there = np.intersect1d(
                 found.first("iterations"), skipped.run.iterations, return_indices=True
             )
-            reference, losses = found.first("loss")[whole], skipped.run.loss[part]
+            reference, losses = found.first("loss")[here], skipped.run.loss[there]
             before = reference >= half
             halved = float(found.run.crossings[0.5][0])
             rows.append(
@@ -202,8 +207,8 @@ def skip(quick: bool, keep: Path | None) -> Row:
                     "compared": int(np.sum(before)),
                     "first": int(common[0]),
                     "worst difference": float(np.max(np.abs(losses / reference - 1)[before])),
-                    "halved": halved,
-                    "halved after skip": skipped.halved,
+                    "halved": whole(halved),
+                    "halved after skip": whole(skipped.halved),
                     "fewer iterations": halved / (skipped.halved - skipped.start),
                     "skip, s": skipped.seconds,
                 }
@@ -364,7 +369,7 @@ def through_the_plateau(setting: Setting, keep: Path | None) -> Row:
     foretold = nw.predict_escape(network, found.data, loss=LOSS)
     return {
         "setting": setting.name,
-        "iterations of descent": observed,
+        "iterations of descent": whole(observed),
         "gradients of the flow": int(run.num_gradients),
         "ratio": observed / int(run.num_gradients),
         "steps": int(run.iteration),
