@@ -68,7 +68,7 @@ class Trained:
 
     setting: Setting
     data: nw.AbstractData
-    escape: nw.Escape
+    escapes: list[nw.Escape]
     skipped: dict[float, Skipped]
     run: nw.Run
 
@@ -82,8 +82,9 @@ def trained(setting: Setting, keep: Path | None) -> Trained:
     data = setting.data()
     networks = [setting.network(seed) for seed in range(setting.seeds)]
     batch, rate = stacked(networks), setting.rate
-    escape = nw.predict_escape(batch, data, rate, loss=LOSS)
-    last = 2 * int(np.max(escape.crossing_iteration))
+    # One by one, as `skip_plateau` below: so they share what is compiled.
+    escapes = [nw.predict_escape(network, data, rate, loss=LOSS) for network in networks]
+    last = 2 * int(max(escape.crossing_iteration for escape in escapes))
     # The first seed is looked at closely, from where it is skipped to until its loss has halved.
     starts = {drop: skip_to(setting, networks[0], data, drop) for drop in DROPS}
     nearest = from_skip(setting, data, starts[max(DROPS)], 2)
@@ -102,7 +103,7 @@ def trained(setting: Setting, keep: Path | None) -> Trained:
         until=0.5,
         checkpoint=folder,
     )
-    return Trained(setting, data, escape, skipped, run)
+    return Trained(setting, data, escapes, skipped, run)
 
 
 def skip_to(
@@ -159,22 +160,22 @@ def prediction(quick: bool, keep: Path | None) -> Row:
     rows = []
     for setting in settings(quick):
         found = trained(setting, keep)
-        escape, observed = found.escape, found.run.crossings[0.9]
-        alone = escape.iterations(escape.effective_crossing)
-        for seed in range(setting.seeds):
-            foretold = float(escape.crossing_iteration[seed])
+        observed = found.run.crossings[0.9]
+        for seed, escape in enumerate(found.escapes):
+            foretold = float(escape.crossing_iteration)
+            alone = float(escape.iterations(escape.effective_crossing))
             rows.append(
                 {
                     "setting": setting.name,
                     "std": setting.std,
                     "seed": seed,
-                    "status": nw.EscapeStatus(int(escape.status[seed])).name,
+                    "status": nw.EscapeStatus(int(escape.status)).name,
                     "predicted": whole(foretold),
-                    "effective model": whole(alone[seed]),
-                    "T*": whole(escape.iteration[seed]),
+                    "effective model": whole(alone),
+                    "T*": whole(float(escape.iteration)),
                     "observed": whole(observed[seed]),
                     "error": float(foretold / observed[seed] - 1),
-                    "effective error": float(alone[seed] / observed[seed] - 1),
+                    "effective error": float(alone / observed[seed] - 1),
                 }
             )
     worst: dict[str, float] = {}
