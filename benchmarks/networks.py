@@ -318,7 +318,9 @@ def speed(quick: bool, keep: Path | None) -> Row:
     repeats = 2 if quick else 9
     found: Row = {
         "torch": "compared" if has_torch() else "not compared, as it cannot be imported",
-        "one network": side_by_side(setting, 400, repeats, (1,) if quick else (1, 2)),
+        "one network": side_by_side(
+            setting, 400 if quick else 2000, repeats, (1,) if quick else (1, 2)
+        ),
     }
     seeds, num_steps = (4, 200) if quick else (16, 300)
     data = setting.data()
@@ -386,11 +388,11 @@ def behind_cases(quick: bool) -> list[tuple[Setting, tuple[int, ...]]]:
     if quick:
         return [(QUICK, (30, 100))]
     named = {setting.name: setting for setting in SETTINGS}
-    everywhere = (100, 1000, 10_000)
+    everywhere = (100, 1000, 10_000, 100_000)
     return [
         (named["narrow"], everywhere),
         (named["five inputs"], everywhere),
-        (FIG_1, everywhere[:2]),
+        (FIG_1, everywhere[:3]),
     ]
 
 
