@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -80,12 +81,12 @@ def measurements() -> nw.Sensing:
 FIG_1 = Setting("Fig. 1", tanh_curve, 5e-3, 1 / 200**2, 200, 200, bias=True, seeds=5)
 SETTINGS = (
     FIG_1,
-    Setting("five inputs", lambda: gaussian_inputs(5, 1, 1), 5e-3, 1e-3, 100, 60, inputs=5),
-    Setting("three outputs", lambda: gaussian_inputs(6, 3, 2), 5e-3, 1e-3, 100, 100, inputs=6,
+    Setting("five inputs", partial(gaussian_inputs, 5, 1, 1), 5e-3, 1e-3, 100, 60, inputs=5),
+    Setting("three outputs", partial(gaussian_inputs, 6, 3, 2), 5e-3, 1e-3, 100, 100, inputs=6,
             outputs=3, activation="sin"),
-    Setting("gelu", lambda: gaussian_inputs(3, 1, 3), 2e-2, 1e-3, 100, 100, inputs=3,
+    Setting("gelu", partial(gaussian_inputs, 3, 1, 3), 2e-2, 1e-3, 100, 100, inputs=3,
             activation="gelu"),
-    Setting("silu", lambda: gaussian_inputs(3, 2, 4), 1e-1, 1e-4, 80, 80, inputs=3, outputs=2,
+    Setting("silu", partial(gaussian_inputs, 3, 2, 4), 1e-1, 1e-4, 80, 80, inputs=3, outputs=2,
             activation="silu"),
     Setting("narrow", tanh_curve, 2e-2, 1e-4, 50, 50, bias=True),
     Setting("entries", entries, 5e-2, 1e-3, 60, 60, inputs=20, outputs=20,
@@ -94,5 +95,5 @@ SETTINGS = (
             activation="linear"),
 )  # fmt: skip
 QUICK = Setting(
-    "five inputs", lambda: gaussian_inputs(5, 1, 1), 2e-2, 1e-3, 20, 12, inputs=5, seeds=1
+    "five inputs", partial(gaussian_inputs, 5, 1, 1), 2e-2, 1e-3, 20, 12, inputs=5, seeds=1
 )
