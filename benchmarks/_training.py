@@ -40,7 +40,7 @@ def jaxcond_loop(setting: Setting) -> Loop:
 
 
 def torch_loop(setting: Setting, threads: int, compiled: bool) -> Loop:
-    """The same in PyTorch: the loss as one would write it, autograd, updates in place."""
+    """The same in PyTorch: the loss as one would write it, updates in place or compiled."""
     import torch
 
     torch.set_num_threads(threads)
@@ -55,18 +55,24 @@ def torch_loop(setting: Setting, threads: int, compiled: bool) -> Loop:
         hidden = torch.tanh(torch.tanh(x @ w1.T) @ w2.T)
         return ((hidden @ w3.T - y) ** 2).sum(1).mean()
 
-    def step(weights: list[Any]) -> None:
+    def updated(weights: list[Any]) -> list[Any]:
+        slopes = torch.func.grad(lambda weights: loss_of(*weights))(weights)
+        return [w - setting.rate * slope for w, slope in zip(weights, slopes, strict=True)]
+
+    def update(weights: list[Any]) -> list[Any]:
         slopes = torch.autograd.grad(loss_of(*weights), weights)
         with torch.no_grad():
             for weight, slope in zip(weights, slopes, strict=True):
                 weight.sub_(slope, alpha=setting.rate)
+        return weights
 
-    one = torch.compile(step) if compiled else step
+    # What is fastest of each: compiled, one function of the weights rather than autograd's tape.
+    step = torch.compile(updated) if compiled else update
 
     def loop(num_steps: int) -> float:
-        weights = [w.clone().requires_grad_() for w in initial]
+        weights = [w.clone().requires_grad_(not compiled) for w in initial]
         for _ in range(num_steps):
-            one(weights)
+            weights = step(weights)
         with torch.no_grad():
             return float(loss_of(*weights))
 
@@ -83,6 +89,9 @@ def _serve(pipe: Connection, kind: str, threads: int, setting: Setting) -> None:
     jax.config.update("jax_enable_x64", True)
     try:
         if kind == "jaxcond":
+            if threads == 1 and hasattr(os, "sched_setaffinity"):
+                # Before the first computation starts XLA's threads, which no option limits.
+                os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
             loop = jaxcond_loop(setting)
         else:
             loop = torch_loop(setting, threads, kind == "torch.compile")
@@ -112,8 +121,6 @@ class Worker:
         )
         before = dict(os.environ)
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-        if threads == 1:
-            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         self._process.start()
         os.environ.clear()
         os.environ.update(before)

@@ -63,7 +63,7 @@ class Trained:
 
     setting: Setting
     data: nw.AbstractData
-    escape: nw.Escape
+    escapes: list[nw.Escape]
     skipped: dict[float, Skipped]
     run: nw.Run
 
@@ -77,8 +77,9 @@ def trained(setting: Setting, keep: Path | None) -> Trained:
     data = setting.data()
     networks = [setting.network(seed) for seed in range(setting.seeds)]
     batch, rate = stacked(networks), setting.rate
-    escape = nw.predict_escape(batch, data, rate, loss=LOSS)
-    last = 2 * int(np.max(escape.crossing_iteration))
+    # One by one, as `skip_plateau` below: so they share what is compiled.
+    escapes = [nw.predict_escape(network, data, rate, loss=LOSS) for network in networks]
+    last = 2 * int(max(escape.crossing_iteration for escape in escapes))
     # The first seed is looked at closely, from where it is skipped to until its loss has halved.
     starts = {drop: skip_to(setting, networks[0], data, drop) for drop in DROPS}
     nearest = from_skip(setting, data, starts[max(DROPS)], 2)
@@ -97,7 +98,7 @@ def trained(setting: Setting, keep: Path | None) -> Trained:
         until=0.5,
         checkpoint=folder,
     )
-    return Trained(setting, data, escape, skipped, run)
+    return Trained(setting, data, escapes, skipped, run)
 
 
 def skip_to(
@@ -145,8 +146,8 @@ def settings(quick: bool) -> tuple[Setting, ...]:
     return (QUICK,) if quick else SETTINGS
 
 
-def _first(iteration: float) -> int | None:
-    """The first whole iteration from a point on, if there is one."""
+def whole(iteration: float) -> int | None:
+    """The first iteration from there on, as a whole number: all its digits are kept in JSON."""
     return int(np.ceil(iteration)) if np.isfinite(iteration) else None
 
 
@@ -154,23 +155,22 @@ def prediction(quick: bool, keep: Path | None) -> Row:
     rows = []
     for setting in settings(quick):
         found = trained(setting, keep)
-        escape, observed = found.escape, found.run.crossings[0.9]
-        alone = escape.iterations(escape.effective_crossing)
-        for seed in range(setting.seeds):
-            foretold = float(escape.crossing_iteration[seed])
+        observed = found.run.crossings[0.9]
+        for seed, escape in enumerate(found.escapes):
+            foretold = float(escape.crossing_iteration)
+            alone = float(escape.iterations(escape.effective_crossing))
             rows.append(
                 {
                     "setting": setting.name,
                     "std": setting.std,
                     "seed": seed,
-                    "status": nw.EscapeStatus(int(escape.status[seed])).name,
-                    # The first whole iteration, as the one observed; integers keep all digits.
-                    "predicted": _first(foretold),
-                    "effective model": _first(alone[seed]),
-                    "T*": _first(escape.iteration[seed]),
-                    "observed": _first(observed[seed]),
+                    "status": nw.EscapeStatus(int(escape.status)).name,
+                    "predicted": whole(foretold),
+                    "effective model": whole(alone),
+                    "T*": whole(float(escape.iteration)),
+                    "observed": whole(observed[seed]),
                     "error": float(foretold / observed[seed] - 1),
-                    "effective error": float(alone[seed] / observed[seed] - 1),
+                    "effective error": float(alone / observed[seed] - 1),
                 }
             )
     worst: dict[str, float] = {}
@@ -189,10 +189,10 @@ def skip(quick: bool, keep: Path | None) -> Row:
         found = trained(setting, keep)
         half = 0.5 * found.first("loss")[0]
         for drop, skipped in found.skipped.items():
-            common, whole, part = np.intersect1d(
+            common, here, there = np.intersect1d(
                 found.first("iterations"), skipped.run.iterations, return_indices=True
             )
-            reference, losses = found.first("loss")[whole], skipped.run.loss[part]
+            reference, losses = found.first("loss")[here], skipped.run.loss[there]
             before = reference >= half
             halved = float(found.run.crossings[0.5][0])
             rows.append(
@@ -203,8 +203,8 @@ def skip(quick: bool, keep: Path | None) -> Row:
                     "compared": int(np.sum(before)),
                     "first": int(common[0]),
                     "worst difference": float(np.max(np.abs(losses / reference - 1)[before])),
-                    "halved": _first(halved),
-                    "halved after skip": _first(skipped.halved),
+                    "halved": whole(halved),
+                    "halved after skip": whole(skipped.halved),
                     "fewer iterations": halved / (skipped.halved - skipped.start),
                     "skip, s": skipped.seconds,
                 }
@@ -313,7 +313,9 @@ def speed(quick: bool, keep: Path | None) -> Row:
     repeats = 2 if quick else 9
     found: Row = {
         "torch": "compared" if has_torch() else "not compared, as it cannot be imported",
-        "one network": side_by_side(setting, 400, repeats, (1,) if quick else (1, 2)),
+        "one network": side_by_side(
+            setting, 400 if quick else 2000, repeats, (1,) if quick else (1, 2)
+        ),
     }
     seeds, num_steps = (4, 200) if quick else (16, 300)
     data = setting.data()
@@ -365,7 +367,7 @@ def through_the_plateau(setting: Setting, keep: Path | None) -> Row:
     foretold = nw.predict_escape(network, found.data, loss=LOSS)
     return {
         "setting": setting.name,
-        "iterations of descent": observed,
+        "iterations of descent": whole(observed),
         "gradients of the flow": int(run.num_gradients),
         "ratio": observed / int(run.num_gradients),
         "steps": int(run.iteration),
@@ -381,10 +383,10 @@ def behind_cases(quick: bool) -> list[tuple[Setting, tuple[int, ...]]]:
     if quick:
         return [(QUICK, (30, 100))]
     named = {setting.name: setting for setting in SETTINGS}
-    everywhere = (100, 1000, 10_000)
+    everywhere = (100, 1000, 10_000, 100_000)
     return [
         (named["narrow"], everywhere),
-        (named["five inputs"], everywhere),
+        (named["five inputs"], everywhere[:3]),
         (FIG_1, everywhere[:2]),
     ]
 
