@@ -12,7 +12,7 @@
   and of the effective model, where the difference of the two leaves a sign open and where not.
 - speed: iterations of gradient descent against PyTorch, and many networks at once.
 - flow: gradients that `gradient_flow` takes to the end of the plateau against descent, and explicit
-  against implicit steps behind it. Set `_STIFF_STEPS` in `jaxcond/networks/flow.py` by it.
+  against implicit steps behind it, which is why `gradient_flow` prefers explicit ones.
 
 PyTorch is used where it can be imported.
 """

@@ -151,7 +151,7 @@ class Regression(AbstractData):
             )
 
     def predict(self, network: ThreeLayer) -> Array:
-        return jax.vmap(network)(self.x)
+        return network.many(self.x)
 
     def _features(self, bias: bool) -> Array:
         return jnp.pad(self.x, ((0, 0), (0, int(bias))), constant_values=1)

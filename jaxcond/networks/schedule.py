@@ -46,7 +46,8 @@ class LearningRate(eqx.Module):
 
     def at(self, iteration: Int[Array, ""]) -> Float[Array, ""]:
         """The rate of the step from an iteration on, traced."""
-        index = jnp.searchsorted(jnp.asarray(self.starts), iteration, side="right") - 1
+        # Counted, not searched: a search is a loop of its own in every step.
+        index = jnp.sum(jnp.asarray(self.starts) <= iteration) - 1
         return jnp.asarray(self.rates)[index]
 
     def _boundaries(self) -> np.ndarray:
