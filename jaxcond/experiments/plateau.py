@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -42,7 +43,7 @@ _OBSERVE = {"w1": _first_layer}
 
 
 def _similarity(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(cosine_similarity(rows))  # pyright: ignore[reportArgumentType]
+    return np.asarray(cosine_similarity(jnp.asarray(rows)))
 
 
 def _stops(first: int, last: int, crossing: float, num: int) -> np.ndarray:

@@ -59,9 +59,9 @@ def read_experiment(path: str | os.PathLike) -> Experiment:
     **Raises:** `OSError` if the file cannot be opened, `ValueError` if it is damaged or another.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             settings = json.loads(str(file[_SETTINGS]))
             arrays = {name: file[name] for name in file.files if name != _SETTINGS}
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"File {path} does not hold the data of a figure: {error}") from error
     return Experiment(settings.pop("figure"), arrays, settings)
