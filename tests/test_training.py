@@ -539,7 +539,7 @@ def test_crossings_of_the_flow_are_those_of_fine_descent(flow):
     run = descend(learning_rate=rate, num_steps=60_000, until=0.4)
     for level in (0.9, 0.5):
         # Euler's method is behind by about half a step for every factor e of the speed: see
-        # jaxcond.networks.prediction; an iteration is a step.
+        # jaxcond.networks.course; an iteration is a step.
         assert abs(run.crossings[level] * rate - flow.crossings[level]) < 3 * rate
 
 

@@ -2,6 +2,7 @@
 
 from .checkpoints import Checkpoint as Checkpoint
 from .checkpoints import read_checkpoint as read_checkpoint
+from .course import EscapeStatus as EscapeStatus
 from .data import LOSSES as LOSSES
 from .data import AbstractData as AbstractData
 from .data import Entries as Entries
@@ -20,7 +21,6 @@ from .loop import StallWarning as StallWarning
 from .modules import ACTIVATIONS as ACTIVATIONS
 from .modules import ThreeLayer as ThreeLayer
 from .prediction import Escape as Escape
-from .prediction import EscapeStatus as EscapeStatus
 from .prediction import predict_escape as predict_escape
 from .run import Run as Run
 from .run import RunStatus as RunStatus

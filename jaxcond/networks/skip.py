@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..trajectory import trajectory
+from .course import MEANING, Course, EscapeStatus, courses
 from .data import AbstractData
 from .effective import EffectiveModel
 from .lanes import over_lanes
 from .modules import ThreeLayer
-from .prediction import MEANING, Course, EscapeStatus, courses
 from .schedule import LearningRate
 
 
