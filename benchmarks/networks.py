@@ -40,8 +40,8 @@ from rich.console import Console  # noqa: E402
 
 import jaxcond as jc  # noqa: E402
 from jaxcond import networks as nw  # noqa: E402
-from jaxcond.networks.lanes import stacked  # noqa: E402
-from jaxcond.networks.legs import STABLE, Flow, sharpness, stiff_solver  # noqa: E402
+from jaxcond.networks._lanes import stacked  # noqa: E402
+from jaxcond.networks._legs import STABLE, Flow, sharpness, stiff_solver  # noqa: E402
 
 DROPS = (0.003, 0.01, 0.03)
 NUM_RECORDS = 60

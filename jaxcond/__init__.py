@@ -11,6 +11,19 @@ y_i x_i\|\,t$ of it. `jaxcond.networks` trains such networks, and its times are 
 """
 
 from . import networks as networks
+from ._energy import Conserved as Conserved
+from ._energy import conserved as conserved
+from ._energy import energy as energy
+from ._energy import vector_field as vector_field
+from ._reduction import Reduction as Reduction
+from ._reduction import reduce as reduce
+from ._state import State as State
+from ._trajectory import Onset as Onset
+from ._trajectory import OnsetStatus as OnsetStatus
+from ._trajectory import PointStatus as PointStatus
+from ._trajectory import Trajectory as Trajectory
+from ._trajectory import final_stage_time as final_stage_time
+from ._trajectory import trajectory as trajectory
 from .blowup import BlowUp as BlowUp
 from .blowup import Direct as Direct
 from .blowup import Reduced as Reduced
@@ -34,10 +47,6 @@ from .depth import deep_energy as deep_energy
 from .depth import deep_vector_field as deep_vector_field
 from .depth import two_layer as two_layer
 from .depth import two_layer_energy as two_layer_energy
-from .energy import Conserved as Conserved
-from .energy import conserved as conserved
-from .energy import energy as energy
-from .energy import vector_field as vector_field
 from .ensembles import Balanced as Balanced
 from .ensembles import FromFunction as FromFunction
 from .ensembles import Gaussian as Gaussian
@@ -64,18 +73,9 @@ from .indicators import product as product
 from .indicators import ratios as ratios
 from .indicators import share_within as share_within
 from .indicators import singular_values as singular_values
-from .reduction import Reduction as Reduction
-from .reduction import reduce as reduce
-from .state import State as State
 from .study import Study as Study
 from .study import open_study as open_study
 from .study import run as run_study  # noqa: F401
 from .study import summarise as summarise
-from .trajectory import Onset as Onset
-from .trajectory import OnsetStatus as OnsetStatus
-from .trajectory import PointStatus as PointStatus
-from .trajectory import Trajectory as Trajectory
-from .trajectory import final_stage_time as final_stage_time
-from .trajectory import trajectory as trajectory
 
 __version__ = "0.1.0"

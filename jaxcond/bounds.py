@@ -18,8 +18,8 @@ given state.
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from .energy import conserved, energy, squared_norms, vector_field
-from .state import State
+from ._energy import conserved, energy, squared_norms, vector_field
+from ._state import State
 
 # Each duplication halves the logarithm of the ratio of the arguments until they are comparable,
 # then divides their relative differences by four. Fourteen take the ratios that float64 squares can

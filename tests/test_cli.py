@@ -23,10 +23,10 @@ import jaxcond as jc
 from jaxcond import plotting
 from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
-from jaxcond.checks import run as checks_run
+from jaxcond.checks import _run as checks_run
 from jaxcond.cli import _check, _study, _summary, main
 from jaxcond.study import Interrupted, Study, Task, open_store, run, summarise
-from jaxcond.study.store import create, fields_of, locked
+from jaxcond.study._store import create, fields_of, locked
 
 P, Q, NUM_SAMPLES, CHUNK = 600, 400, 256, 64
 CONFIGURED = Study(NUM_SAMPLES, ensemble={"p": P, "q": Q}, seed=7, chunk=CHUNK)

@@ -9,7 +9,7 @@ from helpers import EPS
 from scipy import special, stats
 
 import jaxcond as jc
-from jaxcond.ensembles.gaussian import _chi
+from jaxcond.ensembles._gaussian import _chi
 
 # Keys are fixed, so these tests either always pass or always fail; a right sampler passes each of
 # the roughly eighty comparisons of this file with this probability of being rejected by chance.

@@ -16,7 +16,7 @@ from jaxcond.experiments import (
     figure_3,
     read_experiment,
 )
-from jaxcond.experiments.setting import LOSS
+from jaxcond.experiments._setting import LOSS
 
 # Narrow, and with weights large enough for a plateau of some thousand iterations.
 SETTING = TanhSetting(width=12, std=5e-3, learning_rate=2e-2, num_samples=40, num_seeds=2)

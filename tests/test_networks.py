@@ -9,7 +9,7 @@ from scipy.special import erf
 
 import jaxcond as jc
 import jaxcond.networks as jn
-from jaxcond.networks.modules import slope_at_zero
+from jaxcond.networks._modules import slope_at_zero
 
 P, Q, N = 6, 5, 12
 INPUTS, OUTPUTS = 3, 2

@@ -18,7 +18,7 @@ from jaxcond.ensembles import (
     sample_blowup_times,
     sobol_entries,
 )
-from jaxcond.ensembles.quasi import chi_quantile
+from jaxcond.ensembles._quasi import chi_quantile
 from jaxcond.statistics import by_replicate, replicated
 
 # Of the inverse distribution functions: SciPy's for few degrees of freedom, and our series.

@@ -23,11 +23,11 @@ from helpers import gaussian_states
 import jaxcond as jc
 from jaxcond.ensembles import Draws, leading_entries, quasi_blowup_times
 from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run
+from jaxcond.study import _store as store_module
 from jaxcond.study import run as run_study
-from jaxcond.study import store as store_module
-from jaxcond.study.compute import _sobol_seed, compute
-from jaxcond.study.run import AbstractCrew
-from jaxcond.study.store import locked, open_group, read_configuration
+from jaxcond.study._compute import _sobol_seed, compute
+from jaxcond.study._run import AbstractCrew
+from jaxcond.study._store import locked, open_group, read_configuration
 
 SWEEP = {"width": [20, 50]}
 # Two points of two whole chunks and a part of one.
@@ -333,7 +333,7 @@ def test_functions_that_have_no_name_can_be_continued(tmp_path, monkeypatch):
         return fields, outcome
 
     other = study(sweep={})
-    monkeypatch.setattr(sys.modules["jaxcond.study.run"], "compute", made_up)
+    monkeypatch.setattr(sys.modules["jaxcond.study._run"], "compute", made_up)
     asked = study(sweep={}, ensemble={"kind": "function", "function": local, "width": 3})
     path = tmp_path / "study.zarr"
     with pytest.raises(Died):
@@ -395,7 +395,7 @@ def test_what_is_finished_stays_and_the_rest_follows(whole, tmp_path, after):
 
 def test_a_chunk_that_fails_is_done_again(whole, tmp_path, monkeypatch):
     path = tmp_path / "study.zarr"
-    module = sys.modules["jaxcond.study.run"]
+    module = sys.modules["jaxcond.study._run"]
     for failing in (Task(0, 1, 16, 32), Task(1, 2, 32, 40)):
 
         def fails(study, task, progress=None, failing=failing):

@@ -15,7 +15,7 @@ from jaxtyping import config
 import jaxcond as jc
 from jaxcond.ensembles import Draws
 from jaxcond.study import OBSERVABLES, Study, Task, read_toml
-from jaxcond.study.compute import _source, default_chunk, methods_of
+from jaxcond.study._compute import _source, default_chunk, methods_of
 
 FULL = {"kind": "uniform", "width": 4}
 

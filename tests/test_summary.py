@@ -15,8 +15,8 @@ from jaxcond import files, plotting
 from jaxcond.blowup import Status
 from jaxcond.statistics import Moments
 from jaxcond.study import Study, Task, run, summarise
-from jaxcond.study.store import create, fields_of
-from jaxcond.study.summary import LEVELS, limits_of
+from jaxcond.study._store import create, fields_of
+from jaxcond.study._summary import LEVELS, limits_of
 
 INFINITE_WIDTH, AMPLITUDE = 1.167972771, 0.533812
 # Of a normal variable, exceeded with a probability below 1e-4.

@@ -20,7 +20,7 @@ from scipy.integrate import solve_ivp
 import jaxcond as jc
 import jaxcond.networks as jn
 from jaxcond.networks import stiff_solver
-from jaxcond.networks.observe import NAMES
+from jaxcond.networks._observe import NAMES
 
 P, Q, N, INPUTS = 6, 5, 12, 2
 STEPS, RATE = 300, 0.05
@@ -539,7 +539,7 @@ def test_crossings_of_the_flow_are_those_of_fine_descent(flow):
     run = descend(learning_rate=rate, num_steps=60_000, until=0.4)
     for level in (0.9, 0.5):
         # Euler's method is behind by about half a step for every factor e of the speed: see
-        # jaxcond.networks.course; an iteration is a step.
+        # jaxcond.networks._course; an iteration is a step.
         assert abs(run.crossings[level] * rate - flow.crossings[level]) < 3 * rate
 
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._energy import energy, vector_field
+from .._state import State
 from ..bounds import bracket
-from ..energy import energy, vector_field
-from ..state import State
 from ._integrate import (
     SAFETY,
     Layerwise,

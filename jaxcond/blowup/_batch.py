@@ -15,14 +15,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
+from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
-from ..state import State
+from ._direct import Direct
+from ._method import AbstractMethod
+from ._reduced import Reduced
+from ._result import BlowUp, Status
+from ._series import Series
 from ._solve import Prepared, classify, resolve_rtol, settle
-from .direct import Direct
-from .method import AbstractMethod
-from .reduced import Reduced
-from .result import BlowUp, Status
-from .series import Series
 
 # States with at most this many entries in b are reduced many at a time: their products are too
 # small for a core's fast kernels. Between the two bounds a few at a time were fastest.

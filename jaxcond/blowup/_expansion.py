@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from .._state import State
 from ..bounds import bracket_from_norms
-from ..state import State
+from ._method import Raw
 from ._taylor import entire_function, flow_coefficients
-from .method import Raw
 
 # From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.
 _NUM_ROOT_STEPS = 14

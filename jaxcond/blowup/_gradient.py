@@ -23,14 +23,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..reduction import pad, reduce
-from ..state import State
+from .._reduction import pad, reduce
+from .._state import State
 from ._adjoint import adjoint_gradient
 from ._expansion import Problem, advance, expand, polynomial
+from ._method import AbstractMethod
+from ._reduced import Reduced
+from ._series import Series
 from ._taylor import entire_function, flow_coefficients, flow_cotangents
-from .method import AbstractMethod
-from .reduced import Reduced
-from .series import Series
 
 
 class _Record(eqx.Module):

@@ -9,13 +9,13 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from .._state import State
 from ..bounds import comes_to_rest
-from ..state import State
 from ._gradient import time_gradient
-from .method import AbstractMethod, Raw, tolerance_floor
-from .reduced import Reduced
-from .result import BlowUp, Status
-from .series import Series
+from ._method import AbstractMethod, Raw, tolerance_floor
+from ._reduced import Reduced
+from ._result import BlowUp, Status
+from ._series import Series
 
 # Beyond this relative error a time is not called converged, however narrow its bracket.
 _LARGEST_ERROR = 1e-2

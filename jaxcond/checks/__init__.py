@@ -1,10 +1,10 @@
 """The paper's statements, and our own, as numerical checks that anyone can run."""
 
-from .evidence import Evidence as Evidence
-from .evidence import gather as gather
-from .evidence import random_states as random_states
-from .run import STATEMENTS as STATEMENTS
-from .run import Verdict as Verdict
-from .run import judge as judge
-from .run import run_checks as run_checks
-from .statements import Statement as Statement
+from ._evidence import Evidence as Evidence
+from ._evidence import gather as gather
+from ._evidence import random_states as random_states
+from ._run import STATEMENTS as STATEMENTS
+from ._run import Verdict as Verdict
+from ._run import judge as judge
+from ._run import run_checks as run_checks
+from ._statements import Statement as Statement

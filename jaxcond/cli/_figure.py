@@ -16,8 +16,8 @@ from ..experiments import (
     figure_3,
     read_experiment,
 )
-from ..experiments.counts import ALPHAS
-from ..experiments.plateau import RESTART
+from ..experiments._counts import ALPHAS
+from ..experiments._plateau import RESTART
 from ._common import Parser, check_distinct, check_writable, out
 
 # Widths of the paper, and of the minute-sized versions.

@@ -27,7 +27,7 @@ from ..study import (
     run,
     summarise,
 )
-from ..study.run import CrewMaker
+from ..study._run import CrewMaker
 from ._common import Parser, check_distinct, check_writable, importable, out
 from ._progress import Bars, Lines
 from ._summary import print_summary

@@ -23,7 +23,7 @@ from ..study import (
     open_store,
     summarise,
 )
-from ..study.store import versions
+from ..study._store import versions
 from ._common import Parser, check_distinct, check_writable, importable, out, print_table
 
 

@@ -6,8 +6,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Integer, PRNGKeyArray
 
+from .._state import State
 from ..blowup import AbstractMethod, AbstractSource, BlowUp, solve_indices
-from ..state import State
 from ._arguments import as_indices
 from ._ensemble import AbstractEnsemble, sample_key
 

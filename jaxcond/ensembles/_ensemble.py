@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from ..reduction import reduce
-from ..state import State
+from .._reduction import reduce
+from .._state import State
 
 
 class AbstractEnsemble(eqx.Module):

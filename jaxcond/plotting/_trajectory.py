@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .._trajectory import PointStatus, Trajectory
 from ..bounds import bracket
-from ..trajectory import PointStatus, Trajectory
 
 Place = Literal["upper left", "lower left", "lower right"]
 

@@ -28,10 +28,10 @@ from distributed import Client, Future, KilledWorker, LocalCluster, Worker, Work
 from zarr.storage import LocalStore
 
 from .._threads import num_cores
-from .compute import Outcome, compute
-from .config import Study
-from .run import AbstractCrew, CrewMaker
-from .store import Store, StoreError, Task, current_platform, versions
+from ._compute import Outcome, compute
+from ._config import Study
+from ._run import AbstractCrew, CrewMaker
+from ._store import Store, StoreError, Task, current_platform, versions
 
 # Seconds.
 _CONNECT, _POLL, _NO_WORKER, _CLOSE = 15.0, 1.0, 60.0, 10.0

@@ -1,0 +1,187 @@
+r"""Figs. 2a and 2b: how many inequalities of the final stage hold while a network trains.
+
+Condition 1 has $p + q$ of them at one output, $c_l\, a^Tb^l > 0$ and $a_k\, b_kc > 0$. They are
+read off the network's state, and off the effective trajectory from the same initial weights.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from .._trajectory import trajectory
+from ..networks import (
+    Escape,
+    EscapeStatus,
+    Run,
+    ThreeLayer,
+    effective_model,
+    gradient_descent,
+    gradient_flow,
+    predict_escape,
+)
+from ..networks._lanes import stacked, unstacked
+from ._result import Experiment, require_sound
+from ._setting import LOSS, TanhSetting
+
+_OBSERVE = ("positive_1", "undecided_1")
+_CLOSEST = 1e-3
+# Runs go on for this share of T* beyond it.
+_BEYOND = 0.05
+
+
+def _effective_counts(
+    networks: ThreeLayer, setting: TanhSetting, num: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training times and counts of the effective model, evenly in log of the time left."""
+    model = effective_model(networks, setting.data, LOSS)
+    fractions = 1 - np.geomspace(1, _CLOSEST, num)
+
+    @eqx.filter_jit
+    def count(network: ThreeLayer) -> tuple[jax.Array, jax.Array]:
+        path = trajectory(model.to_state(network), fractions=fractions)
+        return path.times / model.rate, path.condition(1).positive
+
+    found = [count(network) for network in unstacked(networks)]
+    times, positive = stacked(found)
+    return np.asarray(times), np.asarray(positive)
+
+
+def figure_2a(
+    setting: TanhSetting,
+    *,
+    method: Literal["descent", "flow"] = "descent",
+    num_records: int = 200,
+    progress: bool = True,
+) -> Experiment:
+    r"""Positive counts of condition 1 through training, of the network and of the effective model.
+
+    **Arguments:** `setting`; `method`, gradient descent as in the paper or, in a small part of the
+    time, gradient flow; `num_records`; `progress`.
+
+    **Returns:** an `Experiment` with arrays, the first axis of which are the seeds:
+
+    - `times` (seeds, records), in units of the predicted crossing of 90 % of the loss; `positive`,
+      `undecided`, `loss` of the same shape: of the network;
+    - `effective_times`, `effective_positive` (seeds, records): of the effective model;
+    - `crossing` (seeds,): the crossing in iterations.
+
+    **Raises:** `ValueError` for another method.
+    """
+    if method not in ("descent", "flow"):
+        raise ValueError(f"Argument `method` must be 'descent' or 'flow', but is {method!r}.")
+    networks, data, rate = setting.networks(), setting.data, setting.learning_rate
+    escape = predict_escape(networks, data, rate, loss=LOSS)
+    _require(escape, setting.deviation)
+    longest = (1 + _BEYOND) * float(np.max(np.asarray(escape.blow_up.time)))
+    # Evenly, and evenly in the logarithm of the time left of each.
+    shares = np.unique(
+        np.concatenate([np.linspace(0, 1 + _BEYOND, num_records),
+                        1 - np.geomspace(1, _CLOSEST, num_records)])
+    )  # fmt: skip
+    times = np.unique(np.outer(np.asarray(escape.blow_up.time), shares))
+    if method == "descent":
+        run = gradient_descent(
+            networks,
+            data,
+            rate,
+            num_steps=int(np.ceil(longest / rate)),
+            loss=LOSS,
+            record=np.unique((times / rate).astype(np.int64)),
+            observe=_OBSERVE,
+            progress=progress,
+        )
+    else:
+        run = gradient_flow(
+            networks, data, longest, loss=LOSS, rtol=1e-8, observe=_OBSERVE, progress=progress
+        )
+    require_sound(run)
+    effective_times, effective = _effective_counts(networks, setting, num_records)
+    crossing = escape.crossing[:, None]
+    arrays = {
+        "times": run.times / crossing,
+        "positive": run["positive_1"],
+        "undecided": run["undecided_1"],
+        "loss": run.loss,
+        "effective_times": effective_times / crossing,
+        "effective_positive": effective,
+        "crossing": escape.crossing_iteration,
+    }
+    return Experiment("2a", arrays, {**setting.told(), "method": method})
+
+
+def _require(escape: Escape, std: float) -> None:
+    if np.any(escape.status != EscapeStatus.PREDICTED):
+        worst = EscapeStatus(int(np.max(escape.status))).name.lower()
+        raise ValueError(
+            f"The escape from the plateau cannot be predicted ({worst}) at std {std:g}: this "
+            "figure needs small initial weights."
+        )
+
+
+ALPHAS = tuple(np.arange(0.25, 3.01, 0.25).tolist())
+"""Exponents of Fig. 2b."""
+
+
+def figure_2b(
+    setting: TanhSetting,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    progress: bool = True,
+) -> Experiment:
+    r"""The largest count of condition 1 in training against $\alpha$, $\varepsilon = m^{-\alpha}$.
+
+    The networks follow the gradient flow, as the plateau of gradient descent grows like
+    $m^{\alpha}$, until the loss has fallen to a tenth or for three times the blow-up time of the
+    effective model.
+
+    **Arguments:** `setting`, whose `std` is not used; `alphas`; `progress`.
+
+    **Returns:** an `Experiment` with arrays
+
+    - `alpha` (num,), `std` (num,): $\alpha$ and $\varepsilon$;
+    - `largest`, `at_crossing`, `first` (num, seeds): counts: the largest, the one when the loss
+      falls below 90 %, and that of the initial weights; `total`: the number of inequalities;
+    - `blow_up` (num, seeds): $T^*$ in iterations at the learning rate of the setting.
+    """
+    largest, at_crossing, first, times = [], [], [], []
+    deviations = [float(setting.width**-alpha) for alpha in alphas]
+    for std in deviations:
+        networks = setting.networks(std)
+        escape = predict_escape(networks, setting.data, loss=LOSS)
+        time = np.asarray(escape.blow_up.time)
+        run = gradient_flow(
+            networks,
+            setting.data,
+            float(3 * np.max(time)),
+            loss=LOSS,
+            observe=_OBSERVE,
+            until=0.1,
+            progress=progress,
+        )
+        positive = run["positive_1"]
+        largest.append(np.nanmax(positive, axis=1))
+        first.append(positive[:, 0])
+        at_crossing.append(_counts_at(run, positive))
+        times.append(time / setting.learning_rate)
+    arrays = {
+        "alpha": np.asarray(alphas, float),
+        "std": np.asarray(deviations),
+        "largest": np.asarray(largest),
+        "at_crossing": np.asarray(at_crossing),
+        "first": np.asarray(first),
+        "total": np.asarray(2 * setting.width),
+        "blow_up": np.asarray(times),
+    }
+    return Experiment("2b", arrays, setting.told() | {"std": None})
+
+
+def _counts_at(run: Run, positive: np.ndarray) -> list[float]:
+    """The counts of the records next before the loss fell below 90 %; NaN where it did not."""
+    counts = []
+    for row, times, crossing in zip(positive, run.times, run.crossings[0.9], strict=True):
+        before = np.flatnonzero(times <= crossing)
+        counts.append(row[before[-1]] if before.size else np.nan)
+    return counts

@@ -1,0 +1,154 @@
+r"""Fig. 1: the loss through the plateau, and the directions of the weights before and after.
+
+The region in which the effective model has failed is predicted from the initial weights. The run
+is repeated from shortly before it with a tenth of the learning rate, as in the paper, which shows
+the fall of the loss in detail.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..indicators import cosine_similarity
+from ..networks import (
+    EffectiveModel,
+    EscapeStatus,
+    Run,
+    ThreeLayer,
+    gradient_descent,
+    predict_escape,
+)
+from ._result import Experiment, require_sound
+from ._setting import LOSS, TanhSetting
+
+# Where the paper trains again with a smaller rate, and by how much.
+RESTART, SLOWER = 205_000, 10
+# For other seeds and widths: not later than this share of the predicted crossing.
+_LATEST = 0.92
+# The run goes on beyond the predicted crossing by this share of it, the repeated one until the
+# loss has fallen to this share.
+_BEYOND, _FALLEN = 0.04, 0.02
+
+
+def _first_layer(network: ThreeLayer, model: EffectiveModel | None) -> Array:
+    del model
+    return network.w1
+
+
+_OBSERVE = {"w1": _first_layer}
+
+
+def _similarity(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(cosine_similarity(jnp.asarray(rows)))
+
+
+def _stops(first: int, last: int, crossing: float, num: int) -> np.ndarray:
+    """Iterations of the records: evenly, and more of them about the crossing."""
+    near = max(0.01 * crossing, 50.0)
+    dense = np.linspace(crossing - near, crossing + near, num)
+    stops = np.concatenate([np.linspace(first, last, num), dense, [crossing]])
+    return np.unique(np.clip(stops.round().astype(np.int64), first, last))
+
+
+def figure_1(
+    setting: TanhSetting,
+    *,
+    restart: int = RESTART,
+    checkpoint: Path | None = None,
+    num_records: int = 200,
+    progress: bool = True,
+) -> Experiment:
+    r"""Train through the plateau, from the initial weights and again from shortly before its end.
+
+    **Arguments:** `setting`; `restart`, the iteration from which the first network is trained again
+    at a tenth of the learning rate, by default that of the paper and at most 0.92 of the predicted
+    crossing; `checkpoint`, a folder for checkpoints, from which the run goes on if it was
+    interrupted; `num_records`; `progress`, whether to show bars.
+
+    **Returns:** an `Experiment` with arrays, the first axis of which are the seeds where it says
+    `seeds`:
+
+    - `iterations`, `loss` (seeds, records): of the runs;
+    - `predicted` (seeds,): the iteration at which the loss falls below 90 % as predicted from the
+      initial weights, `observed` (seeds,) as it did; `blow_up` (seeds,): $T^*$ in iterations;
+    - `effective_iterations`, `effective_loss`: of the first network, by the effective model;
+    - `again_iterations`, `again_loss`: of the repeated run, in its own iterations from `restart`;
+    - `similarity_start`, `similarity_condensed` ($m$, $m$): cosines of the rows of $W^1$ at the
+      start and at the last record before the loss has fallen to 90 %, for the first network.
+
+    **Raises:** `ValueError` if the effective model does not hold for the setting.
+    """
+    networks, data = setting.networks(), setting.data
+    rate = setting.learning_rate
+    escape = predict_escape(networks, data, rate, loss=LOSS)
+    if np.any(escape.status != EscapeStatus.PREDICTED):
+        worst = EscapeStatus(int(np.max(escape.status))).name.lower()
+        raise ValueError(
+            f"The escape from the plateau cannot be predicted ({worst}): Fig. 1 needs small "
+            f"initial weights, and std is {setting.deviation:g}."
+        )
+    predicted = escape.crossing_iteration
+    last = int(np.ceil((1 + _BEYOND) * predicted.max()))
+    restart = min(restart, int(_LATEST * predicted[0]))
+
+    def folder(name: str) -> Path | None:
+        return None if checkpoint is None else checkpoint / name
+
+    def train(networks: ThreeLayer, rate: float, first: int, last: int, **further: Any) -> Run:
+        run = gradient_descent(
+            networks,
+            data,
+            rate,
+            num_steps=last - first,
+            first_iteration=first,
+            loss=LOSS,
+            observe=_OBSERVE,
+            progress=progress,
+            **further,
+        )
+        require_sound(run)
+        return run
+
+    stops = np.unique(
+        np.concatenate([_stops(0, last, crossing, num_records) for crossing in predicted])
+    )
+    early = train(networks, rate, 0, restart, record=stops, checkpoint=folder("plateau"))
+    late = train(early.network, rate, restart, last, record=stops, checkpoint=folder("escape"))
+    left = int(SLOWER * (predicted[0] - restart))
+    again = train(
+        jax.tree.map(lambda x: x[0], early.network),
+        rate / SLOWER,
+        restart,
+        restart + 2 * left,
+        record=_stops(restart, restart + 2 * left, restart + left, num_records),
+        until=_FALLEN,
+        checkpoint=folder("again"),
+    )
+    iterations, loss, w1 = (
+        np.concatenate([x, y[:, 1:]], axis=1)
+        for x, y in (
+            (early.iterations, late.iterations),
+            (early.loss, late.loss),
+            (early["w1"], late["w1"]),
+        )
+    )
+    before = int(np.flatnonzero(loss[0] >= 0.9 * loss[0, 0])[-1])
+    arrays = {
+        "iterations": iterations,
+        "loss": loss,
+        "predicted": predicted,
+        "observed": late.crossings[0.9],
+        "blow_up": escape.iteration,
+        "effective_iterations": escape.iterations(escape.clock[0]),
+        "effective_loss": escape.network_loss[0],
+        "again_iterations": again.iterations,
+        "again_loss": again.loss,
+        "similarity_start": _similarity(w1[0, 0]),
+        "similarity_condensed": _similarity(w1[0, before]),
+        "condensed_iteration": iterations[0, before],
+    }
+    return Experiment("1", arrays, {**setting.told(), "restart": restart, "slower": SLOWER})

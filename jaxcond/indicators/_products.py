@@ -1,0 +1,49 @@
+"""The products of $b$ from which the indicators of the final stage are computed.
+
+A trajectory has them without forming $b$, from the initial $b$ and the reduced flow.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._state import State
+
+
+class Products(eqx.Module):
+    r"""What the final stage indicators need of a state.
+
+    - `a`, `c`, `strength`: as in `State`.
+    - `onto_a`: $\lambda_i b c_i = a_i'$, shape `(rank, p)`; `onto_c`: $\lambda_i b^T a_i = c_i'$,
+      shape `(rank, q)`.
+    - `rows`, `columns`: the norms $\|b_k\|$ and $\|b^l\|$, shapes `(p,)` and `(q,)`; apart from the
+      Gram matrices, so that these need not be formed where they are not asked for.
+    - `left`, `right`: $bb^T$, shape `(p, p)`, and $b^Tb$, shape `(q, q)`.
+    """
+
+    a: Float[Array, "rank p"]
+    c: Float[Array, "rank q"]
+    strength: Float[Array, " rank"]
+    onto_a: Float[Array, "rank p"]
+    onto_c: Float[Array, "rank q"]
+    rows: Float[Array, " p"]
+    columns: Float[Array, " q"]
+    left: Float[Array, "p p"]
+    right: Float[Array, "q q"]
+
+    @classmethod
+    def of(cls, state: State) -> "Products":
+        """The products of a state that holds its $b$."""
+        a, b, c = state.layers
+        strength = state.strength[:, None]
+        return cls(
+            a,
+            c,
+            state.strength,
+            strength * (c @ b.T),
+            strength * (a @ b),
+            jnp.linalg.norm(b, axis=1),
+            jnp.linalg.norm(b, axis=0),
+            b @ b.T,
+            b.T @ b,
+        )

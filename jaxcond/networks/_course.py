@@ -1,0 +1,248 @@
+r"""The course of a network along its effective trajectory: three curves, and where they cross.
+
+The effective model blows up at $T^*$ of the initial weights; the loss falls a little earlier. Along
+the effective trajectory $\theta(t)$, lifted to the network, there are three curves:
+
+1. the loss of the linearised network, $R_1 = \frac\kappa n\sum\|\sigma'(0)^2 W^3W^2W^1x_i - y_i\|^2
+   = R_0 - \mathrm{rate}\cdot E + O(E^2)$: the effective model with the quadratic term;
+2. the loss of the network itself at these weights;
+3. the clock of the network. It moves along the trajectory not with the speed of the effective
+   model but, to first order in what that leaves out, with the share
+   $\nu = \langle -\nabla R, g\rangle/\|g\|^2$ of it, $g$ being the effective gradient, and gradient
+   descent of step $\eta$ lags behind the flow as the forward Euler method does, by
+   $\frac\eta2\log(\|\dot\theta\|/\|\dot\theta(0)\|)$:
+
+$$t_\mathrm{network}(t) = \int_0^t \frac{ds}{\nu(s)} + \frac\eta2\log\frac{\|g(t)\|}{\|g(0)\|} .$$
+
+Sources: Chen and Luo, eqs. (3.8) to (3.10), for the effective model. 2 and 3 are derived here; the
+lag is the leading term of backward error analysis, $\dot\theta = F - \frac\eta2 F'F$, along $F$.
+"""
+
+import enum
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+from scipy.interpolate import CubicHermiteSpline
+
+from .._energy import energy, squared_norms, vector_field
+from .._state import State
+from .._trajectory import PointStatus, Trajectory, trajectory
+from ..blowup import Status, blowup_time
+from ._data import AbstractData, loss_factor
+from ._effective import EffectiveModel, effective_model
+from ._lanes import over_lanes, unstacked
+from ._modules import ThreeLayer
+from ._schedule import LearningRate
+
+# Trajectories go on to this share of the time left where the effective loss has fallen by as much
+# as was asked for, since the quadratic term holds it up.
+_BEYOND = 0.3
+_RTOL = 1e-10
+# The first-order clock is trusted while the network moves at between a half and twice the speed.
+_SLOWEST, _FASTEST = 0.5, 2.0
+
+
+class EscapeStatus(enum.IntEnum):
+    """What is known of the end of a plateau."""
+
+    PREDICTED = 0
+    """The loss crosses the level while the effective model holds."""
+    NOT_CROSSED = 1
+    """The model blows up, but before the loss falls to the level it comes close to what a linear
+    map can reach, and slows down: the part of the targets that is linear in the inputs is too
+    small, or `fraction` is."""
+    OUTSIDE = 2
+    """The initial weights are too large: the effective model ceases to hold before the crossing."""
+    NO_BLOW_UP = 3
+    """The effective model comes to rest."""
+    NOT_CONVERGED = 4
+    """The blow-up time or the trajectory is not known."""
+    INVALID_INPUT = 5
+    """The weights are not finite."""
+
+
+MEANING = {
+    EscapeStatus.NOT_CROSSED: "linear maps, which the effective model is about, do not bring the "
+    "loss down to the level, or slow down before it",
+    EscapeStatus.OUTSIDE: "the initial weights are too large for the effective model to hold",
+    EscapeStatus.NO_BLOW_UP: "the effective model comes to rest",
+    EscapeStatus.NOT_CONVERGED: "the blow-up time or the trajectory did not converge",
+    EscapeStatus.INVALID_INPUT: "the weights are not finite",
+}
+
+
+class Path(eqx.Module):
+    """The effective trajectory of one network, in effective time, and what the network has there.
+
+    `d_effective` and `d_network` are the derivatives of the losses along the trajectory, in
+    training time; `speed` is nu; `log_size` the logarithm of the size of the effective gradient.
+    """
+
+    trajectory: Trajectory
+    effective_loss: Float[Array, " num"]
+    d_effective: Float[Array, " num"]
+    network_loss: Float[Array, " num"]
+    d_network: Float[Array, " num"]
+    speed: Float[Array, " num"]
+    log_size: Float[Array, " num"]
+    energy: Float[Array, " num"]
+
+
+def _trajectory(
+    network: ThreeLayer,
+    data: AbstractData,
+    model: EffectiveModel,
+    factor: float,
+    drop: float,
+    num: int,
+) -> Trajectory:
+    """The effective trajectory of a network, past where its loss falls by `drop`."""
+    state = model.to_state(network)
+    drops = drop * data.loss(network, factor) / model.rate
+    # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
+    closeness = _BEYOND / (jnp.cbrt(drops) * blowup_time(state).time)
+    closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, 1e-9, 0.5), 0.5)
+    rtol = _RTOL if jnp.finfo(network.dtype).bits >= 64 else None
+    # Of a batch, outcomes are told by `Trajectory.status` and not raised; not compiled as a whole,
+    # widths share what is compiled for the reduced flow.
+    batch = jax.tree.map(lambda x: x[None], (state, closeness))
+    paths = eqx.filter_vmap(
+        lambda state, close: trajectory(state, num=num, closeness=close, rtol=rtol)
+    )(*batch)
+    return jax.tree.map(lambda x: x[0], paths)
+
+
+@eqx.filter_jit
+def _along(
+    network: ThreeLayer,
+    path: Trajectory,
+    data: AbstractData,
+    model: EffectiveModel,
+    factor: float,
+) -> Path:
+    """What a network has along the effective trajectory from its weights."""
+
+    def linear_loss(network: ThreeLayer) -> Array:
+        outputs = model.slope**2 * data.predict_linear(network.product, network.bias)
+        return data.loss_of(outputs, factor)
+
+    def at(reduced: State) -> tuple[Array, ...]:
+        full = path.lift(reduced)
+        slope = vector_field(full)
+        # The effective gradient in the weights, for a unit of training time.
+        moving = network.replace(
+            model.rate * slope.c.T @ model.right,
+            model.rate * slope.b,
+            model.rate * model.left.T @ slope.a,
+        )
+        here = model.lift(network, full)
+        size = model.rate**2 * jnp.sum(squared_norms(slope))
+        effective, d_effective = jax.jvp(linear_loss, (here,), (moving,))
+        real, d_real = jax.jvp(lambda n: data.loss(n, factor), (here,), (moving,))
+        return effective, d_effective, real, d_real, -d_real / size, 0.5 * jnp.log(size)
+
+    energies = jax.vmap(energy)(path.reduced)
+    effective, d_effective, real, d_real, speed, log_size = lax.map(at, path.reduced)
+    return Path(path, effective, d_effective, real, d_real, speed, log_size, energies)
+
+
+class Course:
+    """A path on the host: its curves by training time, and where they cross a level."""
+
+    def __init__(self, path: Path, model: EffectiveModel, rate: LearningRate | None):
+        curves = path.trajectory
+        per_time = float(model.rate)
+        self.path = jax.tree.map(np.asarray, path)
+        self.time_left = np.asarray(curves.time_left, np.float64) / per_time
+        self.times = np.asarray(curves.times, np.float64) / per_time
+        blow_up = curves.blow_up
+        names = ("time", "lower", "upper", "error")
+        scaled = tuple(np.asarray(getattr(blow_up, n), np.float64) / per_time for n in names)
+        self.blow_up = eqx.tree_at(lambda b: [getattr(b, n) for n in names], blow_up, scaled)
+        with np.errstate(all="ignore"):
+            slow = 1 / np.asarray(path.speed, np.float64) - 1
+        steps = np.diff(self.times)
+        self.lag = np.concatenate([[0.0], np.cumsum(0.5 * (slow[1:] + slow[:-1]) * steps)])
+        if rate is not None:
+            grown = np.diff(np.asarray(path.log_size, np.float64))
+            eta = rate.rate_at(self.times[1:])
+            self.lag[1:] += np.cumsum(0.5 * eta * grown)
+
+    @property
+    def clock(self) -> np.ndarray:
+        """The network's time where the effective model is at `times`."""
+        return self.times + self.lag
+
+    def network_time(self, time: float) -> float:
+        """The clock between the points."""
+        return time + float(np.interp(time, self.times, self.lag))
+
+    def effective_time(self, clock: float) -> float:
+        """The inverse of `network_time`."""
+        return clock - float(np.interp(clock, self.clock, self.lag))
+
+    def crossing(self, loss: np.ndarray, slope: np.ndarray, level: float) -> float:
+        """The first effective time at which a loss falls below a level; NaN if it does not."""
+        below = np.flatnonzero(loss < level)
+        if not below.size or below[0] == 0:
+            return np.nan
+        ends = slice(below[0] - 1, below[0] + 1)
+        cubic = CubicHermiteSpline(self.times[ends], loss[ends] - level, slope[ends])
+        roots = cubic.roots(extrapolate=False)
+        return float(roots[0]) if roots.size else float(self.times[below[0]])
+
+    def network_crossing(self, level: float) -> float:
+        """`crossing` of the network's own loss."""
+        return self.crossing(self.path.network_loss, self.path.d_network, level)
+
+    def status(self, crossing: float) -> EscapeStatus:
+        """What is known, given the effective time of the crossing."""
+        solved = int(self.blow_up.status)
+        by_solver = {
+            Status.NO_BLOW_UP: EscapeStatus.NO_BLOW_UP,
+            Status.NOT_CONVERGED: EscapeStatus.NOT_CONVERGED,
+            Status.INVALID_INPUT: EscapeStatus.INVALID_INPUT,
+        }
+        if solved in by_solver:
+            return by_solver[Status(solved)]
+        if np.any(np.asarray(self.path.trajectory.status) > PointStatus.TRUNCATED):
+            return EscapeStatus.NOT_CONVERGED
+        until = self.times <= (self.times[-1] if np.isnan(crossing) else crossing)
+        speed = np.asarray(self.path.speed)
+        astray = np.flatnonzero(~((speed > _SLOWEST) & (speed < _FASTEST)) & until)
+        if astray.size:
+            return self._why_astray(int(astray[0]))
+        return EscapeStatus.NOT_CROSSED if np.isnan(crossing) else EscapeStatus.PREDICTED
+
+    def _why_astray(self, point: int) -> EscapeStatus:
+        """Whether the quadratic term accounts for most of a speed that is not that of the model."""
+        speed = float(self.path.speed[point])
+        linear = -float(self.path.d_effective[point]) * np.exp(-2 * self.path.log_size[point])
+        explained = point > 0 and abs(speed - linear) < 0.5 * abs(speed - 1)
+        return EscapeStatus.NOT_CROSSED if explained else EscapeStatus.OUTSIDE
+
+
+def courses(
+    network: ThreeLayer,
+    data: AbstractData,
+    loss: str | float,
+    rate: LearningRate | None,
+    drop: float,
+    num: int,
+) -> tuple[list[Course], EffectiveModel]:
+    """The courses of one network or of many, and their effective model."""
+    factor = loss_factor(loss)
+    data = data.astype(network.dtype)
+    model = effective_model(network, data, factor)
+    lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
+
+    def follow(lane: ThreeLayer) -> Path:
+        path = _trajectory(lane, data, model, factor, drop, num)
+        return _along(lane, path, data, model, factor)
+
+    paths = over_lanes(follow, lanes)
+    return [Course(path, model, rate) for path in unstacked(paths)], model

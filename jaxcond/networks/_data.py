@@ -1,0 +1,327 @@
+r"""What networks are trained on: samples, or measurements of a matrix; and the quadratic loss.
+
+$$R = \frac{\kappa}{n} \sum_{i=1}^n \|f_i - y_i\|^2, \qquad \kappa = \tfrac12 \text{ or } 1,$$
+
+where $f_i$ is $f(x_i)$, or $\langle W^3W^2W^1, X_i\rangle$ of a linear network that factorises a
+matrix. What the plateau sees of the data is the matrix $V = \frac1n\sum_i y_i x_i^T$, or
+$\frac1n\sum_i y_i X_i$.
+
+Source: Chen and Luo, eqs. (3.2), (3.7), (A.1).
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Integer, PRNGKeyArray
+
+from ._modules import ThreeLayer, linear
+
+LOSSES = {"half_mse": 0.5, "mse": 1.0}
+r"""Conventions by name: $\kappa = 1/2$, as in the paper, and $\kappa = 1$, as in most libraries."""
+
+
+def loss_factor(loss: str | float) -> float:
+    r"""The factor $\kappa$ of a loss.
+
+    **Arguments:** `loss`, `"half_mse"` ($\frac1{2n}\sum\|f-y\|^2$), `"mse"`
+    ($\frac1n\sum\|f-y\|^2$), or $\kappa$ itself. The squares of several outputs are added up, not
+    averaged: for a mean over `m` outputs too give `1 / m`.
+
+    **Raises:** `ValueError` for other names and for factors that are not positive and finite.
+    """
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(
+                f"Argument `loss` must be a factor or one of {', '.join(LOSSES)}, but is {loss!r}."
+            )
+        return LOSSES[loss]
+    if not 0 < loss < math.inf:
+        raise ValueError(f"Argument `loss` must be a positive factor, but is {loss}.")
+    return float(loss)
+
+
+def _finite(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(float)
+    if not isinstance(array, Tracer):
+        bad = int(jnp.sum(~jnp.isfinite(array)))
+        if bad:
+            raise ValueError(
+                f"Argument `{name}` must be finite, but holds {bad} entries that are not."
+            )
+    return array
+
+
+class AbstractData(eqx.Module):
+    """What a network is trained on."""
+
+    @property
+    @abc.abstractmethod
+    def num_samples(self) -> int | Array:
+        """The number $n$ that the loss divides by."""
+
+    @property
+    @abc.abstractmethod
+    def targets(self) -> Array:
+        """What the outputs should be."""
+
+    @abc.abstractmethod
+    def check(self, network: ThreeLayer) -> None:
+        """Raise `ValueError` where a network does not fit."""
+
+    @abc.abstractmethod
+    def predict(self, network: ThreeLayer) -> Array:
+        """Outputs of one network, of the shape of `targets`."""
+
+    @abc.abstractmethod
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+        r"""Outputs of the linear map $x \mapsto Mx$."""
+
+    @abc.abstractmethod
+    def moment(self, bias: bool) -> np.ndarray:
+        r"""The matrix $V$, shape `(outputs, features)`, on the host in double precision."""
+
+    @abc.abstractmethod
+    def moment_scale(self, bias: bool) -> float:
+        r"""The size that $V$ would have if all samples pulled the same way."""
+
+    @abc.abstractmethod
+    def take(self, indices: Integer[Array, " batch"]) -> "AbstractData":
+        """Some of the samples, as a minibatch."""
+
+    def loss_of(self, outputs: Array, factor: float) -> Float[Array, ""]:
+        r"""$\frac\kappa n\sum_i\|f_i - y_i\|^2$ of given outputs."""
+        return factor / self.num_samples * jnp.sum((outputs - self.targets) ** 2)
+
+    def loss(self, network: ThreeLayer, factor: float = 0.5) -> Float[Array, ""]:
+        """The loss of one network; `factor` as from `loss_factor`."""
+        return self.loss_of(self.predict(network), factor)
+
+    def astype(self, dtype: jnp.dtype) -> "AbstractData":
+        """The same data in another floating dtype."""
+        return jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, self
+        )
+
+
+class Regression(AbstractData):
+    r"""Samples $(x_i, y_i)$.
+
+    **Arguments:** `x` of shape `(n, inputs)` or `(n,)`; `y` of shape `(n, outputs)` or `(n,)`.
+
+    **Raises:** `ValueError` for shapes that do not fit, no samples, or entries that are not finite.
+    """
+
+    x: Float[Array, "n inputs"]
+    y: Float[Array, "n outputs"]
+
+    def __init__(self, x: ArrayLike, y: ArrayLike):
+        arrays = [_finite(name, value) for name, value in (("x", x), ("y", y))]
+        dtype = jnp.result_type(*arrays)
+        self.x, self.y = ((v[:, None] if v.ndim == 1 else v).astype(dtype) for v in arrays)
+
+    def __check_init__(self):
+        x, y = self.x.shape, self.y.shape
+        if len(x) != 2 or len(y) != 2 or x[0] != y[0] or 0 in (*x, *y):
+            raise ValueError(
+                f"Arguments `x` (n, inputs) and `y` (n, outputs) do not fit: they have shapes {x} "
+                f"and {y}."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def targets(self) -> Array:
+        return self.y
+
+    def check(self, network: ThreeLayer) -> None:
+        sizes = (network.num_inputs, network.num_outputs)
+        if sizes != (self.x.shape[1], self.y.shape[1]):
+            raise ValueError(
+                f"The network has {sizes[0]} inputs and {sizes[1]} outputs, but the data have "
+                f"{self.x.shape[1]} and {self.y.shape[1]}."
+            )
+
+    def predict(self, network: ThreeLayer) -> Array:
+        return network.many(self.x)
+
+    def _features(self, bias: bool) -> Array:
+        return jnp.pad(self.x, ((0, 0), (0, int(bias))), constant_values=1)
+
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+        return self._features(bias) @ matrix.T
+
+    def moment(self, bias: bool) -> np.ndarray:
+        x, y = (np.asarray(v, np.float64) for v in (self._features(bias), self.y))
+        return y.T @ x / self.num_samples
+
+    def moment_scale(self, bias: bool) -> float:
+        x, y = (np.asarray(v, np.float64) for v in (self._features(bias), self.y))
+        return float(np.mean(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)))
+
+    def take(self, indices: Integer[Array, " batch"]) -> "Regression":
+        return eqx.tree_at(lambda d: (d.x, d.y), self, (self.x[indices], self.y[indices]))
+
+
+class _AbstractMeasurements(AbstractData):
+    """What is known of a matrix, for linear networks without bias."""
+
+    @property
+    @abc.abstractmethod
+    def matrix_shape(self) -> tuple[int, int]:
+        """Shape of the matrix."""
+
+    @abc.abstractmethod
+    def measure(self, matrix: Array) -> Array:
+        """The measurements of a matrix, of the shape of `targets`."""
+
+    def check(self, network: ThreeLayer) -> None:
+        if network.activation is not linear or network.bias:
+            raise ValueError(
+                "Measurements of a matrix are for linear networks without bias: "
+                '`activation="linear"`.'
+            )
+        shape = (network.num_outputs, network.num_inputs)
+        if shape != self.matrix_shape:
+            raise ValueError(
+                f"The product of the layers has shape {shape}, but the matrix {self.matrix_shape}."
+            )
+
+    def predict(self, network: ThreeLayer) -> Array:
+        return self.measure(network.product)
+
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+        del bias
+        return self.measure(matrix)
+
+
+class Entries(_AbstractMeasurements):
+    r"""Entries of a matrix, all or those of a mask: $X_i = e_j e_k^T$.
+
+    **Arguments:** `matrix` of shape `(outputs, inputs)`; `mask`, booleans of that shape that tell
+    which entries are known, by default all.
+
+    **Raises:** `ValueError` for shapes that do not fit, known entries that are not finite, or none.
+    """
+
+    matrix: Float[Array, "outputs inputs"]
+    mask: Float[Array, "outputs inputs"] | None
+
+    def __init__(self, matrix: ArrayLike, mask: ArrayLike | None = None):
+        matrix = jnp.asarray(matrix)
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise ValueError(f"Argument `matrix` must be a matrix, but has shape {matrix.shape}.")
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            if mask.dtype != bool or mask.shape != matrix.shape or not bool(jnp.any(mask)):
+                raise ValueError(
+                    "Argument `mask` must be booleans of the shape of `matrix`, some of them true, "
+                    f"but has dtype {mask.dtype} and shape {mask.shape}."
+                )
+            matrix = jnp.where(mask, matrix, 0)
+        self.matrix = _finite("matrix", matrix)
+        self.mask = None if mask is None else mask.astype(self.matrix.dtype)
+
+    @property
+    def num_samples(self) -> int | Array:
+        return self.matrix.size if self.mask is None else jnp.sum(self.mask)
+
+    @property
+    def targets(self) -> Array:
+        return self.matrix
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def measure(self, matrix: Array) -> Array:
+        return matrix if self.mask is None else matrix * self.mask
+
+    def moment(self, bias: bool) -> np.ndarray:
+        del bias
+        return np.asarray(self.matrix, np.float64) / float(self.num_samples)
+
+    def moment_scale(self, bias: bool) -> float:
+        return float(np.mean(np.abs(self.moment(bias))))
+
+    def take(self, indices: Integer[Array, " batch"]) -> "Entries":
+        raise ValueError(
+            "Entries of a matrix are trained on all at once: there are no minibatches."
+        )
+
+
+class Sensing(_AbstractMeasurements):
+    r"""Linear measurements $y_i = \langle M, X_i\rangle$ of a matrix, as with random $X_i$.
+
+    **Arguments:** `operators` $X_i$ of shape `(n, outputs, inputs)`; `y` of shape `(n,)`.
+
+    **Raises:** `ValueError` for shapes that do not fit, no measurements, or entries that are not
+    finite.
+    """
+
+    operators: Float[Array, "n outputs inputs"]
+    y: Float[Array, " n"]
+
+    @classmethod
+    def random(
+        cls, matrix: Float[ArrayLike, "outputs inputs"], num: int, *, key: PRNGKeyArray
+    ) -> "Sensing":
+        r"""Measurements of a matrix by `num` operators with independent standard normal entries.
+
+        **Raises:** `ValueError` for `num` below 1 or what is no finite matrix.
+        """
+        if num < 1:
+            raise ValueError(f"Argument `num` must be at least 1, but is {num}.")
+        known = Entries(matrix).matrix
+        operators = jax.random.normal(key, (num, *known.shape), known.dtype)
+        return cls(operators, operators.reshape(num, -1) @ known.ravel())
+
+    def __init__(self, operators: ArrayLike, y: ArrayLike):
+        arrays = [_finite("operators", operators), _finite("y", y)]
+        dtype = jnp.result_type(*arrays)
+        self.operators, self.y = (v.astype(dtype) for v in arrays)
+
+    def __check_init__(self):
+        operators, y = self.operators.shape, self.y.shape
+        if len(operators) != 3 or y != operators[:1] or 0 in operators:
+            raise ValueError(
+                "Arguments `operators` (n, outputs, inputs) and `y` (n,) do not fit: they have "
+                f"shapes {operators} and {y}."
+            )
+
+    @property
+    def num_samples(self) -> int:
+        return self.y.shape[0]
+
+    @property
+    def targets(self) -> Array:
+        return self.y
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.operators.shape[1], self.operators.shape[2]
+
+    def measure(self, matrix: Array) -> Array:
+        return self.operators.reshape(self.num_samples, -1) @ matrix.ravel()
+
+    def moment(self, bias: bool) -> np.ndarray:
+        del bias
+        operators, y = (np.asarray(v, np.float64) for v in (self.operators, self.y))
+        return np.tensordot(y, operators, 1) / self.num_samples
+
+    def moment_scale(self, bias: bool) -> float:
+        del bias
+        operators, y = (np.asarray(v, np.float64) for v in (self.operators, self.y))
+        return float(np.mean(np.linalg.norm(operators, axis=(1, 2)) * np.abs(y)))
+
+    def take(self, indices: Integer[Array, " batch"]) -> "Sensing":
+        some = (self.operators[indices], self.y[indices])
+        return eqx.tree_at(lambda d: (d.operators, d.y), self, some)

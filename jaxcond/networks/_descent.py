@@ -1,0 +1,173 @@
+r"""Gradient descent, and any other optimiser of optax.
+
+$$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k)$$
+
+A compiled loop on the device between the iterations at which something is to be recorded or saved;
+a loop on the host around it. What is recorded, saved or shown does not change the numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from ._checkpoints import Checkpoints
+from ._data import AbstractData, loss_factor
+from ._loop import Loop
+from ._modules import ThreeLayer
+from ._observe import Observable, model_where_it_applies, resolve_observables
+from ._progress import training_bar
+from ._run import Run
+from ._schedule import LearningRate
+from ._steps import Crew, Problem, starting_lanes
+
+
+def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int) -> np.ndarray:
+    """The iterations of the records: so many evenly, or those given that lie within the run.
+
+    **Raises:** `ValueError` for less than two, or no iteration within.
+    """
+    if isinstance(record, int | np.integer):
+        if record < 2:
+            raise ValueError(f"Argument `record` must be at least 2, but is {record}.")
+        return np.unique(np.linspace(first, last, int(record)).round().astype(np.int64))
+    stops = np.unique(np.asarray(record))
+    if not np.issubdtype(stops.dtype, np.integer):
+        raise ValueError("Argument `record` must be a number of records or a list of iterations.")
+    stops = stops[(stops >= first) & (stops <= last)]
+    if not stops.size:
+        raise ValueError(f"Argument `record` has no iteration between {first} and {last}.")
+    return stops
+
+
+def log_spaced(num_steps: int, num: int = 100) -> np.ndarray:
+    """Iterations 0, 1, ... up to `num_steps`, about `num` of them, evenly in their logarithm."""
+    if num_steps < 1:
+        raise ValueError(f"Argument `num_steps` must be positive, but is {num_steps}.")
+    return np.unique(np.append(0, np.geomspace(1, num_steps, num).round().astype(np.int64)))
+
+
+_PLAIN = optax.identity()
+
+
+def gradient_descent(
+    network: ThreeLayer,
+    data: AbstractData,
+    learning_rate: float | Mapping[int, float] | LearningRate | None = None,
+    *,
+    num_steps: int,
+    optimiser: optax.GradientTransformation | None = None,
+    loss: str | float = "half_mse",
+    batch_size: int | None = None,
+    key: PRNGKeyArray | None = None,
+    record: int | Sequence[int] | np.ndarray = 200,
+    observe: Sequence[str] | Mapping[str, Observable] | None = None,
+    levels: Sequence[float] = (0.9, 0.5),
+    until: float | None = None,
+    first_iteration: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+) -> Run:
+    r"""Train a network, or many at once, by gradient descent or an optimiser of optax.
+
+    $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k), \qquad
+      R = \tfrac\kappa n \textstyle\sum_i \|f(x_i) - y_i\|^2$$
+
+    **Arguments:**
+
+    - `network`: one, or many whose weights have a leading axis. Of many, on a CPU each has a loop
+      of its own, one on every core; on an accelerator they are one batch.
+    - `data`: `Regression`, `Entries` or `Sensing`; taken to the dtype of the network.
+    - `learning_rate`: $\eta$, or a mapping of iterations to rates, `{0: 5e-3, 205_000: 5e-4}`.
+    - `num_steps`: how many iterations.
+    - `optimiser`: any optax optimiser in place of `learning_rate`, as `optax.adam(1e-3)`. Training
+      times are then NaN.
+    - `loss`: `"half_mse"`, `"mse"` or $\kappa$ itself; see `loss_factor`.
+    - `batch_size`: size of a minibatch, by default all samples. Every epoch goes through a new
+      permutation of the samples, which depends on `key` and the epoch only; what is left over at
+      the end of an epoch is passed over.
+    - `key`: a JAX random key, for minibatches.
+    - `record`: how many records, evenly, or at which iterations, as from `log_spaced`.
+    - `observe`: names of observables (see `networks.observe`), or functions by name which take the
+      network and its `EffectiveModel` (None where it does not apply) and return an array.
+    - `levels`: fractions of the initial loss; `Run.crossings` has the first iteration below each.
+      Of minibatches they are not known.
+    - `until`: end once the loss is below this fraction of the initial one.
+    - `first_iteration`: the number of the first iteration, for a run that goes on from another one
+      or from `skip_plateau`; learning rates and records count from 0.
+    - `checkpoint`: a folder for checkpoints. If it has some of the same run, the run goes on from
+      the last one, with the numbers of an uninterrupted run.
+    - `checkpoint_every`: iterations between checkpoints, by default a tenth of the run.
+    - `progress`: a bar with loss and time left, where there is a terminal.
+
+    **Returns:** a `Run`.
+
+    **Raises:** `ValueError` for arguments out of range, a network that does not fit the data, a
+    loss that is not finite at the start, or checkpoints of another run (which are left alone).
+    `OSError` if a checkpoint cannot be written; those before it are kept.
+
+    **Status:** `STALLED`, with a `StallWarning`, where most weights no longer move because their
+    steps are lost to rounding, as in float32 at small standard deviations; a run none of whose
+    weights moves ends. `DIVERGED` where the loss grows a thousandfold or is no longer finite; the
+    run ends, and keeps the network of the last record before that.
+    """
+    _check(num_steps, first_iteration, learning_rate, optimiser)
+    every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
+    if every < 1:
+        raise ValueError(f"Argument `checkpoint_every` must be at least 1, but is {every}.")
+    factor = loss_factor(loss)
+    data.check(network)
+    data = data.astype(network.dtype)
+    model = model_where_it_applies(network, data, factor)
+    observables = resolve_observables(observe, model)
+    problem = Problem(
+        data,
+        model,
+        None if learning_rate is None else LearningRate.of(learning_rate),
+        jnp.asarray(levels, network.dtype),
+        jnp.asarray(0.0 if until is None else until, network.dtype),
+        factor,
+        _batch_size(batch_size, data),
+        _PLAIN if optimiser is None else optimiser,
+    )
+    key = jax.random.key(0) if key is None else key
+    last = first_iteration + int(num_steps)
+    stops = record_stops(record, first_iteration, last)
+    crew = Crew(starting_lanes(network, problem, key, first_iteration), problem)
+    saved = None
+    if checkpoint is not None:
+        saved = Checkpoints(Path(checkpoint), network, problem, observables, key, first_iteration)
+    with training_bar(float(first_iteration), float(last), progress) as tell:
+        loop = Loop(crew, observables, stops, last, saved, every, tell)
+        loop.run(first_iteration)
+    return loop.result(bool(network.batch_shape), levels)
+
+
+def _check(
+    num_steps: int,
+    first_iteration: int,
+    learning_rate: object | None,
+    optimiser: optax.GradientTransformation | None,
+) -> None:
+    if (learning_rate is None) == (optimiser is None):
+        raise ValueError("Give one of `learning_rate` and `optimiser`.")
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"Argument `num_steps` must be a positive integer, but is {num_steps}.")
+    if first_iteration < 0:
+        raise ValueError(f"Argument `first_iteration` must not be negative: {first_iteration}.")
+
+
+def _batch_size(batch_size: int | None, data: AbstractData) -> int | None:
+    """The size of a minibatch, or None where all samples are one."""
+    total = data.targets.shape[0]
+    if batch_size is None:
+        return None
+    if not 1 <= batch_size <= total:
+        raise ValueError(f"Argument `batch_size` must be 1 to {total}, but is {batch_size}.")
+    data.take(jnp.arange(1))  # raises where there are no minibatches
+    return None if batch_size == total else batch_size

@@ -1,0 +1,284 @@
+r"""Gradient flow of a network by diffrax.
+
+$$\dot\theta = -\nabla R(\theta)$$
+
+On the plateau the flow is slow and smooth, and an adaptive solver crosses it in some fifty steps
+where gradient descent needs hundreds of thousands. Behind it the flow is stiff: the steps of
+explicit solvers are bounded by the largest eigenvalue of the Hessian.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ._data import AbstractData, loss_factor
+from ._lanes import over_lanes, stacked, unstacked
+from ._legs import STABLE, Flow, Leg, follow, sharpness, stiff_solver
+from ._modules import ThreeLayer
+from ._observe import Observable, model_where_it_applies, resolve_observables
+from ._progress import training_bar
+from ._run import Run, RunStatus
+
+# The largest eigenvalue of the Hessian grew so much behind the plateau, in what was measured.
+_CURVATURE_GROWTH = 4
+
+
+def gradient_flow(
+    network: ThreeLayer,
+    data: AbstractData,
+    t1: float,
+    *,
+    loss: str | float = "half_mse",
+    t0: float = 0.0,
+    times: Sequence[float] | np.ndarray | None = None,
+    observe: Sequence[str] | Mapping[str, Observable] | None = None,
+    levels: Sequence[float] = (0.9, 0.5),
+    until: float | None = None,
+    rtol: float | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    solver_after: diffrax.AbstractSolver | None = None,
+    max_steps: int = 100_000,
+    progress: bool = True,
+) -> Run:
+    r"""Follow the gradient flow of a network, or of many, through the plateau.
+
+    $$\dot\theta = -\nabla R(\theta), \qquad R = \tfrac\kappa n\textstyle\sum_i\|f(x_i)-y_i\|^2$$
+
+    **Arguments:**
+
+    - `network`, `data`, `loss`, `observe`, `levels`, `until`, `progress`: as for
+      `gradient_descent`, except that `Run.crossings` are training times, found as roots on the
+      solver's interpolation.
+    - `t1`: training time to go to; an iteration of gradient descent is a learning rate of it.
+    - `t0`: training time at the start.
+    - `times`: when to record, by default after every step of the solver, which come thick where
+      something happens.
+    - `rtol`: relative tolerance of each layer for a step, by default 1e-6 for float64 and 1e-4 for
+      float32: layers that differ by orders of magnitude are all resolved.
+    - `solver`: a diffrax solver for the plateau, by default `Dopri8`.
+    - `solver_after`: for the time from the first of `levels` on. By default `Tsit5`, or, where the
+      largest eigenvalue of the Hessian would hold that to more than `max_steps` until `t1`,
+      `stiff_solver()`, each step of which costs some hundreds of explicit ones.
+    - `max_steps`: after so many steps the run is `NOT_CONVERGED`.
+
+    **Returns:** a `Run`. `num_gradients` is that of the explicit solvers' stages, rejected steps
+    included, and -1 once an implicit solver was used.
+
+    **Raises:** `ValueError` as `gradient_descent`.
+    """
+    factor = loss_factor(loss)
+    data.check(network)
+    data = data.astype(network.dtype)
+    # In the dtype of the network, as the solver has them, so that it comes to them exactly.
+    t0, t1 = (float(np.asarray(t, network.dtype)) for t in (t0, t1))
+    if not t0 < t1 < np.inf:
+        raise ValueError(f"Argument `t1` must be finite and later than {t0}, but is {t1}.")
+    if rtol is None:
+        rtol = 1e-6 if jnp.finfo(network.dtype).bits >= 64 else 1e-4
+    if not 0 < rtol < 1:
+        raise ValueError(f"Argument `rtol` must lie between 0 and 1, but is {rtol}.")
+    stops = None if times is None else np.unique(np.asarray(times, network.dtype))
+    if stops is not None:
+        stops = stops[(stops >= t0) & (stops <= t1)]
+        if not stops.size:
+            raise ValueError(f"Argument `times` has no time between {t0} and {t1}.")
+    model = model_where_it_applies(network, data, factor)
+    problem = Flow(
+        data,
+        model,
+        jnp.asarray(rtol, network.dtype),
+        factor,
+        resolve_observables(observe, model),
+    )
+    singles = unstacked(network) if network.batch_shape else [network]
+    falling: list[float] = sorted({*levels, *([] if until is None else [until])}, reverse=True)
+    plateau = _PLATEAU if solver is None else solver
+    courses = [
+        _Course(single, problem, falling, until, (t0, t1), stops, plateau) for single in singles
+    ]
+    with training_bar(t0, t1, progress) as tell:
+        while going := [course for course in courses if course.goes_on]:
+            _round(going, problem, (plateau, solver_after), max_steps)
+            now = [course.time for course in courses]
+            tell(min(now), float(np.mean([course.loss for course in courses])))
+    runs = [course.run(levels) for course in courses]
+    return _together(runs) if network.batch_shape else runs[0]
+
+
+class _Course:
+    """One network on its way: where it is, what it heads for, what was recorded."""
+
+    def __init__(
+        self,
+        network: ThreeLayer,
+        problem: Flow,
+        levels: Sequence[float],
+        until: float | None,
+        ends: tuple[float, float],
+        stops: np.ndarray | None,
+        solver: diffrax.AbstractSolver,
+    ):
+        self.network, self.until, self.stops = network, until, stops
+        self.time, self.t1 = ends
+        self.step = np.nan
+        self.first_loss = self.loss = float(problem.loss(network))
+        if not np.isfinite(self.loss):
+            raise ValueError(
+                f"The loss of the initial network is {self.loss}: its weights or the data are not "
+                "finite, or too large."
+            )
+        self.ahead, self.crossings = list(levels), {}
+        self.times: list[float] = []
+        self.records: list[dict[str, np.ndarray]] = []
+        self.status = RunStatus.COMPLETED
+        self.num_steps = self.num_gradients = 0
+        self.solver = solver
+        if stops is None or self.time in stops:
+            self._record(problem)
+
+    def _record(self, problem: Flow) -> None:
+        found = _observe(self.network, problem)
+        self.times.append(self.time)
+        self.records.append({name: np.asarray(value) for name, value in found.items()})
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is still some way to go."""
+        ended = self.until is not None and self.until in self.crossings
+        return self.time < self.t1 and not ended and self.status == RunStatus.COMPLETED
+
+    @property
+    def behind(self) -> bool:
+        """Whether the plateau is behind."""
+        return bool(self.crossings)
+
+    def heads_for(self) -> tuple[ThreeLayer, tuple[Array, Array, Array], Array]:
+        """The arguments of `_follow`."""
+        dtype = self.network.dtype
+        end = self.t1
+        if self.stops is not None:
+            later = self.stops[self.stops > self.time]
+            end = float(later[0]) if later.size else self.t1
+        # A first guess that is too short costs a few steps, one that is too long as well.
+        step = self.step if np.isfinite(self.step) else 1e-3 * (end - self.time)
+        level = self.ahead[0] * self.first_loss if self.ahead else -np.inf
+        span = tuple(jnp.asarray(x, dtype) for x in (self.time, end, min(step, end - self.time)))
+        return self.network, span, jnp.asarray(level, dtype)  # pyright: ignore[reportReturnType]
+
+    def arrive(self, leg: Leg, problem: Flow, max_steps: int) -> None:
+        """Take over what some steps have brought."""
+        self.network, self.time, self.step = leg.network, float(leg.time), float(leg.step)
+        num_steps = int(leg.num_steps)
+        self.num_steps += num_steps
+        self._count(num_steps)
+        if self.stops is None:
+            times = np.asarray(leg.times)[np.isfinite(leg.times)]
+            # Where a call ends, its last step may be told twice.
+            new = np.diff(times, prepend=self.times[-1]) > 0
+            self.times += times[new].tolist()
+            kept = {name: np.asarray(x)[: times.size][new] for name, x in leg.records.items()}
+            self.records += [{n: v[i] for n, v in kept.items()} for i in range(int(new.sum()))]
+        self.loss = float(problem.loss(self.network))
+        if bool(leg.crossed):
+            self.crossings[self.ahead.pop(0)] = self.time
+        if bool(leg.failed) or self.num_steps >= max_steps:
+            self.status = RunStatus.NOT_CONVERGED
+        if not np.isfinite(self.loss):
+            self.status = RunStatus.DIVERGED
+        if self.stops is not None and (self.time in self.stops or not self.goes_on):
+            self._record(problem)
+
+    def _count(self, num_steps: int) -> None:
+        tableau = getattr(self.solver, "tableau", None)
+        explicit = not isinstance(self.solver, diffrax.AbstractImplicitSolver)
+        if tableau is None or not explicit or self.num_gradients < 0:
+            self.num_gradients = -1
+        else:
+            # The last stage of a step is the first of the next one.
+            self.num_gradients += num_steps * (tableau.num_stages - int(tableau.fsal))
+
+    def run(self, levels: Sequence[float]) -> Run:
+        """What the course leaves."""
+        records = {
+            name: np.stack([record[name] for record in self.records]) for name in self.records[0]
+        }
+        return Run(
+            self.network,
+            np.asarray(self.num_steps),
+            np.asarray(self.time),
+            np.arange(len(self.times)),
+            np.asarray(self.times),
+            records,
+            {level: np.asarray(self.crossings.get(level, np.nan)) for level in levels},
+            np.asarray(self.num_gradients),
+            np.asarray(self.status),
+        )
+
+
+@eqx.filter_jit
+def _observe(network: ThreeLayer, problem: Flow) -> dict[str, Array]:
+    return problem.observe(jnp.zeros(()), network, None)
+
+
+def _round(
+    courses: list[_Course],
+    problem: Flow,
+    solvers: tuple[diffrax.AbstractSolver, diffrax.AbstractSolver | None],
+    max_steps: int,
+) -> None:
+    """Some steps of every course, those with the same solver together."""
+    plateau, after = solvers
+    for course in courses:
+        if course.behind and course.solver is plateau:
+            if after is None:
+                course.solver = _solver_after(course, problem, max_steps)
+            else:
+                course.solver = after
+    for solver in {id(course.solver): course.solver for course in courses}.values():
+        group = [course for course in courses if course.solver is solver]
+        legs = over_lanes(
+            lambda lane, solver=solver: follow(lane[0], lane[1], lane[2], problem, solver),
+            stacked([course.heads_for() for course in group]),
+        )
+        for course, leg in zip(group, unstacked(legs), strict=True):
+            course.arrive(leg, problem, max_steps)
+
+
+_PLATEAU, _AFTER, _STIFF = diffrax.Dopri8(), diffrax.Tsit5(), stiff_solver()
+
+
+def _solver_after(course: _Course, problem: Flow, max_steps: int) -> diffrax.AbstractSolver:
+    """Explicit behind the plateau, unless stability would hold it to more than `max_steps`.
+
+    Up to 16,000 explicit steps, the longest way measured, were 3 to 40 times cheaper than the few
+    dozen implicit ones in their place (`benchmarks/networks.py --part flow`).
+    """
+    largest = float(sharpness(course.network, problem))
+    steps = _CURVATURE_GROWTH * largest * (course.t1 - course.time) / STABLE
+    return _STIFF if steps > max_steps else _AFTER
+
+
+def _together(runs: list[Run]) -> Run:
+    """Runs as one with a leading axis; records that some do not have are NaN."""
+    longest = max(run.times.size for run in runs)
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        room = [(0, longest - len(values)), *[(0, 0)] * (values.ndim - 1)]
+        whole = np.issubdtype(values.dtype, np.integer)
+        return np.pad(values.astype(float) if whole else values, room, constant_values=np.nan)
+
+    return Run(
+        stacked([run.network for run in runs]),
+        np.stack([run.iteration for run in runs]),
+        np.stack([run.time for run in runs]),
+        np.stack([padded(run.iterations) for run in runs]),
+        np.stack([padded(run.times) for run in runs]),
+        {name: np.stack([padded(run[name]) for run in runs]) for name in runs[0].records},
+        {level: np.stack([run.crossings[level] for run in runs]) for level in runs[0].crossings},
+        np.stack([run.num_gradients for run in runs]),
+        np.stack([run.status for run in runs]),
+    )

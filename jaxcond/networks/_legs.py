@@ -1,0 +1,144 @@
+r"""Some steps of the gradient flow of one network, by diffrax, on the device.
+
+$$\dot\theta = -\nabla R(\theta)$$
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+import optimistix
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from ..blowup import Layerwise
+from ._data import AbstractData
+from ._effective import EffectiveModel
+from ._modules import ThreeLayer
+from ._observe import Observable
+
+# Steps of one call to the device: as often the bar moves and Ctrl-C is heard.
+_STEPS = 64
+# An explicit step is stable up to this over the largest eigenvalue (Tsit5 on the real axis).
+STABLE = 3.3
+_POWER_ITERATIONS = 20
+
+
+class Flow(eqx.Module):
+    """What is followed and what is looked at."""
+
+    data: AbstractData
+    model: EffectiveModel | None
+    rtol: Float[Array, ""]
+    factor: float = eqx.field(static=True)
+    observables: Mapping[str, Observable]
+
+    def loss(self, network: ThreeLayer) -> Array:
+        return self.data.loss(network, self.factor)
+
+    def observe(self, time: Array, network: ThreeLayer, args: Any) -> dict[str, Array]:
+        del time, args
+        found = {name: f(network, self.model) for name, f in self.observables.items()}
+        # diffrax marks steps that were not needed by infinity, which counts cannot be.
+        return jax.tree.map(
+            lambda x: x.astype(network.dtype), {"loss": self.loss(network), **found}
+        )
+
+
+class Leg(eqx.Module):
+    """Some steps of the flow."""
+
+    network: ThreeLayer
+    time: Float[Array, ""]
+    step: Float[Array, ""]
+    crossed: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    times: Float[Array, " steps"]
+    records: dict[str, Array]
+    num_steps: Array
+
+
+@eqx.filter_jit
+def follow(
+    network: ThreeLayer,
+    span: tuple[Array, Array, Array],
+    level: Array,
+    problem: Flow,
+    solver: diffrax.AbstractSolver,
+) -> Leg:
+    """Follow the flow until its loss falls to `level`, for so many steps at most."""
+    start, end, step = span
+    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.layers]))
+
+    def falling(time: Any, network: ThreeLayer, args: Any) -> ThreeLayer:
+        del time, args
+        return jax.tree.map(jnp.negative, jax.grad(problem.loss)(network))
+
+    def above(t: Array, y: ThreeLayer, args: Any, **kwargs: Any) -> Array:
+        del t, args, kwargs
+        # diffrax wants JAX's default precision of an event, even where the network has another.
+        return (problem.loss(y) - level).astype(jnp.result_type(float))
+
+    exact = jnp.finfo(network.dtype).eps ** (2 / 3)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(falling),
+        solver,
+        start,
+        end,
+        step,
+        network,
+        stepsize_controller=Layerwise(rtol=problem.rtol, atol=problem.rtol * smallest),
+        event=diffrax.Event(above, optimistix.Newton(float(exact), float(exact))),
+        saveat=diffrax.SaveAt(
+            subs=[
+                diffrax.SubSaveAt(steps=True, fn=problem.observe),
+                diffrax.SubSaveAt(t1=True),
+            ]
+        ),
+        max_steps=_STEPS,
+        throw=False,
+    )
+    assert solution.ts is not None
+    assert solution.ys is not None
+    (times, (last,)), (records, final) = solution.ts, solution.ys
+    num_accepted = solution.stats["num_accepted_steps"]
+    before = jnp.where(num_accepted >= 2, times[jnp.maximum(num_accepted - 2, 0)], start)
+    result = solution.result
+    crossed = result == diffrax.RESULTS.event_occurred
+    whole = crossed | (result == diffrax.RESULTS.successful)
+    return Leg(
+        jax.tree.map(lambda x: x[0], final),
+        last,
+        last - before,
+        crossed,
+        ~(whole | (result == diffrax.RESULTS.max_steps_reached)),
+        times,
+        records,
+        solution.stats["num_steps"],
+    )
+
+
+@eqx.filter_jit
+def sharpness(network: ThreeLayer, problem: Flow) -> Array:
+    """About the largest eigenvalue of the Hessian, by power iteration."""
+    gradient = jax.grad(problem.loss)
+
+    def times_hessian(_: Array, vector: ThreeLayer) -> ThreeLayer:
+        size = jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
+        unit = jax.tree.map(lambda w: w / jnp.where(size == 0, 1, size), vector)
+        return jax.jvp(gradient, (network,), (unit,))[1]
+
+    vector = lax.fori_loop(0, _POWER_ITERATIONS, times_hessian, gradient(network))
+    return jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
+
+
+def stiff_solver() -> diffrax.AbstractSolver:
+    """The implicit solver for long ways behind the plateau: Newton's method by Krylov spaces."""
+    krylov = lineax.GMRES(rtol=1e-3, atol=1e-8)
+    return diffrax.Kvaerno5(
+        root_finder=optimistix.Newton(rtol=1e-5, atol=1e-8, linear_solver=krylov)
+    )

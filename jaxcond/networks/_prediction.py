@@ -1,0 +1,172 @@
+"""When a network will leave its plateau, from its initial weights alone.
+
+What is predicted, and why, stands at the top of `jaxcond.networks._course`.
+"""
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..blowup import BlowUp
+from ._course import MEANING, Course, EscapeStatus, courses
+from ._data import AbstractData
+from ._modules import ThreeLayer
+from ._schedule import LearningRate
+
+
+class Escape(eqx.Module):
+    r"""The predicted end of the plateau; times are training times $t$.
+
+    - `crossing`: when the loss falls below `fraction` of its initial value, by the clock of the
+      network; `crossing_iteration` in iterations.
+    - `effective_crossing`: the same by the effective model and its quadratic term alone.
+    - `blow_up`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
+      in iterations, with `iteration_bracket`.
+    - `status`: an `EscapeStatus`.
+    - `correction`: relative difference of the two crossings, of order $\varepsilon$: what the
+      effective model is expected to be off by. The error of `crossing` is of second order in the
+      weights at the crossing, a small share of `correction`, which falls like $\varepsilon$ too.
+    - `speed`: $\nu$ at the initial weights and at the crossing, shape `(2,)`.
+    - `times`, `clock`: along the trajectory, the time of the effective model and of the network;
+      `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
+      `(num,)`.
+    - `fraction`, and `learning_rate` if it was given.
+
+    Of many networks all fields have a leading axis.
+    """
+
+    crossing: Float[np.ndarray, "*batch"]
+    effective_crossing: Float[np.ndarray, "*batch"]
+    blow_up: BlowUp
+    status: Int[np.ndarray, "*batch"]
+    correction: Float[np.ndarray, "*batch"]
+    speed: Float[np.ndarray, "*batch 2"]
+    times: Float[np.ndarray, "*batch num"]
+    clock: Float[np.ndarray, "*batch num"]
+    effective_loss: Float[np.ndarray, "*batch num"]
+    network_loss: Float[np.ndarray, "*batch num"]
+    energy: Float[np.ndarray, "*batch num"]
+    time_left: Float[np.ndarray, "*batch num"]
+    fraction: float = eqx.field(static=True)
+    learning_rate: LearningRate | None
+
+    def iterations(self, times: np.ndarray) -> np.ndarray:
+        """Training times in iterations.
+
+        **Raises:** `ValueError` if no learning rate was given.
+        """
+        if self.learning_rate is None:
+            raise ValueError("Iterations need a learning rate: give `predict_escape` one.")
+        return self.learning_rate.iteration_of(np.asarray(times))
+
+    @property
+    def crossing_iteration(self) -> np.ndarray:
+        """The iteration at which the loss falls below `fraction`, with fractions."""
+        return self.iterations(self.crossing)
+
+    @property
+    def iteration(self) -> np.ndarray:
+        """$T^*$ in iterations."""
+        return self.iterations(np.asarray(self.blow_up.time))
+
+    @property
+    def iteration_bracket(self) -> tuple[np.ndarray, np.ndarray]:
+        """The bracket of $T^*$ in iterations."""
+        lower, upper = (np.asarray(x) for x in (self.blow_up.lower, self.blow_up.upper))
+        return self.iterations(lower), self.iterations(upper)
+
+    def __str__(self) -> str:
+        if self.crossing.ndim:
+            names, counts = np.unique(self.status, return_counts=True)
+            told = ", ".join(
+                f"{count} {EscapeStatus(name).name.lower()}"
+                for name, count in zip(names, counts, strict=True)
+            )
+            return f"Escape of {len(self.crossing)} networks: {told}"
+        status = EscapeStatus(int(self.status))
+        if status != EscapeStatus.PREDICTED:
+            meaning = " ".join(MEANING[status].split())
+            told = f"Escape ({status.name.lower()}): {meaning}"
+            if status != EscapeStatus.OUTSIDE:
+                return told
+            speed = f"{float(self.speed[0]):.3g}"
+            return f"{told}; at first the network moves at {speed} of the effective speed"
+        at = f"t = {float(self.crossing):.6g}"
+        if self.learning_rate is not None:
+            at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
+        return (
+            f"Escape: the loss falls below {self.fraction:g} of its initial value at {at}; "
+            f"T* = {float(self.blow_up.time):.10g}, the effective model alone is "
+            f"{100 * float(self.correction):+.2g} % off"
+        )
+
+
+def predict_escape(
+    network: ThreeLayer,
+    data: AbstractData,
+    learning_rate: float | Mapping[int, float] | LearningRate | None = None,
+    *,
+    loss: str | float = "half_mse",
+    fraction: float = 0.9,
+    num: int = 400,
+) -> Escape:
+    r"""When a network will leave its plateau, from its initial weights alone.
+
+    **Arguments:**
+
+    - `network`: with the initial weights; many with a leading axis.
+    - `data`, `loss`: as for `gradient_descent`.
+    - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
+      only times of gradient flow are predicted.
+    - `fraction`: of the initial loss; the prediction is when the loss falls below it.
+    - `num`: points along the effective trajectory.
+
+    **Returns:** an `Escape`. The prediction takes some twelve products with $W^2$ for $T^*$, and as
+    many losses of the network as there are points.
+
+    **Raises:** `ValueError` for arguments out of range, and where there is no effective model: see
+    `effective_model`. **Status:** `Escape.status`, for each network.
+
+    Source: at the top of `jaxcond.networks._course`.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"Argument `fraction` must lie between 0 and 1, but is {fraction}.")
+    if num < 16:
+        raise ValueError(f"Argument `num` must be at least 16, but is {num}.")
+    rate = None if learning_rate is None else LearningRate.of(learning_rate)
+    found, _ = courses(network, data, loss, rate, 1 - fraction, num)
+    escapes = [_escape(course, fraction) for course in found]
+    escape = jax.tree.map(lambda *leaves: np.stack(leaves), *escapes)
+    if not network.batch_shape:
+        escape = escapes[0]
+    return eqx.tree_at(lambda e: e.learning_rate, escape, rate, is_leaf=lambda x: x is None)
+
+
+def _escape(course: Course, fraction: float) -> Escape:
+    path = course.path
+    effective, network = path.effective_loss, path.network_loss
+    crossing = course.network_crossing(fraction * float(network[0]))
+    status = course.status(crossing)
+    plain = course.crossing(effective, path.d_effective, fraction * float(effective[0]))
+    known = status == EscapeStatus.PREDICTED
+    corrected = course.network_time(crossing) if known else np.nan
+    at_crossing = np.interp(crossing, course.times, path.speed) if known else np.nan
+    return Escape(
+        np.asarray(corrected),
+        np.asarray(plain),
+        course.blow_up,
+        np.asarray(int(status)),
+        np.asarray(plain / corrected - 1),
+        np.asarray([path.speed[0], at_crossing]),
+        course.times,
+        course.clock,
+        effective,
+        network,
+        path.energy,
+        course.time_left,
+        fraction,
+        None,
+    )

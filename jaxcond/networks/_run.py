@@ -1,0 +1,71 @@
+"""What a training run leaves: the network, the records, and how it ended."""
+
+import enum
+from collections.abc import Mapping
+
+import equinox as eqx
+import numpy as np
+
+from ._modules import ThreeLayer
+
+
+class RunStatus(enum.IntEnum):
+    """How a run ended."""
+
+    COMPLETED = 0
+    """It went on to the end, or to the loss where it was to stop."""
+    STALLED = 1
+    """Most weights no longer move: their steps are lost to the rounding of the dtype."""
+    DIVERGED = 2
+    """The loss grew beyond bounds or was no longer finite; the network is the last good one."""
+    NOT_CONVERGED = 3
+    """The solver of a gradient flow took too many steps."""
+
+
+class Run(eqx.Module):
+    r"""The outcome of `gradient_descent` or `gradient_flow`.
+
+    - `network`: the trained network; after a divergence the last good one.
+    - `iteration`, `time`: where it stands, in steps of gradient descent (accepted steps of the
+      solver for a flow) and in training time $t$, the sum of the learning rates.
+    - `iterations`, `times`: of the records, shape `(num,)`.
+    - `records`: arrays by name, with the records along the first axis: `loss`, `rounded_away` (the
+      share of the weights whose steps were lost to rounding) and what was to be observed.
+    - `crossings`: for each fraction of the initial loss asked for, where the loss first fell below
+      it: a number of iterations for descent, a training time for a flow; NaN where it did not.
+    - `num_gradients`: evaluations of the gradient (for a flow, of rejected steps too).
+    - `status`: a `RunStatus`.
+
+    Of a batch of networks all fields have a leading axis.
+    """
+
+    network: ThreeLayer
+    iteration: np.ndarray
+    time: np.ndarray
+    iterations: np.ndarray
+    times: np.ndarray
+    records: Mapping[str, np.ndarray]
+    crossings: Mapping[float, np.ndarray]
+    num_gradients: np.ndarray
+    status: np.ndarray
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A record by its name; the last axes are those of the observable."""
+        if name not in self.records:
+            raise KeyError(f"{name!r} was not recorded; there are {', '.join(self.records)}")
+        return self.records[name]
+
+    @property
+    def loss(self) -> np.ndarray:
+        """The recorded loss."""
+        return self.records["loss"]
+
+    def __str__(self) -> str:
+        loss = np.atleast_2d(self.loss)
+        names = sorted({RunStatus(code).name.lower() for code in np.ravel(self.status)})
+        losses = ", ".join(f"{row[0]:.4g} -> {row[-1]:.4g}" for row in loss[:4])
+        more = ", ..." if len(loss) > 4 else ""
+        return (
+            f"Run of {int(np.max(self.iteration)):,} steps ({', '.join(names)}), "
+            f"{self.times.shape[-1]} records, loss {losses}{more}"
+        )

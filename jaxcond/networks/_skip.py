@@ -1,0 +1,128 @@
+r"""Training without the plateau: the network a little before it leaves it.
+
+The effective trajectory from the initial weights, followed until the loss has fallen by a small
+share, and lifted to the network:
+
+$$W^1 = W^1_0 + (c - c_0)^T Q^T, \qquad W^2 = b, \qquad W^3 = W^3_0 + P\,(a - a_0) .$$
+"""
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from .._trajectory import trajectory
+from ._course import MEANING, Course, EscapeStatus, courses
+from ._data import AbstractData
+from ._effective import EffectiveModel
+from ._lanes import over_lanes
+from ._modules import ThreeLayer
+from ._schedule import LearningRate
+
+
+class Skip(eqx.Module):
+    r"""A network without its plateau.
+
+    - `network`: with the weights that it will have.
+    - `iteration`: the iteration of gradient descent that it stands for, the `first_iteration` of
+      what follows; -1 without a learning rate.
+    - `time`: its training time, the `t0` of a gradient flow.
+    - `effective_time`: the time of the effective model in the same units.
+
+    Of many networks all fields have a leading axis.
+    """
+
+    network: ThreeLayer
+    iteration: Int[np.ndarray, "*batch"]
+    time: Float[np.ndarray, "*batch"]
+    effective_time: Float[np.ndarray, "*batch"]
+
+    def __str__(self) -> str:
+        if self.time.ndim:
+            return f"Skip of {self.time.size} networks"
+        at = f"t = {float(self.time):.6g}"
+        if self.iteration >= 0:
+            at = f"iteration {int(self.iteration):,} ({at})"
+        return f"Skip to {at}"
+
+
+def skip_plateau(
+    network: ThreeLayer,
+    data: AbstractData,
+    learning_rate: float | Mapping[int, float] | LearningRate | None = None,
+    *,
+    loss: str | float = "half_mse",
+    drop: float = 0.01,
+    fraction: float | None = None,
+    num: int = 400,
+) -> Skip:
+    r"""The network shortly before it leaves its plateau, and the iteration that this is.
+
+    Training goes on from there without the plateau:
+
+        skip = skip_plateau(network, data, 5e-3)
+        gradient_descent(
+            skip.network, data, 5e-3, num_steps=5_000, first_iteration=int(skip.iteration)
+        )
+
+    **Arguments:**
+
+    - `network`: with the initial weights; many with a leading axis.
+    - `data`, `loss`: as for `gradient_descent`.
+    - `learning_rate`: of the gradient descent that follows. Without it `iteration` is -1.
+    - `drop`: how far to go: until the loss has fallen by this share. What the effective model
+      leaves out is of about this order there, and the time left falls with its cube root.
+    - `fraction`: in place of `drop`, how far to go as a fraction of $T^*$.
+    - `num`: as for `predict_escape`.
+
+    **Returns:** a `Skip`.
+
+    **Raises:** `ValueError` for arguments out of range, where there is no effective model, or where
+    it does not hold up to that point, as for large initial weights: the message says which.
+    """
+    if not 0 < drop < 1:
+        raise ValueError(f"Argument `drop` must lie between 0 and 1, but is {drop}.")
+    if fraction is not None and not 0 < fraction < 1:
+        raise ValueError(f"Argument `fraction` must lie between 0 and 1, but is {fraction}.")
+    rate = None if learning_rate is None else LearningRate.of(learning_rate)
+    found, model = courses(network, data, loss, rate, drop, num)
+    chosen = [_choose(course, drop, fraction, rate) for course in found]
+    lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
+    times = jnp.asarray([time for time, _, _ in chosen], network.dtype)
+    networks = over_lanes(lambda lane: _lifted(lane[0], lane[1], model), (lanes, times))
+    skip = Skip(
+        networks,
+        np.asarray([iteration for _, _, iteration in chosen]),
+        np.asarray([clock for _, clock, _ in chosen]),
+        np.asarray(times, np.float64),
+    )
+    return skip if network.batch_shape else jax.tree.map(lambda x: x[0], skip)
+
+
+def _choose(
+    course: Course, drop: float, fraction: float | None, rate: LearningRate | None
+) -> tuple[float, float, int]:
+    """Effective time, time of the network, and iteration of the point to skip to."""
+    if fraction is None:
+        time = course.network_crossing((1 - drop) * float(course.path.network_loss[0]))
+    else:
+        time = min(fraction * float(course.blow_up.time), float(course.times[-1]))
+    status = course.status(time)
+    if status != EscapeStatus.PREDICTED:
+        raise ValueError(f"The plateau cannot be skipped: {MEANING[status]}.")
+    clock = course.network_time(time)
+    if rate is None:
+        return time, clock, -1
+    iteration = int(rate.iteration_of(np.asarray(clock)))
+    clock = float(rate.time_of(np.asarray(iteration)))
+    return max(course.effective_time(clock), 0.0), clock, iteration
+
+
+@eqx.filter_jit
+def _lifted(network: ThreeLayer, time: Float[jax.Array, ""], model: EffectiveModel) -> ThreeLayer:
+    state = model.to_state(network)
+    path = trajectory(state, times=(time * model.rate)[None])
+    return model.lift(network, path.lift(jax.tree.map(lambda x: x[0], path.reduced)))

@@ -1,0 +1,382 @@
+"""What a study computes: ensemble, sweep, number of samples, accuracy; and its TOML form."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from .._state import State
+from ..blowup import resolve_rtol
+from ..ensembles import check_seed, seed_key
+from ._checks import choice, known, real, sequence, whole, wrong
+from ._kinds import (
+    KINDS,
+    NAMES,
+    Settings,
+    file_digest,
+    function_digest,
+    function_name,
+    keys_of,
+    load_file,
+    load_function,
+    plain_keys,
+    read_settings,
+)
+from ._observables import OBSERVABLES
+
+# Axes by which an ensemble may be swept, besides its kind.
+_AXES = (
+    "kind", "width", "aspect", "p", "q", "scale", "scale_a", "scale_b", "scale_c", "rank", "noise",
+)  # fmt: skip
+_LARGEST_POINTS = 10**6
+_TUPLES = ("observables", "fractions")
+# What may change between two runs on one store: the samples that there are stay what they are.
+_EXTENSIBLE = ("samples", "standard_error", "relative_error", "chunk")
+
+
+@dataclass(frozen=True)
+class Study:
+    r"""A Monte Carlo study of the blow-up time $T^*$ and the indicators over random initial states.
+
+    Every sample is determined by the seed, its sweep point and its index: chunks, devices, workers
+    and interruptions change nothing but rounding.
+
+    **Arguments:**
+
+    - `samples`: how many at each sweep point. May be raised later: a finished study is extended.
+    - `ensemble`: a table. `kind`, one of `gaussian` (default), `uniform`, `orthogonal`, `balanced`,
+      `low_rank`, `function`, `file`; the widths as `width` (of both layers, default 200), `width`
+      and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries of $a$, $b$, $c$ as
+      `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`, `scale_c`; `rank` and `noise`
+      of `low_rank`; `function`, a callable `(key, p, q) -> State` or its name as `module:name`;
+      `path`, `names`, `layers`, `direction` of `file` (see `read_states`). `reduced`: whether
+      samples are drawn in their exact reduced form, at a cost that does not depend on the width;
+      by default wherever there is one and no observable needs the full state.
+    - `sweep`: axes by name (`width`, `aspect`, `p`, `q`, `scale`, `scale_a`, `scale_b`, `scale_c`,
+      `rank`, `noise`, `kind`), each a list of values or a table `start`, `stop`, `num`, `spacing`
+      (`"linear"` or `"log"`).
+    - `combine`: `"product"` of the axes, or `"zip"` of axes of one length.
+    - `seed`: between 0 and $2^{63}-1$.
+    - `sampling`: `"random"`, or `"sobol"` for randomised quasi-Monte Carlo over the leading entries
+      of the reduced Gaussian ensemble, in `replicates` independent scrambles.
+    - `observables`: what is recorded beside $T^*$ and its bracket; see `OBSERVABLES`.
+    - `fractions`: of $T^*$, at which `counts` looks.
+    - `rtol`: relative tolerance; by default 1e-10 for float64, 1e-5 for float32.
+    - `precision`: `"float64"` or `"float32"`, whatever JAX is set to.
+    - `standard_error`, `relative_error`: a sweep point ends early, at the end of a chunk, once the
+      standard error of its mean $T^*$ is at most this (the latter: over the mean).
+    - `chunk`: samples computed and stored together; by default some seconds of work.
+
+    **Raises:** `ValueError` that names the key, `OSError` for states in a file that cannot be read.
+    """
+
+    samples: int = 10_000
+    ensemble: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Mapping[str, Any] = field(default_factory=dict)
+    combine: str = "product"
+    seed: int = 0
+    sampling: str = "random"
+    replicates: int = 16
+    observables: tuple[str, ...] = ()
+    fractions: tuple[float, ...] = (0.5, 0.9, 0.99)
+    rtol: float | None = None
+    precision: str = "float64"
+    standard_error: float | None = None
+    relative_error: float | None = None
+    chunk: int | None = None
+
+    def __post_init__(self):
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        put("seed", whole("seed", self.seed, 0, 2**63 - 1))
+        check_seed(self.seed)
+        put("replicates", whole("replicates", self.replicates, 2, 1024))
+        if self.chunk is not None:
+            put("chunk", whole("chunk", self.chunk, 1, 2**26))
+        for name, choices in (
+            ("combine", ("product", "zip")),
+            ("sampling", ("random", "sobol")),
+            ("precision", ("float64", "float32")),
+        ):
+            choice(name, getattr(self, name), choices)
+        # Indices are 32-bit integers where JAX has no others.
+        most = 2**40 if self.precision == "float64" else 2**32
+        put("samples", whole("samples", self.samples, 1, most))
+        for name in ("standard_error", "relative_error"):
+            if getattr(self, name) is not None:
+                put(name, real(name, getattr(self, name)))
+        if self.rtol is not None:
+            put("rtol", real("rtol", self.rtol))
+        with jax.enable_x64(self.precision == "float64"):
+            try:
+                resolve_rtol(self.rtol, np.dtype(self.precision))
+            except ValueError as error:
+                raise ValueError(f"Key `rtol`: {error}") from error
+        put("observables", _observables(self.observables))
+        put("fractions", _fractions(self.fractions))
+        for name in ("ensemble", "sweep"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise wrong(name, getattr(self, name), "a table")
+        put("ensemble", dict(self.ensemble))
+        put("sweep", {name: _axis(name, values) for name, values in self.sweep.items()})
+        self._check_ensemble()
+        put("ensemble", plain_keys(self.ensemble))
+
+    def _check_ensemble(self) -> None:
+        taken = {key for kind in NAMES for key in keys_of(kind)} | {"kind", "reduced"}
+        known(list(self.ensemble), sorted(taken), "ensemble")
+        choice("ensemble.kind", self.ensemble.get("kind", "gaussian"), NAMES)
+        reduced = self.ensemble.get("reduced")
+        if reduced is not None and not isinstance(reduced, bool):
+            raise wrong("ensemble.reduced", reduced, "true or false")
+        for name in self.sweep:
+            if name in self.ensemble:
+                raise ValueError(f"Key `{name}` stands in both `ensemble` and `sweep`.")
+        if self.kinds == {"file"}:
+            if self.sweep:
+                raise ValueError(
+                    f"Key `sweep.{next(iter(self.sweep))}`: states from a file are not swept."
+                )
+            count = self.stored.batch_shape[0]
+            if self.samples > count:
+                raise ValueError(
+                    f"Key `samples` is {self.samples}, but {self.ensemble['path']} holds {count} "
+                    "states."
+                )
+        elif "file" in self.kinds:
+            raise ValueError("Key `sweep.kind`: `file` cannot be swept.")
+        _ = self.settings
+        if reduced and not self._may_reduce:
+            raise ValueError(f"Key `ensemble.reduced` cannot be true: {self._why_full}.")
+        if self.sampling == "sobol" and (self.kinds != {"gaussian"} or not self.reduced):
+            raise ValueError(
+                "Key `sampling` can be 'sobol' for the reduced Gaussian ensemble only."
+            )
+        if "entries" in self.observables and (self.kinds != {"gaussian"} or not self.reduced):
+            raise ValueError(
+                "Key `observables`: `entries` are those of the reduced Gaussian ensemble."
+            )
+        if self.sampling == "sobol" and self.samples < 2 * self.replicates:
+            raise ValueError(
+                f"Key `samples` must be at least twice the {self.replicates} replicates of a "
+                f"'sobol' study, but is {self.samples}."
+            )
+        if self.sampling == "sobol" and (self.standard_error or self.relative_error):
+            raise ValueError(
+                "Key `sampling`: a 'sobol' study cannot end early at a standard error, which only "
+                "its replicates tell."
+            )
+
+    # Sweep points.
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The values along each axis of the sweep."""
+        return {name: tuple(values) for name, values in self.sweep.items()}
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The sweep's dimensions in the store, with their sizes."""
+        if not self.sweep:
+            return {}
+        if self.combine == "zip":
+            return {"point": len(next(iter(self.sweep.values())))}
+        return {name: len(values) for name, values in self.sweep.items()}
+
+    @functools.cached_property
+    def points(self) -> tuple[dict[str, Any], ...]:
+        """The values of the swept keys at each point, the last axis fastest."""
+        if self.combine == "zip":
+            lengths = {name: len(values) for name, values in self.sweep.items()}
+            if len(set(lengths.values())) > 1:
+                told = ", ".join(f"{name} {count}" for name, count in lengths.items())
+                raise ValueError(f"Key `sweep`: zipped axes differ in length: {told}.")
+            rows = list(zip(*self.sweep.values(), strict=True)) if self.sweep else [()]
+        else:
+            for name, values in self.sweep.items():
+                if len(set(values)) < len(values):
+                    raise ValueError(f"Key `sweep.{name}` holds a value twice.")
+            if math.prod(map(len, self.sweep.values())) > _LARGEST_POINTS:
+                raise ValueError(f"Key `sweep` gives more than {_LARGEST_POINTS} points.")
+            rows = itertools.product(*self.sweep.values())
+        return tuple(dict(zip(self.sweep, row, strict=True)) for row in rows)
+
+    def position(self, point: int) -> tuple[int, ...]:
+        """Where a sweep point lies along the dimensions of the store."""
+        return tuple(int(i) for i in np.unravel_index(point, tuple(self.dims.values())))
+
+    def name(self, point: int) -> str:
+        """A sweep point in words."""
+        told = (
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.points[point].items()
+        )
+        return ", ".join(told)
+
+    @functools.cached_property
+    def settings(self) -> tuple[tuple[str, Settings], ...]:
+        """Kind and settings of the ensemble at each point."""
+        return tuple(read_settings(self.ensemble, point) for point in self.points)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of ensemble that the study samples."""
+        return set(self.sweep.get("kind", (self.ensemble.get("kind", "gaussian"),)))
+
+    @functools.cached_property
+    def stored(self) -> State:
+        """The states of a `file` ensemble."""
+        with jax.enable_x64(self.precision == "float64"):
+            return load_file(self.ensemble)
+
+    @property
+    def _may_reduce(self) -> bool:
+        return self._why_full is None
+
+    @property
+    def _why_full(self) -> str | None:
+        for kind in sorted(self.kinds):
+            if kind == "file" or not KINDS[kind].exact_reduction:
+                return f"the {kind} ensemble has no reduced form at a cost independent of the width"
+        for name in self.observables:
+            if OBSERVABLES[name].needs_full:
+                return f"the observable `{name}` needs the full state"
+        return None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether samples are drawn in their exact reduced form."""
+        given = self.ensemble.get("reduced")
+        return self._may_reduce if given is None else given
+
+    def key(self, point: int) -> PRNGKeyArray:
+        """The random key of a sweep point, from which `sample_key` gives that of each sample."""
+        return jax.random.fold_in(seed_key(self.seed), point)
+
+    # Forms.
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, for JSON or TOML; keys left at None are left out."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain["ensemble"] = dict(self.ensemble)
+        if "function" in self.ensemble:
+            plain["ensemble"]["function"] = function_name(self.ensemble["function"])
+        if "path" in self.ensemble:
+            plain["ensemble"]["path"] = str(self.ensemble["path"])
+        plain = {name: value for name, value in plain.items() if value is not None}
+        return json.loads(json.dumps(plain, default=lambda value: value.tolist()))
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the samples: the configuration but for how many of them there are."""
+        plain = self.to_dict()
+        for name in _EXTENSIBLE:
+            plain.pop(name, None)
+        plain["ensemble"].pop("path", None)
+        if self.kinds == {"file"}:
+            plain["ensemble"]["content"] = file_digest(self.ensemble["path"])
+        if "function" in self.ensemble:
+            function = load_function("ensemble.function", self.ensemble["function"])
+            plain["ensemble"]["source"] = function_digest(function)
+        return plain
+
+    def digest(self) -> str:
+        """A hash of `identity`."""
+        text = json.dumps(self.identity(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_dict(cls, keys: Mapping[str, Any]) -> "Study":
+        """A study from plain values.
+
+        **Raises:** `ValueError` that names the key that is wrong or unknown.
+        """
+        known(list(keys), [f.name for f in dataclasses.fields(cls)], "")
+        plain: dict[str, Any] = dict(keys)
+        for name in _TUPLES:
+            if isinstance(plain.get(name), list):  # files have lists only
+                plain[name] = tuple(plain[name])
+        return cls(**plain)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> "Study":
+        """A study from a TOML file; names of files in it are relative to its folder.
+
+        **Raises:** `OSError`, and `ValueError` that names file and key.
+        """
+        return cls.from_dict(read_toml(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The keys of a TOML file, with `ensemble.path` relative to its folder."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        try:
+            keys = tomllib.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not a TOML file: {error}") from error
+    ensemble = keys.get("ensemble")
+    if isinstance(ensemble, dict) and isinstance(ensemble.get("path"), str):
+        ensemble["path"] = str(path.parent / ensemble["path"])
+    return keys
+
+
+def _observables(value: Any) -> tuple[str, ...]:
+    names = sequence("observables", value, f"a list of {', '.join(OBSERVABLES)}")
+    for name in names:
+        choice("observables", name, tuple(OBSERVABLES))
+    return tuple(name for name in OBSERVABLES if name in names)
+
+
+def _fractions(value: Any) -> tuple[float, ...]:
+    wanted = "a list of numbers between 0 and 1, increasing"
+    fractions = [real("fractions", f, strict=False) for f in sequence("fractions", value, wanted)]
+    if not fractions or max(fractions) >= 1 or sorted(set(fractions)) != fractions:
+        raise wrong("fractions", value, wanted)
+    return tuple(fractions)
+
+
+def _axis(name: str, value: Any) -> list[Any]:
+    """The values of an axis, from a list or from a range."""
+    known([name], _AXES, "sweep")
+    key = f"sweep.{name}"
+    if isinstance(value, Mapping):
+        value = _range(key, value, whole_numbers=name in ("width", "p", "q", "rank"))
+    values = sequence(key, value, "a list of values, or a table with start, stop and num")
+    if not values:
+        raise ValueError(f"Key `{key}` is empty: an axis needs at least one value.")
+    if name == "kind":
+        values = [choice(key, v, NAMES) for v in values]
+    elif name in ("width", "p", "q", "rank"):
+        values = [whole(key, v) for v in values]
+    else:
+        values = [real(key, v, strict=False) for v in values]
+    return values
+
+
+def _range(key: str, table: Mapping[str, Any], *, whole_numbers: bool) -> list[Any]:
+    known(list(table), ("start", "stop", "num", "spacing"), key)
+    for part in ("start", "stop", "num"):
+        if part not in table:
+            raise ValueError(f"Key `{key}.{part}` is missing.")
+    spacing = choice(f"{key}.spacing", table.get("spacing", "linear"), ("linear", "log"))
+    num = whole(f"{key}.num", table["num"], 1, _LARGEST_POINTS)
+    ends = [
+        real(f"{key}.{part}", table[part], strict=spacing == "log") for part in ("start", "stop")
+    ]
+    make = np.geomspace if spacing == "log" else np.linspace
+    values = make(ends[0], ends[1], num)
+    if whole_numbers:
+        return [round(v) for v in dict.fromkeys(np.round(values).tolist())]
+    return values.tolist()

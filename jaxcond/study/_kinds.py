@@ -1,0 +1,270 @@
+"""Ensembles by name, from the keys of a configuration."""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._state import State
+from ..ensembles import (
+    AbstractEnsemble,
+    Balanced,
+    FromFunction,
+    Gaussian,
+    LowRank,
+    Orthogonal,
+    Uniform,
+    read_states,
+)
+from ._checks import choice, known, real, sequence, whole, wrong
+
+WIDTH_KEYS = ("width", "aspect", "p", "q")
+SCALE_KEYS = ("scales", "scale", "scale_a", "scale_b", "scale_c")
+_LARGEST_WIDTH = 10**18
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of one sweep point, read: widths, scales and what else its kind takes."""
+
+    p: int
+    q: int
+    scales: tuple[float, float, float]
+    rank: int
+    noise: float
+    function: Callable | None
+
+    def widths(self, arrays: bool) -> tuple[Any, Any]:
+        """The widths, as arrays where a sweep over them shall compile once."""
+        if arrays:
+            return jnp.asarray(float(self.p)), jnp.asarray(float(self.q))
+        return self.p, self.q
+
+    def layer_scales(self) -> tuple[Any, Any, Any]:
+        """The scales as arrays, over which a sweep compiles once."""
+        a, b, c = (jnp.asarray(scale) for scale in self.scales)
+        return a, b, c
+
+
+def _function(settings: Settings, arrays: bool) -> AbstractEnsemble:
+    del arrays
+    assert settings.function is not None
+    return FromFunction(settings.function, settings.p, settings.q)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An ensemble: its class, the keys it takes, and how it is built from them."""
+
+    ensemble: type[AbstractEnsemble]
+    keys: tuple[str, ...]
+    build: Callable[[Settings, bool], AbstractEnsemble]
+
+    @property
+    def exact_reduction(self) -> bool:
+        """Whether reduced samples cost the same at any width."""
+        return self.ensemble.exact_reduction
+
+
+KINDS: dict[str, Kind] = {
+    "gaussian": Kind(
+        Gaussian,
+        WIDTH_KEYS + SCALE_KEYS,
+        lambda s, arrays: Gaussian(*s.widths(arrays), s.layer_scales()),
+    ),
+    "uniform": Kind(
+        Uniform,
+        WIDTH_KEYS + SCALE_KEYS,
+        lambda s, arrays: Uniform(s.p, s.q, s.layer_scales()),
+    ),
+    "orthogonal": Kind(
+        Orthogonal,
+        WIDTH_KEYS + SCALE_KEYS,
+        lambda s, arrays: Orthogonal(*s.widths(arrays), s.layer_scales()),
+    ),
+    "balanced": Kind(
+        Balanced,
+        (*WIDTH_KEYS, "scale"),
+        lambda s, arrays: Balanced(*s.widths(arrays), s.layer_scales()[0]),
+    ),
+    "low_rank": Kind(
+        LowRank,
+        (*WIDTH_KEYS, *SCALE_KEYS, "rank", "noise"),
+        lambda s, arrays: LowRank(s.p, s.q, s.rank, jnp.asarray(s.noise), s.layer_scales()),
+    ),
+    "function": Kind(FromFunction, (*WIDTH_KEYS, "function"), _function),
+}
+FILE_KEYS = ("path", "names", "layers", "direction")
+NAMES = (*KINDS, "file")
+
+
+def keys_of(kind: str) -> tuple[str, ...]:
+    """The keys that a kind of ensemble takes, besides `kind` and `reduced`."""
+    return FILE_KEYS if kind == "file" else KINDS[kind].keys
+
+
+def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, int]:
+    given = {name: keys[name] for name in WIDTH_KEYS if name in keys}
+    for name in ("width", "p", "q"):
+        if name in given:
+            given[name] = whole(where(name), given[name], 1, _LARGEST_WIDTH)
+    if "width" in given and ("p" in given or "q" in given):
+        raise ValueError(
+            f"Key `{where('width')}` gives both widths: `p` and `q` cannot be given as well."
+        )
+    if "p" in given or "q" in given:
+        missing = [name for name in ("p", "q") if name not in given]
+        if "aspect" in given:
+            raise ValueError(f"Key `{where('aspect')}` goes with `width`, not with `p` and `q`.")
+        if missing:
+            raise ValueError(f"Key `ensemble.{missing[0]}` is missing: `p` and `q` go together.")
+        return given["p"], given["q"]
+    width = given.get("width", 200)
+    aspect = real(where("aspect"), given.get("aspect", 1.0))
+    p = width if aspect == 1 else aspect * width
+    if not 1 <= round(min(p, 2 * _LARGEST_WIDTH)) <= _LARGEST_WIDTH:
+        raise ValueError(
+            f"Key `{where('aspect')}` times the width {width} gives p = {p:g}, which is no width."
+        )
+    return round(p), width
+
+
+def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of an ensemble with its numbers as they are meant: 200.0 is the width 200."""
+    whole_ones, real_ones = ("width", "p", "q", "rank"), ("aspect", "noise", *SCALE_KEYS[1:])
+    plain = dict(keys)
+    plain |= {name: int(keys[name]) for name in whole_ones if name in keys}
+    plain |= {name: float(keys[name]) for name in real_ones if name in keys}
+    if "scales" in keys:
+        plain["scales"] = [float(scale) for scale in keys["scales"]]
+    return plain
+
+
+def _scales(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[float, float, float]:
+    if "scales" in keys:
+        if "scale" in keys:
+            raise ValueError(f"Key `{where('scale')}` and `scales` cannot be given together.")
+        values = sequence(where("scales"), keys["scales"], "three numbers, of a, b and c")
+        if len(values) != 3:
+            raise wrong(where("scales"), keys["scales"], "three numbers, of a, b and c")
+        scales = [real(where("scales"), value, strict=False) for value in values]
+    else:
+        scales = [real(where("scale"), keys.get("scale", 1.0), strict=False)] * 3
+    for place, name in enumerate(("scale_a", "scale_b", "scale_c")):
+        if name in keys:
+            scales[place] = real(where(name), keys[name], strict=False)
+    return scales[0], scales[1], scales[2]
+
+
+def read_settings(keys: Mapping[str, Any], swept: Mapping[str, Any]) -> tuple[str, Settings]:
+    """The kind and the settings of one sweep point.
+
+    **Arguments:** `keys`, of the ensemble; `swept`, the values of the sweep's axes at the point,
+    which go before.
+
+    **Raises:** `ValueError` that names the key.
+    """
+
+    def where(name: str) -> str:
+        return f"sweep.{name}" if name in swept else f"ensemble.{name}"
+
+    joined = {**keys, **swept}
+    kind = choice(where("kind"), joined.pop("kind", "gaussian"), NAMES)
+    joined.pop("reduced", None)
+    for name in joined:
+        if name not in keys_of(kind):
+            takes = ", ".join(keys_of(kind))
+            raise ValueError(
+                f"Key `{where(name)}` is not one that a {kind} ensemble takes; it takes {takes}."
+            )
+    if kind == "file":
+        return kind, Settings(1, 1, (1.0, 1.0, 1.0), 1, 0.0, None)
+    p, q = _widths(joined, where)
+    function = joined.get("function")
+    if kind == "function":
+        function = load_function(where("function"), function)
+    return kind, Settings(
+        p,
+        q,
+        _scales(joined, where),
+        whole(where("rank"), joined.get("rank", 1), 1, min(p, q)),
+        real(where("noise"), joined.get("noise", 0.1), 0.0, 1.0, strict=False),
+        function,
+    )
+
+
+def load_function(key: str, value: Any) -> Callable:
+    """A function, given as such or as `module:name`."""
+    if callable(value):
+        return value
+    wanted = "a function or its name as `module:name`"
+    if not isinstance(value, str) or value.count(":") != 1:
+        raise wrong(key, value, wanted)
+    module, name = value.split(":")
+    try:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"Key `{key}`: {value!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise wrong(key, value, wanted)
+    return found
+
+
+def function_name(function: Any) -> str:
+    """What `load_function` would find a function by."""
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}:{name}"
+
+
+def function_digest(function: Callable) -> str:
+    """A hash of a function's source, where there is one."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return "unknown"
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """A hash of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_file(keys: Mapping[str, Any]) -> State:
+    """The states of a `file` ensemble.
+
+    **Raises:** `ValueError` that names the key, `OSError` if the file cannot be read.
+    """
+    path = keys.get("path")
+    if not isinstance(path, str | Path) or not str(path):
+        raise wrong("ensemble.path", path, "the name of an .npz or .safetensors file")
+    names, layers, direction = (keys.get(name) for name in ("names", "layers", "direction"))
+    if names is not None:
+        if not isinstance(names, Mapping):
+            raise wrong("ensemble.names", names, "a table of array names for a, b, c, strength")
+        known(list(names), ("a", "b", "c", "strength"), "ensemble.names")
+        for name, value in names.items():
+            if not isinstance(value, str):
+                raise wrong(f"ensemble.names.{name}", value, "the name of an array")
+    if layers is not None:
+        layers = sequence("ensemble.layers", layers, "three names of weight matrices")
+        if len(layers) != 3 or not all(isinstance(layer, str) for layer in layers):
+            raise wrong("ensemble.layers", layers, "three names of weight matrices")
+        layers = (layers[0], layers[1], layers[2])
+    if direction is not None and not isinstance(direction, str):
+        values = sequence("ensemble.direction", direction, "a list of numbers or an array's name")
+        direction = [real("ensemble.direction", v, -math.inf, strict=False) for v in values]
+        direction = jnp.asarray(direction)
+    return read_states(
+        path, names=None if names is None else dict(names), direction=direction, layers=layers
+    )

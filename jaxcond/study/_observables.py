@@ -1,0 +1,188 @@
+r"""What a study records of each sample beside its blow-up time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from .._energy import energy, vector_field
+from .._state import State
+from .._threads import map_on_threads, num_cores
+from .._trajectory import OnsetStatus, PointStatus, final_stage_time, trajectory
+from ..blowup import AbstractSource
+from ..ensembles import entry_names, leading_entries
+
+NUM_ENTRIES = 8
+# Samples observed by one call, and of these at once: trajectories are long loops, which end when
+# their slowest lane does.
+_PIECE, _TOGETHER = 256, 8
+
+
+@dataclass(frozen=True)
+class Field:
+    """A variable of the store: what it is called, what it holds, its dimension beside `sample`."""
+
+    name: str
+    long_name: str
+    dtype: str = "float"
+    dim: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observable:
+    """Quantities of one initial state.
+
+    - `fields`: the variables that it fills.
+    - `needs_full`: whether the reduced form of a state does not have them.
+    - `function`: of a state and the fractions of $T^*$ to look at; gives an array for each field.
+    """
+
+    fields: tuple[Field, ...]
+    needs_full: bool
+    function: Callable[[State, Float[Array, " num"]], tuple[Array, ...]]
+
+
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(x * x))
+
+
+def _gradient_norm(state: State, fractions: Array) -> tuple[Array, ...]:
+    del fractions
+    field = vector_field(state)
+    return (jnp.sqrt(sum(jnp.sum(layer**2) for layer in (field.a, field.b, field.c))),)
+
+
+def _onset(state: State, fractions: Array) -> tuple[Array, ...]:
+    del fractions
+    onset = final_stage_time(state)
+    return onset.time, onset.time_left, onset.status
+
+
+def _counts(state: State, fractions: Array) -> tuple[Array, ...]:
+    along = trajectory(state, fractions=fractions)
+    conditions = [along.condition(number) for number in (1, 2, 3)]
+    return (
+        *(condition.positive for condition in conditions),
+        *(condition.undecided for condition in conditions),
+        along.status,
+    )
+
+
+OBSERVABLES: dict[str, Observable] = {
+    "energy": Observable(
+        (Field("energy", "energy E = a^T b c of the initial state"),),
+        False,
+        lambda state, fractions: (energy(state),),
+    ),
+    "norms": Observable(
+        (
+            Field("norm_a", "norm |a| of the initial output layer"),
+            Field("norm_c", "norm |c| of the initial input layer"),
+        ),
+        False,
+        lambda state, fractions: (_norm(state.a), _norm(state.c)),
+    ),
+    "norm_b": Observable(
+        (Field("norm_b", "Frobenius norm |b| of the initial middle layer"),),
+        True,
+        lambda state, fractions: (_norm(state.b),),
+    ),
+    "gradient_norm": Observable(
+        (Field("gradient_norm", "norm of the gradient of the energy at the initial state"),),
+        False,
+        _gradient_norm,
+    ),
+    "entries": Observable(
+        (Field("entries", "leading entries of the reduced state", dim="entry"),),
+        False,
+        lambda state, fractions: (leading_entries(state, NUM_ENTRIES),),
+    ),
+    "onset": Observable(
+        (
+            Field("onset", "time at which the final stage condition begins to hold"),
+            Field("onset_time_left", "T* less the onset of the final stage"),
+            Field(
+                "onset_status",
+                "status of the onset",
+                "int8",
+                flags=tuple(status.name.lower() for status in OnsetStatus),
+            ),
+        ),
+        True,
+        _onset,
+    ),
+    "counts": Observable(
+        (
+            *(
+                Field(f"positive_{n}", f"positive entries of final stage condition {n}", "int32",
+                      "fraction")
+                for n in (1, 2, 3)
+            ),
+            *(
+                Field(f"undecided_{n}", f"undecided entries of final stage condition {n}", "int32",
+                      "fraction")
+                for n in (1, 2, 3)
+            ),
+            Field("counts_status", "status of the trajectory point", "int8", "fraction",
+                  tuple(status.name.lower() for status in PointStatus)),
+        ),
+        True,
+        _counts,
+    ),
+}  # fmt: skip
+
+
+def entry_labels() -> tuple[str, ...]:
+    """Names along the dimension `entry`."""
+    return tuple(entry_names(NUM_ENTRIES))
+
+
+@eqx.filter_jit
+def _observe(
+    source: AbstractSource,
+    indices: Array,
+    fractions: Array,
+    names: tuple[str, ...],
+    together: int,
+) -> dict[str, Array]:
+    def one(index: Array) -> dict[str, Array]:
+        state = source(index)
+        found = {}
+        for name in names:
+            observable = OBSERVABLES[name]
+            values = observable.function(state, fractions)
+            found |= dict(zip((f.name for f in observable.fields), values, strict=True))
+        return found
+
+    blocks = lax.map(jax.vmap(one), indices.reshape(-1, together))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks)
+
+
+def observe(
+    source: AbstractSource,
+    indices: np.ndarray,
+    names: tuple[str, ...],
+    fractions: tuple[float, ...],
+) -> Mapping[str, np.ndarray]:
+    """The fields of some observables for the samples of a source, on the host's threads."""
+    if not names:
+        return {}
+    where = jnp.asarray(fractions)
+
+    def run(piece: np.ndarray) -> dict[str, Any]:
+        padded = np.pad(piece, (0, _PIECE - piece.size), mode="edge")
+        found = _observe(source, jnp.asarray(padded), where, names, _TOGETHER)
+        found = jax.block_until_ready(found)
+        return {name: np.asarray(values)[: piece.size] for name, values in found.items()}
+
+    pieces = [indices[i : i + _PIECE] for i in range(0, indices.size, _PIECE)]
+    # The first by itself: threads that meet a new program at once would each compile it.
+    results = [run(pieces[0]), *map_on_threads(run, pieces[1:], num_cores())]
+    return {name: np.concatenate([found[name] for found in results]) for name in results[0]}

@@ -1,0 +1,408 @@
+"""A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
+
+import abc
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._threads import chosen_device
+from ..blowup import Status
+from ..statistics import Moments
+from ._compute import Outcome, compute, default_chunk, methods_of
+from ._config import Study
+from ._store import Store, StoreError, Task, check_same, create, locked, open_group, written
+
+
+class Interrupted(KeyboardInterrupt):
+    """A study that was asked to stop, after the chunks in flight were written."""
+
+
+@dataclass
+class Tally:
+    """What is known of the samples of one sweep point while a study runs."""
+
+    moments: Moments = field(default_factory=Moments)
+    statuses: dict[str, int] = field(
+        default_factory=lambda: {status.name.lower(): 0 for status in Status}
+    )
+    done: int = 0
+    enough: int | None = None
+    """The number of chunks after which the point is precise enough, once it is."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in what a task came to."""
+        self.moments = self.moments.merge(outcome.moments)
+        for name, count in outcome.statuses.items():
+            self.statuses[name] += count
+            self.done += count
+
+
+class Watcher:
+    """What is told while a study runs; does nothing.
+
+    Methods are called from the main thread, `solved` from any.
+    """
+
+    def start(self, study: Study, store: Store, tallies: Sequence[Tally]) -> None:
+        """The store is open; `tallies` hold what it has already."""
+
+    def solved(self, point: int, count: int) -> None:
+        """So many more samples of a sweep point have a blow-up time."""
+
+    def finished(self, task: Task, tally: Tally) -> None:
+        """The samples of a task are in the store."""
+
+
+class AbstractCrew(abc.ABC):
+    """Those who compute tasks and write them into the store."""
+
+    capacity: int
+
+    @abc.abstractmethod
+    def submit(self, task: Task) -> None:
+        """Give out a task."""
+
+    @abc.abstractmethod
+    def collect(self) -> list[tuple[Task, Outcome]]:
+        """Wait for some tasks, and tell what they came to. Raises what a task raised."""
+
+    @abc.abstractmethod
+    def close(self, *, wait: bool = True) -> None:
+        """Let everyone go, once the tasks in flight are done or, if not `wait`, at once."""
+
+
+class Devices(AbstractCrew):
+    """One thread for each local device, which computes and writes a task at a time."""
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        devices: Sequence[Any],
+        solved: Callable[[int, int], None],
+    ):
+        self.capacity = len(devices)
+        self._study, self._store, self._solved = study, store, solved
+        self._pool = ThreadPoolExecutor(len(devices))
+        self._free: SimpleQueue = SimpleQueue()
+        for device in devices:
+            self._free.put(device)
+        self._futures: set[Future] = set()
+
+    def _work(self, task: Task) -> tuple[Task, Outcome]:
+        device = self._free.get()
+        try:
+            with jax.default_device(device):
+                fields, outcome = compute(
+                    self._study, task, lambda count: self._solved(task.point, count)
+                )
+            self._store.write(task, fields)
+        finally:
+            self._free.put(device)
+        return task, outcome
+
+    def submit(self, task: Task) -> None:
+        """Give a task to the next free device."""
+        self._futures.add(self._pool.submit(self._work, task))
+
+    def collect(self) -> list[tuple[Task, Outcome]]:
+        """Wait for at least one device."""
+        done, self._futures = wait(self._futures, return_when=FIRST_COMPLETED)
+        failed = {future for future in done if future.exception() is not None}
+        if failed < done:
+            # Those that failed are told of next time: what the others wrote is not lost by it.
+            self._futures |= failed
+            return [future.result() for future in done - failed]
+        return [future.result() for future in failed]
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads once their tasks are done."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+
+
+CrewMaker = Callable[[Study, Store, Callable[[int, int], None]], AbstractCrew]
+
+
+def local_devices(devices: Sequence[Any] | None = None) -> CrewMaker:
+    """All local devices of JAX's default backend, or those given: one independent loop each."""
+
+    def make(study: Study, store: Store, solved: Callable[[int, int], None]) -> AbstractCrew:
+        chosen = devices
+        if chosen is None:
+            default = chosen_device()
+            chosen = jax.local_devices() if default is None else [default]
+        return Devices(study, store, chosen, solved)
+
+    return make
+
+
+def run(
+    study: Study,
+    path: str | Path | None = None,
+    *,
+    crew: CrewMaker | None = None,
+    watcher: Watcher | None = None,
+    any_version: bool = False,
+    repair: bool = False,
+) -> Store:
+    """Run a study into a store, or go on with one that is there.
+
+    What is finished stays; what is missing follows, as an uninterrupted run would have given it.
+
+    **Arguments:**
+
+    - `path`: the folder of the store; `None` keeps it in memory.
+    - `crew`: who computes, by default all local devices.
+    - `watcher`: is told of what happens.
+    - `any_version`: go on with a store that other versions computed.
+    - `repair`: compute damaged chunks again.
+
+    **Raises:** `StoreError` for a store that is damaged, in use or of another study; `OSError` if
+    it cannot be written; `Interrupted` after Ctrl-C, once the chunks in flight are written.
+    """
+    path = None if path is None else Path(path)
+    watcher = Watcher() if watcher is None else watcher
+    with locked(path):
+        store = _open(study, path, any_version)
+        if repair:
+            _repair(store)
+        store.check_coordinates(repair=repair)
+        tallies = _read_tallies(store)
+        watcher.start(study, store, tallies)
+        team = (local_devices() if crew is None else crew)(study, store, watcher.solved)
+        try:
+            _drive(study, store, team, tallies, watcher)
+        except BaseException as error:
+            team.close(wait=not isinstance(error, KeyboardInterrupt))
+            raise
+        team.close()
+        store.describe(complete=True)
+    return store
+
+
+def _open(study: Study, path: Path | None, any_version: bool) -> Store:
+    if path is None or not path.exists():
+        chunk = default_chunk(study) if study.chunk is None else study.chunk
+        if path is None:
+            return create(study, None, chunk, methods_of(study))
+        # Made beside and renamed: a store is there whole, or not at all.
+        beside = path.with_name(f".{path.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            with written(path):
+                create(study, beside, chunk, methods_of(study))
+                beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+    group = open_group(path)
+    check_same(path, group, study, any_version=any_version)
+    store = Store(study, group, path)
+    store.check_descriptions()
+    if study.samples < store.samples:
+        raise StoreError(
+            f"{path} has {store.samples} samples at each point; fewer, {study.samples}, cannot be "
+            "asked for"
+        )
+    store.clean()
+    if study.samples > store.samples:
+        store.describe(complete=False)
+    store.describe(configuration=json.dumps(study.to_dict()))
+    store.grow(study.samples)
+    return store
+
+
+def _repair(store: Store) -> None:
+    marks_lost = [(p, c) for p, c, why in store.damaged() if "`finished`" in why]
+    for point, chunk in marks_lost:
+        store.remove_marks(point, chunk)
+    damaged = store.damaged()
+    if marks_lost or damaged:
+        store.describe(complete=False)
+    for point, chunk, _ in damaged:
+        store.erase(point, chunk)
+
+
+def _read_tallies(store: Store) -> list[Tally]:
+    """What a store holds already, and which points need no more."""
+    tallies = []
+    finished = store.finished()
+    for point, counts in enumerate(finished):
+        tally = Tally()
+        for chunk, count in enumerate(counts):
+            if count == 0:
+                continue
+            status = store.read("status", point, chunk, int(count))
+            times = store.read("blowup_time", point, chunk, int(count))
+            known = times[status == Status.CONVERGED]
+            statuses = {s.name.lower(): int(np.sum(status == s)) for s in Status}
+            tally.add(Outcome(Moments.of(known), statuses))
+        tallies.append(tally)
+    return tallies
+
+
+def is_precise(study: Study, moments: Moments) -> bool:
+    """Whether a sweep point has the standard error that the study asks for."""
+    limits = []
+    if study.standard_error is not None:
+        limits.append(study.standard_error)
+    if study.relative_error is not None:
+        limits.append(study.relative_error * abs(moments.mean))
+    return any(moments.standard_error <= limit for limit in limits)
+
+
+Done = tuple[Task, Outcome]
+
+
+class _Prefix:
+    """The chunks of a point in their order, whatever order they come in.
+
+    So a point ends after the same chunk whoever computes them; and only what is before its end is
+    ever marked.
+    """
+
+    def __init__(self):
+        self._moments = Moments()
+        self._next = 0
+        self._early: dict[int, tuple[Moments, Done | None]] = {}
+        self.enough: int | None = None
+        """The number of chunks that are precise enough, once some are."""
+
+    def add(self, study: Study, chunk: int, moments: Moments, done: Done | None) -> list[Done]:
+        """Take in a whole chunk, with what computed it; returns those whose turn it is now."""
+        self._early[chunk] = moments, done
+        ready = []
+        while self._next in self._early and self.enough is None:
+            moments, done = self._early.pop(self._next)
+            self._moments = self._moments.merge(moments)
+            self._next += 1
+            if done is not None:
+                ready.append(done)
+            if is_precise(study, self._moments):
+                self.enough = self._next
+        return ready
+
+
+def _tasks(study: Study, store: Store, tallies: Sequence[Tally]) -> Iterator[Task]:
+    for point, counts in enumerate(store.finished()):
+        for chunk, count in enumerate(counts):
+            if tallies[point].enough is not None:
+                break
+            first = chunk * store.chunk
+            stop = min(first + store.chunk, study.samples)
+            if first + int(count) < stop:
+                yield Task(point, chunk, first + int(count), stop)
+
+
+def _drive(
+    study: Study,
+    store: Store,
+    crew: AbstractCrew,
+    tallies: list[Tally],
+    watcher: Watcher,
+) -> None:
+    stops_early = study.standard_error is not None or study.relative_error is not None
+    prefixes = _prefixes(study, store, tallies) if stops_early else []
+    tasks = _tasks(study, store, tallies)
+    in_flight = 0
+    with _Interrupt() as interrupt:
+        while True:
+            while in_flight < crew.capacity and not interrupt.asked:
+                task = next(tasks, None)
+                if task is None:
+                    break
+                store.describe(complete=False)
+                crew.submit(task)
+                in_flight += 1
+            if in_flight == 0:
+                break
+            for done in crew.collect():
+                in_flight -= 1
+                point = done[0].point
+                ready = [done]
+                if stops_early:
+                    moments = _of_chunk(store, *done)
+                    ready = prefixes[point].add(study, done[0].chunk, moments, done)
+                    tallies[point].enough = prefixes[point].enough
+                for task, outcome in ready:
+                    store.mark(task)
+                    tallies[point].add(outcome)
+                    watcher.finished(task, tallies[point])
+        unfinished = interrupt.asked and next(tasks, None) is not None
+    _erase_surplus(store, tallies)
+    if unfinished:
+        raise Interrupted
+
+
+def _of_chunk(store: Store, task: Task, outcome: Outcome) -> Moments:
+    first = task.chunk * store.chunk
+    if task.start == first:
+        return outcome.moments
+    return _stored_moments(store, task.point, task.chunk, task.stop - first)
+
+
+def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments:
+    status = store.read("status", point, chunk, count)
+    times = store.read("blowup_time", point, chunk, count)
+    return Moments.of(times[status == Status.CONVERGED])
+
+
+def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Prefix]:
+    """The order of the chunks that are there, and which points they settle."""
+    prefixes = []
+    for point, counts in enumerate(store.finished()):
+        prefix = _Prefix()
+        for chunk, count in enumerate(counts):
+            whole = min(store.chunk, study.samples - chunk * store.chunk)
+            if count == whole:
+                moments = _stored_moments(store, point, chunk, int(count))
+                prefix.add(study, chunk, moments, None)
+        tallies[point].enough = prefix.enough
+        prefixes.append(prefix)
+    return prefixes
+
+
+def _erase_surplus(store: Store, tallies: Sequence[Tally]) -> None:
+    """Remove what was computed beyond the chunks at which a point was precise enough.
+
+    Not what was finished, without that end, by an earlier run.
+    """
+    finished = store.finished()
+    for point, tally in enumerate(tallies):
+        if tally.enough is not None:
+            for chunk in range(tally.enough, store.num_chunks):
+                if not finished[point, chunk] and store.holds(point, chunk):
+                    store.erase(point, chunk)
+
+
+class _Interrupt:
+    """The first Ctrl-C asks to stop after the chunks in flight, a second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "_Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: Any) -> None:
+        del number, frame
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

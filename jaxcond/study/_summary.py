@@ -1,0 +1,423 @@
+"""Statistics of a study, read from its store a chunk at a time."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from ..blowup import Status
+from ..ensembles import entry_moments, infinite_width_times
+from ..statistics import (
+    Controls,
+    Moments,
+    Quantile,
+    Scaling,
+    by_replicate,
+    fit_scaling,
+    quadratic_controls,
+    quantiles,
+    replicated,
+)
+from ..statistics._moments import student
+from ._config import Study
+from ._observables import NUM_ENTRIES
+from ._store import Store, observed_fields, read_configuration
+
+LEVELS = (0.025, 0.25, 0.5, 0.75, 0.975)
+# Ensembles whose entries are independent and of the same scale have the limit of the Gaussian one.
+_WITH_LIMIT = ("gaussian", "uniform")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of the mean of $T^*$, with how much its variance is below the plain one's.
+
+    `method`: `plain`, `control variate` or `quasi-Monte Carlo`; `gain`: variance of the plain mean
+    of as many independent samples over this one's, as measured.
+    """
+
+    method: str
+    mean: float
+    standard_error: float
+    lower: float
+    upper: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class PointSummary:
+    r"""Statistics of the samples of one sweep point.
+
+    - `point`: its number; `coordinates`: its values of the swept keys; `p`, `q`: the widths.
+    - `num_samples`: those in the store; `statuses`, `settled_by`: how many of each. The rest is
+      over the `moments.count` of them that converged.
+    - `moments` of $T^*$; `mean`: the best estimate that the study allows, and `plain`: the plain
+      mean; `deviation`: lower and upper end of the interval of the standard deviation.
+    - `quantiles` with their intervals.
+    - `limit`: what $\sqrt q\,T^*$ tends to at infinite width; NaN where it is not known.
+    - `widest_bracket`, `largest_error`: relative to $T^*$.
+    - `observables`: moments of the other variables over the samples in which they are finite, by
+      name, and for those with a further dimension by name and place.
+    """
+
+    point: int
+    coordinates: dict[str, Any]
+    p: int
+    q: int
+    num_samples: int
+    statuses: dict[str, int]
+    settled_by: dict[str, int]
+    moments: Moments
+    mean: Estimate
+    plain: Estimate
+    deviation: tuple[float, float]
+    quantiles: tuple[Quantile, ...]
+    limit: float
+    widest_bracket: float
+    largest_error: float
+    observables: dict[str, Moments]
+
+    @property
+    def scale(self) -> float:
+        r"""$\sqrt q$, by which times are of order one at any width."""
+        return math.sqrt(self.q)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """Statistics of all sweep points, and the scaling with the width where it is swept.
+
+    `scalings`: values of the other swept keys, and the fit over the widths.
+    """
+
+    study: Study
+    points: tuple[PointSummary, ...]
+    scalings: tuple[tuple[dict[str, Any], Scaling], ...]
+    confidence: float
+    complete: bool
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A flat table: one row for each sweep point, numbers and text only."""
+        return [_row(point) for point in self.points]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values for JSON; NaN and infinity become None."""
+        return _plain(
+            {
+                "configuration": self.study.to_dict(),
+                "complete": self.complete,
+                "confidence": self.confidence,
+                "points": self.rows(),
+                "scaling": [
+                    {"at": at, **dataclasses.asdict(scaling)} for at, scaling in self.scalings
+                ],
+            }
+        )
+
+
+def open_store(path: str | Path) -> Store:
+    """A store on disk, for reading.
+
+    **Raises:** `StoreError` if there is none, or it is damaged.
+    """
+    path = Path(path)
+    study, group = read_configuration(path)
+    return Store(study, group, path)
+
+
+def open_study(path: str | Path) -> xr.Dataset:
+    """The records of a study as an xarray Dataset, read when asked for.
+
+    The same as `xr.open_zarr(path)`, which needs nothing of this package.
+
+    **Raises:** `StoreError` if there is no store, or it is damaged.
+    """
+    return open_store(path).dataset()
+
+
+def summarise(
+    store: Store | str | Path,
+    *,
+    levels: Sequence[float] = LEVELS,
+    confidence: float = 0.95,
+) -> StudySummary:
+    """The statistics of a study, finished or not, in memory that does not grow with its samples.
+
+    **Arguments:** `store`, or its path; `levels` of the quantiles; `confidence` of all intervals.
+
+    **Raises:** `StoreError` if the store is damaged.
+    """
+    store = store if isinstance(store, Store) else open_store(store)
+    study = store.study
+    limits = limits_of(study)
+    points = tuple(
+        _point_summary(store, point, limits[point], levels, confidence)
+        for point in range(len(study.points))
+    )
+    scalings = tuple(_scalings(study, points, confidence))
+    complete = bool(store.group.attrs.get("complete", False))
+    return StudySummary(study, points, scalings, confidence, complete)
+
+
+def limits_of(study: Study) -> np.ndarray:
+    r"""What $\sqrt q\,T^*$ tends to at infinite width, for each sweep point; NaN where unknown."""
+    limits = np.full(len(study.points), np.nan)
+    asked = [
+        (point, settings)
+        for point, (kind, settings) in enumerate(study.settings)
+        if kind in _WITH_LIMIT and settings.scales.count(0) < 2
+    ]
+    if asked:
+        aspect = np.array([settings.p / settings.q for _, settings in asked])
+        a, b, c = np.array([settings.scales for _, settings in asked]).T
+        with jax.enable_x64(True):
+            found = infinite_width_times(aspect=aspect, scale_a=a, scale_b=b, scale_c=c)
+        known = np.asarray(found.status) == Status.CONVERGED
+        limits[[point for point, _ in asked]] = np.where(known, np.asarray(found.time), np.nan)
+    return limits
+
+
+def converged_times(store: Store, point: int) -> Iterator[np.ndarray]:
+    """The finite, converged blow-up times of a sweep point, a chunk at a time."""
+    for times, status in zip(
+        store.stream("blowup_time", point), store.stream("status", point), strict=True
+    ):
+        yield times[status == Status.CONVERGED]
+
+
+def _point_summary(
+    store: Store, point: int, limit: float, levels: Sequence[float], confidence: float
+) -> PointSummary:
+    study = store.study
+    moments = Moments()
+    statuses = np.zeros(len(Status), int)
+    stages = np.zeros(128, int)
+    bracket = error = math.nan
+    streams = (store.stream(n, point) for n in ("blowup_time", "status", "lower", "upper", "error"))
+    for times, status, lower, upper, errors in zip(*streams, strict=True):
+        known = status == Status.CONVERGED
+        moments = moments.merge(Moments.of(times[known]))
+        statuses += np.bincount(np.maximum(status, 0), minlength=len(Status))[: len(Status)]
+        if known.any():
+            t = times[known].astype(np.float64)
+            width = (upper[known].astype(np.float64) - lower[known]) / t
+            bracket = float(np.fmax(bracket, width.max()))
+            error = float(np.fmax(error, (errors[known] / t).max()))
+    for stage in store.stream("stage", point):
+        stages += np.bincount(np.maximum(stage, 0), minlength=128)
+    p, q = _widths(study, point)
+    plain = Estimate(
+        "plain", moments.mean, moments.standard_error, *moments.mean_interval(confidence), 1.0
+    )
+    return PointSummary(
+        point=point,
+        coordinates=dict(study.points[point]),
+        p=p,
+        q=q,
+        num_samples=int(statuses.sum()),
+        statuses={status.name.lower(): int(statuses[status]) for status in Status},
+        settled_by=_settled_by(store, (p, q), stages),
+        moments=moments,
+        mean=_best(store, point, plain, confidence),
+        plain=plain,
+        deviation=moments.deviation_interval(confidence),
+        quantiles=_quantiles(store, point, moments.count, levels, confidence),
+        limit=float(limit),
+        widest_bracket=bracket,
+        largest_error=error,
+        observables=_observables(store, point),
+    )
+
+
+def _widths(study: Study, point: int) -> tuple[int, int]:
+    kind, settings = study.settings[point]
+    if kind == "file":
+        p, q = study.stored.widths
+        return p, q
+    return settings.p, settings.q
+
+
+def _settled_by(store: Store, widths: tuple[int, int], stages: np.ndarray) -> dict[str, int]:
+    methods = json.loads(str(store.group.attrs.get("methods", "{}")))
+    labels = methods.get(f"{widths[0]}x{widths[1]}", next(iter(methods.values()), []))
+    return {label: int(stages[i]) for i, label in enumerate(labels)}
+
+
+def _best(store: Store, point: int, plain: Estimate, confidence: float) -> Estimate:
+    study = store.study
+    if study.sampling == "sobol":
+        total = [Moments() for _ in range(study.replicates)]
+        for index, times in _indexed(store, point):
+            pieces = by_replicate(times, index % study.replicates, study.replicates)
+            total = [a.merge(b) for a, b in zip(total, pieces, strict=True)]
+        if min(part.count for part in total) == 0:
+            return plain
+        found = replicated(total)
+        return Estimate(
+            "quasi-Monte Carlo",
+            found.mean,
+            found.standard_error,
+            *found.mean_interval(confidence),
+            found.gain,
+        )
+    if "entries" not in study.observables:
+        return plain
+    _, settings = study.settings[point]
+    means, variances = entry_moments(settings.p, settings.q, settings.scales, NUM_ENTRIES)
+    controls: Controls | None = None
+    streams = (store.stream(name, point) for name in ("blowup_time", "status", "entries"))
+    lost = 0
+    for times, status, entries in zip(*streams, strict=True):
+        known = status == Status.CONVERGED
+        lost += int(np.sum(~known))
+        columns = quadratic_controls(entries[known], means, variances, NUM_ENTRIES)
+        controls = Controls(columns.shape[1]) if controls is None else controls
+        controls.add(times[known], columns)
+    # Were samples left out, the controls would no longer have the means that they are known by.
+    if controls is None or lost or math.isnan(plain.mean):
+        return plain
+    found = controls.estimate()
+    if not math.isfinite(found.standard_error):
+        return plain
+    return Estimate(
+        "control variate",
+        found.mean,
+        found.standard_error,
+        *found.mean_interval(confidence),
+        found.gain,
+    )
+
+
+def _indexed(store: Store, point: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Global indices and times of the converged samples of a point."""
+    for chunk, count in enumerate(store.finished_at(point)):
+        if count:
+            times = store.read("blowup_time", point, chunk, int(count))
+            known = store.read("status", point, chunk, int(count)) == Status.CONVERGED
+            yield (chunk * store.chunk + np.arange(count))[known], times[known]
+
+
+def _quantiles(
+    store: Store, point: int, count: int, levels: Sequence[float], confidence: float
+) -> tuple[Quantile, ...]:
+    if count == 0:
+        return tuple(Quantile(float(level), *(math.nan,) * 3) for level in levels)
+    found = quantiles(lambda: converged_times(store, point), list(levels), confidence)
+    if store.study.sampling == "random":
+        return found
+    # Points of one replicate are not independent, but the replicates are.
+    number = store.study.replicates
+    index, times = (np.concatenate(part) for part in zip(*_indexed(store, point), strict=True))
+    each = [times[index % number == replicate] for replicate in range(number)]
+    if min(map(len, each)) == 0:
+        return tuple(dataclasses.replace(q, lower=math.nan, upper=math.nan) for q in found)
+    values = np.array([np.quantile(part, list(levels)) for part in each])
+    half = student(number - 1, confidence) * values.std(0, ddof=1) / math.sqrt(number)
+    return tuple(
+        dataclasses.replace(q, lower=q.value - float(h), upper=q.value + float(h))
+        for q, h in zip(found, half, strict=True)
+    )
+
+
+def _observables(store: Store, point: int) -> dict[str, Moments]:
+    found: dict[str, Moments] = {}
+    for field in observed_fields(store.study):
+        if field.flags:
+            continue
+        labels = [""]
+        if field.dim is not None:
+            labels = [f" {value}" for value in store.array(field.dim)[...]]
+        totals = [Moments() for _ in labels]
+        for values in store.stream(field.name, point):
+            columns = values.reshape(len(values), -1).T
+            totals = [
+                total.merge(Moments.of(column[np.isfinite(column)]))
+                for total, column in zip(totals, columns, strict=True)
+            ]
+        found |= {f"{field.name}{label}": t for label, t in zip(labels, totals, strict=True)}
+    return found
+
+
+def _scalings(
+    study: Study, points: Sequence[PointSummary], confidence: float
+) -> Iterator[tuple[dict[str, Any], Scaling]]:
+    """The fit over the widths, for each combination of the other swept keys."""
+    if "width" not in study.sweep:
+        return
+    groups: dict[tuple, list[PointSummary]] = {}
+    for summary in points:
+        others = tuple((k, v) for k, v in summary.coordinates.items() if k != "width")
+        groups.setdefault(others, []).append(summary)
+    for others, members in groups.items():
+        usable = [s for s in members if s.moments.count > 3 and math.isfinite(s.mean.mean)]
+        if len({s.q for s in usable}) < 2:
+            continue
+        limit = usable[0].limit
+        yield (
+            dict(others),
+            fit_scaling(
+                [float(s.q) for s in usable],
+                [s.mean.mean for s in usable],
+                [s.mean.standard_error for s in usable],
+                [s.moments.deviation for s in usable],
+                [s.moments.deviation_error for s in usable],
+                limit if math.isfinite(limit) else None,
+                confidence,
+            ),
+        )
+
+
+def _row(point: PointSummary) -> dict[str, Any]:
+    row: dict[str, Any] = dict(point.coordinates) | {"p": point.p, "q": point.q}
+    row |= {
+        "samples": point.num_samples,
+        "mean": point.mean.mean,
+        "standard_error": point.mean.standard_error,
+        "mean_lower": point.mean.lower,
+        "mean_upper": point.mean.upper,
+        "estimator": point.mean.method,
+        "gain": point.mean.gain,
+        "plain_mean": point.plain.mean,
+        "plain_standard_error": point.plain.standard_error,
+        "deviation": point.moments.deviation,
+        "deviation_lower": point.deviation[0],
+        "deviation_upper": point.deviation[1],
+        "skewness": point.moments.skewness,
+        "kurtosis": point.moments.kurtosis,
+        "least": point.moments.least,
+        "greatest": point.moments.greatest,
+    }
+    for q in point.quantiles:
+        name = f"quantile_{q.level:g}"
+        row |= {name: q.value, f"{name}_lower": q.lower, f"{name}_upper": q.upper}
+    row |= {
+        "scaled_mean": point.scale * point.mean.mean,
+        "scaled_standard_error": point.scale * point.mean.standard_error,
+        "limit": point.limit,
+        "widest_bracket": point.widest_bracket,
+        "largest_error": point.largest_error,
+    }
+    row |= point.statuses
+    row |= {f"settled by {name}": count for name, count in point.settled_by.items()}
+    for name, moments in point.observables.items():
+        row |= {f"{name} mean": moments.mean, f"{name} deviation": moments.deviation}
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
