@@ -20,8 +20,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ._state import State
 from .blowup import BlowUp, Status
-from .blowup._integrate import SAFETY, Layerwise, split_terms
 from .blowup._solve import resolve_rtol
+from .blowup.integration._integrate import SAFETY, Layerwise, split_terms
 
 # The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
 # so the trapezoidal rule of spacing h is exact to exp(-2 pi^2 / h).

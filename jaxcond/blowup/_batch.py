@@ -17,12 +17,11 @@ from jaxtyping import Array, Integer
 
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
-from ._direct import Direct
 from ._method import AbstractMethod
-from ._reduced import Reduced
 from ._result import BlowUp, Status
-from ._series import Series
-from ._solve import Prepared, classify, resolve_rtol, settle
+from ._solve import resolve_rtol
+from .integration import Direct, Reduced
+from .series import Series
 
 # States with at most this many entries in b are reduced many at a time: their products are too
 # small for a core's fast kernels. Between the two bounds a few at a time were fastest.
@@ -149,32 +148,17 @@ def _power_of_two(count: int) -> int:
 
 
 @eqx.filter_jit
-def _prepare_chunk(
-    source: AbstractSource, indices: Integer[Array, " chunk"], method: AbstractMethod, together: int
-) -> Prepared:
-    def reduce_one(index: Array) -> State:
-        return method.prepare(source(index))
-
-    if together == 1:
-        small = lax.map(reduce_one, indices)
-    else:
-        small = lax.map(jax.vmap(reduce_one), indices.reshape(-1, together))
-        small = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), small)
-    return jax.vmap(settle)(small)
-
-
-# A program of its own: all sources whose states are reduced to the same size share it.
-@eqx.filter_jit
 def _solve_chunk(
-    prepared: Prepared, method: AbstractMethod, rtol: Array, truncated: bool, lanes: int
+    source: AbstractSource,
+    indices: Integer[Array, " chunk"],
+    method: AbstractMethod,
+    rtol: Array,
+    lanes: int,
 ) -> BlowUp:
-    def solve_block(block: Prepared) -> BlowUp:
-        block = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), block)
-        raw = method.solve(block.state, rtol, truncated=truncated)
-        return classify(raw, block, method)
+    def solve_block(block: Array) -> BlowUp:
+        return method.solve(jax.vmap(source)(block), rtol, jnp.asarray(source.truncated))
 
-    blocks = jax.tree.map(lambda x: x.reshape(-1, lanes, *x.shape[1:]), prepared)
-    return jax.tree.map(lambda x: x.reshape(-1), lax.map(solve_block, blocks))
+    return jax.tree.map(lambda x: x.reshape(-1), lax.map(solve_block, indices.reshape(-1, lanes)))
 
 
 def _signature(source: AbstractSource, method: AbstractMethod, layout: _Layout) -> Hashable:
@@ -196,13 +180,10 @@ def _solve_all(
     """One method on many indices, chunk by chunk; arrays of the result are on the host."""
     layout = _Layout.of(source, method, indices.size)
     chunks = [indices[i : i + layout.chunk] for i in range(0, indices.size, layout.chunk)]
-    example = eqx.filter_eval_shape(source, jnp.zeros((), indices.dtype))
-    truncated = source.truncated or method.truncates(example)
 
     def run(chunk: np.ndarray) -> BlowUp:
         padded = np.pad(chunk, (0, layout.chunk - chunk.size), mode="edge")
-        prepared = _prepare_chunk(source, jnp.asarray(padded), method, layout.together)
-        found = _solve_chunk(prepared, method, rtol, truncated, layout.lanes)
+        found = _solve_chunk(source, jnp.asarray(padded), method, rtol, layout.lanes)
         # Waiting here lets other threads run; converting to NumPy would hold the lock.
         found = jax.block_until_ready(found)
         found = jax.tree.map(lambda x: np.asarray(x)[: chunk.size], found)

@@ -1,198 +1,18 @@
-r"""The gradient of the blow-up time.
+r"""What the gradients of all methods share: they are found in the coordinates of the reduced state.
 
-It is found in the coordinates of the reduced state: $\nabla T^*$ lies in $PQ^T$, since a change of
-$b$ outside both bases leaves the flow as it is, and one between a basis and its complement changes
-$T^*$ in second order only, by reflection. Rank 1 works on Taylor expansions, as told here; higher
-rank in `_adjoint.py`.
-
-Along the flow $T^*(\theta(t)) = T^*(\theta(0)) - t$, so that the gradient at one instant gives it
-at every earlier one. The last expansion reaches the zero of $\tau$; by the implicit function
-theorem, with $\log\tau = -\iint N$ and $N = \|a\|^2$,
-
-$$\frac{\partial T^*}{\partial N_m} = \frac{1}{(m+1)(m+2)\,\tau'(T^*)}
-  \sum_{i=0}^{k-m-2} \tau_i\,(T^*)^{m+2+i}$$
-
-for polynomials of degree $k$. From there the cotangents go back through the recurrence, and through
-the earlier expansions, whose lengths are constants: $T^*$ does not depend on where the flow is
-expanded again.
+$\nabla T^*$ lies in $PQ^T$, since a change of $b$ outside both bases leaves the flow as it is, and
+one between a basis and its complement changes $T^*$ in second order only, by reflection.
 """
 
-import equinox as eqx
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from .._reduction import pad, reduce
 from .._state import State
-from ._adjoint import adjoint_gradient
-from ._expansion import Problem, advance, expand, polynomial
-from ._method import AbstractMethod
-from ._reduced import Reduced
-from ._series import Series
-from ._taylor import entire_function, flow_coefficients, flow_cotangents
-
-
-class _Record(eqx.Module):
-    """Every instant at which the flow was expanded, up to the one that reaches the zero."""
-
-    problem: Problem
-    elapsed: Float[Array, " lanes"]
-    a: Float[Array, "expansions k lanes"]
-    velocity: Float[Array, "expansions k lanes"]
-    step: Float[Array, "expansions lanes"]
-    zero: Float[Array, " lanes"]
-    settled: Bool[Array, " lanes"]
-    num_steps: Int[Array, " lanes"]
-    turn: Int[Array, ""]
-
-
-def series_gradient(
-    states: State, order: int, max_expansions: int, rtol: Float[Array, ""]
-) -> State:
-    """Derivatives of the blow-up times with respect to the layers, lanes on the last axis.
-
-    NaN where no expansion reaches the blow-up.
-    """
-
-    def problem_of(states: State) -> Problem:
-        return Problem.of(states, False)
-
-    problem, to_states = jax.vjp(problem_of, states)
-    record = _record(problem, order, max_expansions, rtol)
-
-    def back(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        index, of_matrix, of_a, of_velocity = carry
-        start = eqx.tree_at(
-            lambda p: (p.a, p.velocity), problem, (record.a[index], record.velocity[index])
-        )
-        last = index == record.num_steps
-        parts = _back_through(
-            start, order, record.step[index], record.zero, last, of_a, of_velocity
-        )
-        taken = index <= record.num_steps
-        return (
-            index - 1,
-            jnp.where(taken[None, None], of_matrix + parts[0], of_matrix),
-            jnp.where(taken[None], parts[1], of_a),
-            jnp.where(taken[None], parts[2], of_velocity),
-        )
-
-    carry = (
-        jnp.max(record.num_steps),
-        jnp.zeros_like(problem.matrix),
-        jnp.zeros_like(problem.a),
-        jnp.zeros_like(problem.a),
-    )
-    _, of_matrix, of_a, of_velocity = lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
-    unknown = jnp.where(record.settled, 1, jnp.nan)
-    unit = problem.unit * unknown
-    cotangent = jax.tree.map(jnp.zeros_like, problem)
-    cotangent = eqx.tree_at(
-        lambda p: (p.matrix, p.a, p.velocity),
-        cotangent,
-        (of_matrix * unit[None, None], of_a * unit[None], of_velocity * unit[None]),
-    )
-    (gradient,) = to_states(cotangent)
-    return gradient
-
-
-def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""]) -> _Record:
-    """Follow the flow until an expansion reaches the zero, and keep where it was expanded."""
-
-    def turn(record: _Record) -> _Record:
-        expansion = expand(record.problem, order, rtol)
-        # An only expansion has to do, if it is as exact as the time was asked for.
-        enough = expansion.result.converged & (max_expansions == 1)
-        settled = record.settled | enough | expansion.reaches(record.elapsed, rtol)
-        a, velocity, step = advance(expansion.coefficients)
-        stays = settled | ~jnp.isfinite(step)
-        moved = eqx.tree_at(
-            lambda p: (p.a, p.velocity),
-            record.problem,
-            (
-                jnp.where(stays[None], record.problem.a, a),
-                jnp.where(stays[None], record.problem.velocity, velocity),
-            ),
-        )
-        return _Record(
-            moved,
-            record.elapsed + jnp.where(stays, 0, step),
-            record.a.at[record.turn].set(record.problem.a),
-            record.velocity.at[record.turn].set(record.problem.velocity),
-            record.step.at[record.turn].set(step),
-            jnp.where(record.settled, record.zero, expansion.result.time),
-            settled,
-            record.num_steps + jnp.where(stays, 0, 1),
-            record.turn + 1,
-        )
-
-    lanes = problem.a.shape[-1]
-    store = jnp.zeros((max_expansions, *problem.a.shape), problem.a.dtype)
-    start = _Record(
-        problem,
-        jnp.zeros(lanes, problem.a.dtype),
-        store,
-        store,
-        store[:, 0],
-        jnp.ones(lanes, problem.a.dtype),
-        jnp.zeros(lanes, bool),
-        jnp.zeros(lanes, jnp.int32),
-        jnp.zeros((), jnp.int32),
-    )
-    record = lax.while_loop(
-        lambda record: (record.turn < max_expansions) & ~jnp.all(record.settled), turn, start
-    )
-    # How the zero was found has no derivative: see `_of_norms`.
-    return eqx.tree_at(lambda r: r.zero, record, lax.stop_gradient(record.zero))
-
-
-def _back_through(
-    problem: Problem,
-    order: int,
-    step: Array,
-    zero: Array,
-    last: Bool[Array, " lanes"],
-    of_a: Array,
-    of_velocity: Array,
-) -> tuple[Array, Array, Array]:
-    """Cotangents at the start of an expansion.
-
-    From those of $a$ and $a'$ at the end of its step, or, for the last expansion, from its zero.
-    """
-    coefficients, norms, _ = flow_coefficients(problem.matrix, problem.a, problem.velocity, order)
-    powers = jnp.arange(order + 1, dtype=step.dtype)[:, None]
-    values = step[None] ** powers
-    slopes = powers * step[None] ** jnp.maximum(powers - 1, 0)
-    of_coefficients = values[:, None] * of_a[None] + slopes[:, None] * of_velocity[None]
-    of_coefficients = jnp.where(last[None, None], 0, of_coefficients)
-    of_norms = jnp.where(last[None], _of_norms(entire_function(norms)[0], zero), 0)
-    return flow_cotangents(problem.matrix, coefficients, norms, of_coefficients, of_norms)
-
-
-def _of_norms(tau: Float[Array, "powers lanes"], zero: Array) -> Float[Array, "squares lanes"]:
-    r"""Derivatives of the zero of $\tau$ by the coefficients of $N$."""
-    # One step of Newton's method passes on the derivatives of the zero, whatever found it.
-    value, slope = polynomial(tau, zero, 1)
-    zero = zero - value / slope
-    _, slope = polynomial(tau, zero, 1)
-    powers = jnp.arange(tau.shape[0], dtype=tau.dtype)[:, None]
-    partial_sums = jnp.cumsum(tau * zero[None] ** powers, axis=0)[-3::-1]
-    m = powers[:-2]
-    return zero[None] ** (m + 2) / ((m + 1) * (m + 2)) * partial_sums / slope[None]
-
-
-def _small_gradient(
-    state: State, time: Array, method: Series | Reduced, rtol: Float[Array, ""]
-) -> State:
-    if isinstance(method, Series):
-        lanes = jax.tree.map(lambda leaf: leaf[..., None], state)
-        order = method.degree(state.dtype)
-        gradient = series_gradient(lanes, order, method.max_expansions, rtol)
-        gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
-        # The strength of a single component sets the unit of time.
-        return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / state.strength)
-    return adjoint_gradient(state, time, method.solver, method.max_steps, rtol)
 
 
 @jax.custom_jvp
@@ -211,26 +31,23 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return gradient, jnp.where(ended, jnp.nan, tangents[0])
 
 
-def time_gradient(
-    state: State, time: Float[Array, ""], method: AbstractMethod, rtol: Float[Array, ""]
+def gradient_in_reduction(
+    state: State,
+    time: Float[Array, ""],
+    dim: int,
+    small_gradient: Callable[[State, Array], State],
 ) -> State:
-    """The gradient of the blow-up time with respect to every field of one state.
+    """The gradient of the blow-up time `time` of one state, by every field of it.
 
-    It does not depend on how the time was found: a `method` that has no derivative of its own
-    stands for the default one.
-
-    **Returns:** a `State` of derivatives, NaN where they are not known.
+    `small_gradient` finds it for a state of unit scale and equal widths, at most `dim`, and its
+    time.
     """
-    if not isinstance(method, Series | Reduced) or (
-        state.rank == 1 and isinstance(method, Reduced)
-    ):
-        method = Series() if state.rank == 1 else Reduced()
     scale = lax.stop_gradient(state.unit_scale()[1])
     unit = state.scale(1 / scale)
-    (p, q), dim = state.widths, method.reduced_dim(state.rank)
+    p, q = state.widths
     if max(p, q) > dim:
         reduction = reduce(unit, dim)
-        small = _small_gradient(reduction.state, time * scale, method, rtol)
+        small = small_gradient(reduction.state, time * scale)
         left, right = reduction.left, reduction.right
         # They end by themselves, too, where they hold all of the narrower layer.
         sizes = [jnp.sum(jnp.any(basis != 0, axis=1)) for basis in (left, right)]
@@ -238,7 +55,7 @@ def time_gradient(
         layers = small.a @ left, left.T @ (small.b @ right), small.c @ right
         a, b, c = (_first_order(layer, ended) for layer in layers)
     else:
-        small = _small_gradient(pad(unit, max(p, q)), time * scale, method, rtol)
+        small = small_gradient(pad(unit, max(p, q)), time * scale)
         a, b, c = small.a[:, :p], small.b[:p, :q], small.c[:, :q]
     # T*(k theta) = T*(theta) / k.
     a, b, c = (layer / scale / scale for layer in (a, b, c))

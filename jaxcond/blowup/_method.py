@@ -3,31 +3,46 @@
 import abc
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._reduction import pad, reduce
 from .._state import State
+from ..bounds import comes_to_rest
+from ._result import BlowUp, Status
+
+# Beyond this relative error a time is not called converged, however narrow its bracket.
+_LARGEST_ERROR = 1e-2
 
 
 class Raw(eqx.Module):
-    """What a method finds for a state of unit scale; the caller rescales and classifies."""
+    """What a method makes of states of unit scale, before it is scaled back and classified."""
 
     time: Float[Array, "*batch"]
     lower: Float[Array, "*batch"]
     upper: Float[Array, "*batch"]
     error: Float[Array, "*batch"]
-    converged: Array
+    converged: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
 
 
-class AbstractMethod(eqx.Module):
-    """How to compute a blow-up time.
+class Prepared(eqx.Module):
+    """A state at unit scale, with what classifies it before it is solved.
 
-    A method works in two parts. `prepare` takes one state of any size to the state that is
-    solved: it is where the cost of the width is paid. `solve` takes many prepared states at once,
-    batched along the *last* axis of every array (the lanes).
+    `truncated` says that it stands for a wider state, so that what is missing beyond its last basis
+    vectors counts into the error.
     """
+
+    state: State
+    truncated: Bool[Array, "*batch"]
+    scale: Float[Array, "*batch"]
+    finite: Bool[Array, "*batch"]
+    rests: Bool[Array, "*batch"]
+
+
+class AbstractMethod(eqx.Module):
+    """How to compute a blow-up time, and its gradient."""
 
     @property
     @abc.abstractmethod
@@ -43,24 +58,65 @@ class AbstractMethod(eqx.Module):
         """The dimension to which wider states are reduced; `None` if they are solved in full."""
 
     def truncates(self, state: State) -> bool:
-        """Whether a state is wider than `reduced_dim`, and so loses directions to `prepare`."""
+        """Whether a state is wider than `reduced_dim`, and so loses directions to reduction."""
         dim = self.reduced_dim(state.rank)
         return dim is not None and max(state.widths) > dim
 
-    def prepare(self, state: State) -> State:
-        """The state to solve for: reduced if it is wide, with equal widths if it is not."""
-        dim = self.reduced_dim(state.rank)
-        if dim is None:
-            return state
-        return reduce(state, dim).state if self.truncates(state) else pad(state, max(state.widths))
+    @abc.abstractmethod
+    def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
+        """Blow-up times of a batch of states of any scale, with one leading axis.
+
+        `truncated` says that the states stand for wider ones. May be traced.
+        """
 
     @abc.abstractmethod
-    def solve(self, states: State, rtol: Float[Array, ""], *, truncated: bool) -> Raw:
-        """Blow-up times of prepared states of unit scale, with the lanes on the last axis.
+    def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
+        """The gradient of the blow-up time `time` of one state, by every field of it.
 
-        `truncated` says that the states stand for wider ones, so that what is missing beyond their
-        last basis vectors counts into the error.
+        NaN where it is not known. May be traced, and differentiated in forward mode.
         """
+
+
+def prepare(state: State, dim: int | None, truncated: Bool[Array, ""]) -> Prepared:
+    """Reduce one state to `dim` directions if it is wider, and bring it to unit scale.
+
+    Narrower states get equal widths; `dim` of `None` leaves a state as it is. What cannot be solved
+    is replaced by a state that is solved at once.
+    """
+    if dim is not None:
+        wide = max(state.widths) > dim
+        truncated = truncated | wide
+        state = reduce(state, dim).state if wide else pad(state, max(state.widths))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
+    unit, scale = state.unit_scale()
+    rests = comes_to_rest(unit)
+    solvable = finite & ~rests
+    unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
+    return Prepared(unit, truncated, scale, finite, rests)
+
+
+def classify(raw: Raw, prepared: Prepared, label: str) -> BlowUp:
+    """Scale back what a method found for a batch, and give every state its status."""
+    scale = prepared.scale
+    known = raw.converged & (raw.error <= _LARGEST_ERROR * raw.time)
+    status = jnp.where(known, Status.CONVERGED, Status.NOT_CONVERGED)
+    status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
+    status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
+
+    def outcome(value: Array, at_rest: float) -> Array:
+        value = jnp.where(prepared.rests, at_rest, value / scale)
+        return jnp.where(prepared.finite, value, jnp.nan)
+
+    return BlowUp(
+        time=outcome(raw.time, jnp.inf),
+        lower=outcome(raw.lower, jnp.inf),
+        upper=outcome(raw.upper, jnp.inf),
+        error=outcome(raw.error, 0.0),
+        status=status.astype(jnp.int32),
+        num_steps=raw.num_steps,
+        stage=jnp.zeros_like(raw.num_steps),
+        methods=(label,),
+    )
 
 
 def tolerance_floor(dtype: jnp.dtype) -> float:

@@ -1,4 +1,4 @@
-"""`blowup_time`: check, prepare, solve, classify; and its derivatives."""
+"""The blow-up time of one state, and its derivatives."""
 
 import functools
 
@@ -7,62 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from .._state import State
-from ..bounds import comes_to_rest
-from ._gradient import time_gradient
-from ._method import AbstractMethod, Raw, tolerance_floor
-from ._reduced import Reduced
-from ._result import BlowUp, Status
-from ._series import Series
-
-# Beyond this relative error a time is not called converged, however narrow its bracket.
-_LARGEST_ERROR = 1e-2
-
-
-class Prepared(eqx.Module):
-    """A state ready for `AbstractMethod.solve`, with what classifies it beforehand."""
-
-    state: State
-    scale: Float[Array, "*lanes"]
-    finite: Bool[Array, "*lanes"]
-    rests: Bool[Array, "*lanes"]
-
-
-def settle(small: State) -> Prepared:
-    """Bring one prepared state to unit scale, and set it aside if it cannot be solved."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(small)]))
-    unit, scale = small.unit_scale()
-    rests = comes_to_rest(unit)
-    # What will not be solved is replaced by a state that is solved at once.
-    solvable = finite & ~rests
-    unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
-    return Prepared(unit, scale, finite, rests)
-
-
-def classify(raw: Raw, prepared: Prepared, method: AbstractMethod) -> BlowUp:
-    """Scale back what was found, and give every lane its status."""
-    scale = prepared.scale
-    known = raw.converged & (raw.error <= _LARGEST_ERROR * raw.time)
-    status = jnp.where(known, Status.CONVERGED, Status.NOT_CONVERGED)
-    status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
-    status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
-
-    def outcome(value: Array, at_rest: float) -> Array:
-        value = jnp.where(prepared.rests, at_rest, value / scale)
-        return jnp.where(prepared.finite, value, jnp.nan)
-
-    return BlowUp(
-        time=outcome(raw.time, jnp.inf),
-        lower=outcome(raw.lower, jnp.inf),
-        upper=outcome(raw.upper, jnp.inf),
-        error=outcome(raw.error, 0.0),
-        status=status.astype(jnp.int32),
-        num_steps=raw.num_steps,
-        stage=jnp.zeros_like(raw.num_steps),
-        methods=(method.label,),
-    )
+from ._method import AbstractMethod, tolerance_floor
+from ._result import BlowUp
+from .integration import Reduced
+from .series import Series
 
 
 def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Float[Array, ""]:
@@ -130,22 +81,15 @@ def blowup_time(
     method = default_method(state.rank) if method is None else method
     method.check(state)
     rtol = resolve_rtol(rtol, state.dtype)
-    # Programs of their own: states of all widths that are reduced to the same share the solver's.
-    prepared = _prepare(state, method)
-    result = _solve(prepared, method, rtol, method.truncates(state))
+    result = _solve(lax.stop_gradient(state), method, rtol)
     return _with_derivatives(result, method, state, rtol)
 
 
 @eqx.filter_jit
-def _prepare(state: State, method: AbstractMethod) -> Prepared:
-    prepared = settle(method.prepare(lax.stop_gradient(state)))
-    return jax.tree.map(lambda leaf: leaf[..., None], prepared)
-
-
-@eqx.filter_jit
-def _solve(prepared: Prepared, method: AbstractMethod, rtol: Array, truncated: bool) -> BlowUp:
-    result = classify(method.solve(prepared.state, rtol, truncated=truncated), prepared, method)
-    return jax.tree.map(lambda leaf: leaf[..., 0], result)
+def _solve(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
+    batch = jax.tree.map(lambda leaf: leaf[None], state)
+    result = method.solve(batch, rtol, jnp.zeros((), bool))
+    return jax.tree.map(lambda leaf: leaf[0], result)
 
 
 @eqx.filter_jit
@@ -170,7 +114,7 @@ def _(
     state, time, rtol = primals
     # Second derivatives see the time wherever it occurs: in its gradient, and as what is returned.
     time = _differentiable(method, state, time, rtol)
-    gradient = time_gradient(state, time, method, rtol)
+    gradient = method.gradient(state, time, rtol)
     # Times that are infinite or unknown have no derivative.
     gradient = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(time), leaf, jnp.nan), gradient)
     products = jax.tree.map(jnp.vdot, gradient, tangents[0])

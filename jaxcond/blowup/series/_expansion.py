@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from .._state import State
-from ..bounds import bracket_from_norms
-from ._method import Raw
+from ..._state import State
+from ...bounds import bracket_from_norms
+from .._method import Raw
 from ._taylor import entire_function, flow_coefficients
 
 # From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._energy import energy, vector_field
-from .._state import State
-from ..bounds import bracket
+from ..._energy import energy, vector_field
+from ..._state import State
+from ...bounds import bracket
 from ._integrate import (
     SAFETY,
     Layerwise,

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._energy import component_energies, squared_norms, vector_field
-from .._state import State
-from ..bounds import bracket, carlson_rf
-from ._method import Raw
+from ..._energy import component_energies, squared_norms, vector_field
+from ..._state import State
+from ...bounds import bracket, carlson_rf
+from .._method import Raw
 
 Point = tuple[tuple[Array, Array, Array], Array]
 

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from .._state import State
+from ..._state import State
+from .._gradient import gradient_in_reduction
+from .._method import AbstractMethod, Raw, classify, prepare
+from .._result import BlowUp
 from ._expansion import PACE, Problem, advance, expand, rough_lower_bound
-from ._method import AbstractMethod, Raw
+from ._gradient import series_gradient
 
 # The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
 # above rounding itself, since close to a state that never blows up T* is far from linear.
@@ -78,7 +81,26 @@ class Series(AbstractMethod):
         """The order of the polynomials for states of a dtype."""
         return self.order or (32 if dtype == jnp.float64 else 20)
 
-    def solve(self, states: State, rtol: Float[Array, ""], *, truncated: bool) -> Raw:
+    def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
+        prepared = jax.vmap(lambda state: prepare(state, self.dim, truncated))(states)
+        lanes = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), prepared.state)
+        wide = self.truncates(states)
+        raw = self._solve_lanes(lanes, rtol, truncated=wide)
+        return classify(raw, prepared, self.label)
+
+    def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
+        order = self.degree(state.dtype)
+
+        def small_gradient(small: State, time: Array) -> State:
+            lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
+            gradient = series_gradient(lanes, order, self.max_expansions, rtol)
+            gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
+            # The strength of a single component sets the unit of time.
+            return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)
+
+        return gradient_in_reduction(state, time, self.dim, small_gradient)
+
+    def _solve_lanes(self, states: State, rtol: Float[Array, ""], *, truncated: bool) -> Raw:
         order = self.degree(states.dtype)
         if self.max_expansions == 1:
             problem = Problem.of(states, truncated)

@@ -1,0 +1,4 @@
+"""The blow-up time by integration."""
+
+from ._methods import Direct as Direct
+from ._methods import Reduced as Reduced
