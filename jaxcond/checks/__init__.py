@@ -7,4 +7,4 @@ from ._run import STATEMENTS as STATEMENTS
 from ._run import Verdict as Verdict
 from ._run import judge as judge
 from ._run import run_checks as run_checks
-from ._statements import Statement as Statement
+from .statements import Statement as Statement

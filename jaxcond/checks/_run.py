@@ -10,9 +10,9 @@ import numpy as np
 
 from .._energy import vector_field
 from ..ensembles import check_seed
-from . import _statements as _s
+from . import statements as _s
 from ._evidence import Evidence, Field, gather, random_states
-from ._statements import NOT_TESTED, Deviation, Statement
+from .statements import NOT_TESTED, Deviation, Statement
 
 _ROUNDING = 1e-10
 # What holds in the limit is off by the distance from the blow-up, 1e-6, to some power.
