@@ -53,12 +53,7 @@ from .ensembles import Gaussian as Gaussian
 from .ensembles import LowRank as LowRank
 from .ensembles import Orthogonal as Orthogonal
 from .ensembles import Uniform as Uniform
-from .ensembles import infinite_width as infinite_width
-from .ensembles import infinite_width_times as infinite_width_times
-from .ensembles import quasi_blowup_times as quasi_blowup_times
 from .ensembles import read_states as read_states
-from .ensembles import sample_blowup_times as sample_blowup_times
-from .ensembles import sample_key as sample_key
 from .indicators import Angles as Angles
 from .indicators import Condition as Condition
 from .indicators import FinalStage as FinalStage
@@ -73,6 +68,9 @@ from .indicators import product as product
 from .indicators import ratios as ratios
 from .indicators import share_within as share_within
 from .indicators import singular_values as singular_values
+from .sampling import infinite_width as infinite_width
+from .sampling import infinite_width_times as infinite_width_times
+from .sampling import sample_key as sample_key
 from .study import Study as Study
 from .study import open_study as open_study
 from .study import run as run_study  # noqa: F401

@@ -12,7 +12,7 @@ import jaxcond as jc
 from jaxcond._energy import squared_norms
 from jaxcond.checks import STATEMENTS, Statement, Verdict, gather, judge, random_states, run_checks
 from jaxcond.checks import _run as checks_run
-from jaxcond.checks._statements import NOT_TESTED
+from jaxcond.checks.statements import NOT_TESTED
 
 WIDTH, NUM_SAMPLES, SEED = 6, 8, 0
 NAMES = tuple(statement.name for statement in STATEMENTS)

@@ -1,10 +1,13 @@
 """The interface of a method, and what surrounds every method."""
 
 import abc
+from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._reduction import pad, reduce
@@ -14,6 +17,26 @@ from ._result import BlowUp, Status
 
 # Beyond this relative error a time is not called converged, however narrow its bracket.
 _LARGEST_ERROR = 1e-2
+
+
+class Form(NamedTuple):
+    """Rank, widths and dtype of states, by the names that a `State` has for them."""
+
+    rank: int
+    widths: tuple[int, int]
+    dtype: np.dtype
+
+
+class HostStates(NamedTuple):
+    """The fields of a batch of states as NumPy arrays, with one leading axis."""
+
+    a: np.ndarray
+    b: np.ndarray
+    c: np.ndarray
+    strength: np.ndarray
+
+
+Kernel = Callable[[HostStates, float, bool], dict[str, np.ndarray]]
 
 
 class Raw(eqx.Module):
@@ -50,17 +73,26 @@ class AbstractMethod(eqx.Module):
         """A short name that tells the method and its size from others."""
 
     @abc.abstractmethod
-    def check(self, state: State) -> None:
+    def check(self, state: Form | State) -> None:
         """Raise `ValueError` where the method does not apply to the shape of a state."""
 
     @abc.abstractmethod
     def reduced_dim(self, rank: int) -> int | None:
         """The dimension to which wider states are reduced; `None` if they are solved in full."""
 
-    def truncates(self, state: State) -> bool:
+    def truncates(self, state: Form | State) -> bool:
         """Whether a state is wider than `reduced_dim`, and so loses directions to reduction."""
         dim = self.reduced_dim(state.rank)
         return dim is not None and max(state.widths) > dim
+
+    def kernel(self, form: Form | State) -> Kernel | None:
+        """A function of states in NumPy arrays, a tolerance and whether they are truncated.
+
+        It returns the fields of a `BlowUp` but `stage`, needs no program of JAX, and may be called
+        from many threads. `None` where there is none for states of this form.
+        """
+        del form
+        return None
 
     @abc.abstractmethod
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:

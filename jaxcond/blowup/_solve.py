@@ -5,23 +5,29 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._state import State
-from ._method import AbstractMethod, tolerance_floor
+from . import integration
+from ._method import AbstractMethod, HostStates, tolerance_floor
 from ._result import BlowUp
-from .integration import Reduced
 from .series import Series
 
 
-def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Float[Array, ""]:
-    """The tolerance as an array of the dtype; `None` is 1e-10 in float64 and 1e-5 in float32."""
+def check_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> float | Float[Array, ""]:
+    """A tolerance that a dtype can give; `None` is 1e-10 in float64 and 1e-5 in float32.
+
+    **Raises:** `ValueError` for others; what is traced is taken as it is.
+    """
     floor = tolerance_floor(dtype)
     if rtol is None:
         rtol = 1e-10 if floor < 1e-10 else max(1e-5, floor)
-    if not isinstance(rtol, Tracer) and not floor <= float(rtol) <= 0.1:
+    if isinstance(rtol, Tracer):
+        return rtol
+    if not floor <= float(rtol) <= 0.1:
         advice = ""
         if 0 < float(rtol) < floor and jnp.finfo(dtype).bits < 64:
             advice = " For float64, call jax.config.update('jax_enable_x64', True) beforehand."
@@ -29,12 +35,17 @@ def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Flo
             f"Argument `rtol` must lie between {floor:.2g} and 0.1 for states in {dtype}, "
             f"but is {rtol}.{advice}"
         )
-    return jnp.asarray(rtol, dtype)
+    return float(rtol)
+
+
+def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Float[Array, ""]:
+    """`check_rtol` as an array of the dtype."""
+    return jnp.asarray(check_rtol(rtol, dtype), dtype)
 
 
 def default_method(rank: int) -> AbstractMethod:
     """What `blowup_time` does unless told otherwise."""
-    return Series() if rank == 1 else Reduced()
+    return Series() if rank == 1 else integration.Reduced()
 
 
 def blowup_time(
@@ -80,9 +91,34 @@ def blowup_time(
         )
     method = default_method(state.rank) if method is None else method
     method.check(state)
-    rtol = resolve_rtol(rtol, state.dtype)
+    rtol = check_rtol(rtol, state.dtype)
+    if not any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(state), rtol)):
+        result = _on_host(state, method, float(rtol))
+        if result is not None:
+            return result
+    rtol = jnp.asarray(rtol, state.dtype)
     result = _solve(lax.stop_gradient(state), method, rtol)
     return _with_derivatives(result, method, state, rtol)
+
+
+def _on_host(state: State, method: AbstractMethod, rtol: float) -> BlowUp | None:
+    """By the native kernel, without a program, where there is one for the state."""
+    kernel = method.kernel(state) if is_on_cpu(state) else None
+    if kernel is None:
+        return None
+    fields = (state.a, state.b, state.c, state.strength)
+    results = kernel(HostStates(*(np.asarray(field)[None] for field in fields)), rtol, False)
+    results["stage"] = np.zeros(1, np.int32)
+    fields = jax.device_put({name: values[0] for name, values in results.items()})
+    return BlowUp(**fields, methods=(method.label,))
+
+
+def is_on_cpu(tree: PyTree) -> bool:
+    """Whether all arrays of a tree lie on CPUs; without arrays, whether JAX's default is one."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    if not arrays:
+        return jax.default_backend() == "cpu"
+    return all(device.platform == "cpu" for leaf in arrays for device in leaf.devices())
 
 
 @eqx.filter_jit

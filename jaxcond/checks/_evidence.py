@@ -13,8 +13,9 @@ from .._energy import energy, squared_norms, vector_field
 from .._state import State
 from .._trajectory import EnergyClock, follow
 from ..blowup import blowup_times
-from ..ensembles import Gaussian, sample_key, seed_key
+from ..ensembles import Gaussian
 from ..indicators import final_stage
+from ..sampling import sample_key, seed_key
 
 Field = Callable[[State], State]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._energy import vector_field
-from ..ensembles import check_seed
+from ..sampling import check_seed
 from . import statements as _s
 from ._evidence import Evidence, Field, gather, random_states
 from .statements import NOT_TESTED, Deviation, Statement

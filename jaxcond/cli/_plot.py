@@ -10,8 +10,8 @@ from rich.text import Text
 
 from .. import plotting
 from ..blowup import Status
-from ..ensembles import infinite_width_times
 from ..files import written_whole
+from ..sampling import infinite_width_times
 from ..study import open_store, summarise
 from ._common import Parser, check_distinct, check_writable, importable, out
 

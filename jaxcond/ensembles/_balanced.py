@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, Real
 
 from .._state import State
-from ._arguments import as_dtype, check_scale, check_width, default_dtype, full_widths
-from ._chi import chi
+from ..sampling import check_width, chi_of_key
+from ._arguments import as_dtype, check_scale, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 from ._sphere import on_sphere
 
@@ -78,6 +78,6 @@ class Balanced(AbstractEnsemble):
             raise ValueError(f"Argument `dim` must be at least 1, but is {dim}.")
         dtype = default_dtype(dtype)
         scale, p = as_dtype((self.scale, self.p), dtype)
-        s = scale * chi(p[None], key=key)[0]
+        s = scale * chi_of_key(p, key=key)
         first = jnp.zeros(dim, dtype).at[0].set(s)
         return State.from_vectors(first, jnp.zeros((dim, dim), dtype).at[0, 0].set(s), first)

@@ -1,15 +1,22 @@
-"""What an ensemble is, and how its samples are numbered."""
+"""What an ensemble is."""
 
 import abc
+from collections.abc import Sequence
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from .._reduction import reduce
 from .._state import State
+from ..blowup import Form, Samples, as_indices
+from ..sampling import Draws, HostSampler
+
+# Dimension in which reduced samples are drawn unless a method asks for another.
+_DIM = 12
 
 
 class AbstractEnsemble(eqx.Module):
@@ -37,30 +44,37 @@ class AbstractEnsemble(eqx.Module):
         """
         return reduce(self.sample(key=key, dtype=dtype), dim).state
 
+    def form(self) -> Form:
+        """Rank, widths and dtype of the full states."""
+        state = eqx.filter_eval_shape(lambda: self.sample(key=jax.random.key(0)))
+        return Form(state.rank, state.widths, state.dtype)
 
-def check_seed(seed: int) -> None:
-    """Raise `ValueError` unless a seed is one that `seed_key` takes."""
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"Argument `seed` must lie between 0 and 2^63 - 1, but is {seed}.")
+    def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
+        """A function of indices that draws their reduced states without a program of JAX.
 
+        `None` where there is none.
+        """
+        del key, dim
+        return None
 
-def seed_key(seed: int) -> PRNGKeyArray:
-    """The key of a seed between 0 and 2^63 - 1, the same whatever the precision of JAX is."""
-    check_seed(seed)
-    with jax.enable_x64(True):  # else seeds are cut to 32 bits
-        return jax.random.key(seed)
+    def draws(
+        self,
+        indices: int | np.integer | Sequence[int] | np.ndarray,
+        *,
+        key: PRNGKeyArray,
+        reduced: bool = True,
+    ) -> Samples:
+        """Samples for `blowup_times`, which are drawn where they are solved and never stored.
 
+        **Arguments:**
 
-def sample_key(key: PRNGKeyArray, index: Array | int) -> PRNGKeyArray:
-    """The key of the sample with a global index: all that its random numbers depend on.
+        - `indices`: which samples: a number $n$ for the first $n$, or their global indices. A
+          sample is determined by the key and its index, whatever it is drawn together with.
+        - `key`: a JAX random key.
+        - `reduced`: draw samples in their reduced form, in time and memory that do not depend on
+          the width where the ensemble has `exact_reduction`; otherwise in full.
 
-    **Arguments:** `key`, that of the study; `index`, from 0, below 2^32 or, as a 64-bit integer,
-    below 2^64.
-    """
-    index = jnp.asarray(index)
-    low = jax.random.fold_in(key, index.astype(jnp.uint32))
-    if index.dtype.itemsize < 8:
-        return low
-    # Indices that fit 32 bits give the same key whatever integer they come in.
-    high = (index >> 32).astype(jnp.uint32)
-    return jax.lax.cond(high > 0, lambda: jax.random.fold_in(low, high), lambda: low)
+        **Raises:** `ValueError` for negative counts or indices, and for indices beyond 32 bits
+        without `jax_enable_x64`.
+        """
+        return Samples(Draws(self, key, _DIM if reduced else None), as_indices(indices))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from .._state import State
-from ._arguments import check_width, default_dtype, full_widths
+from ..sampling import check_width
+from ._arguments import default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 
 

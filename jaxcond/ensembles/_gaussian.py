@@ -11,21 +11,28 @@ what is left of $b$. So a state of any width is drawn from a few dozen random nu
 ever forming $b$.
 """
 
-import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, Real
 
+from .. import _native
 from .._state import State
-from ._arguments import as_dtype, check_scales, check_width, default_dtype, full_widths
-from ._chi import chi as _chi
+from ..blowup import HostStates, Samples
+from ..sampling import (
+    HostSampler,
+    check_width,
+    is_traced,
+    quasi_draws,
+    reduced_gaussian,
+    reduced_gaussians_on_host,
+    threefry_words,
+)
+from ._arguments import as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
-
-# The random numbers of a reduced state come in blocks of so many steps, each from its own key, so
-# that a state drawn in more dimensions continues the one drawn in fewer.
-_BLOCK = 4
 
 
 class Gaussian(AbstractEnsemble):
@@ -83,71 +90,46 @@ class Gaussian(AbstractEnsemble):
         """
         if dim < 2:
             raise ValueError(f"Argument `dim` must be at least 2, but is {dim}.")
-        dtype = jnp.result_type(float) if dtype is None else dtype
-        scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in self.scales)
-        p, q = jnp.asarray(self.p, dtype), jnp.asarray(self.q, dtype)
+        dtype = default_dtype(dtype)
+        p, q = as_dtype((self.p, self.q), dtype)
+        scale_a, scale_b, scale_c = as_dtype(self.scales, dtype)
+        return reduced_gaussian(p, q, (scale_a, scale_b, scale_c), dim, key=key)
 
-        def block(start: Array) -> tuple[Array, Array, Array]:
-            steps = (start * _BLOCK + jnp.arange(_BLOCK)).astype(dtype)
-            normal_key, chi_key = jax.random.split(jax.random.fold_in(key, start))
-            normal = jax.random.normal(normal_key, (_BLOCK,), dtype)
-            normal = jnp.where(steps < jnp.minimum(p, q), normal, 0)
-            # An off-diagonal entry needs its row as well as its column to exist.
-            exists = steps <= jnp.minimum(p, q)
-            degrees = jnp.concatenate([p - steps, q - steps])
-            degrees = jnp.where(jnp.tile(exists, 2), jnp.maximum(degrees, 0), 0)
-            chi = _chi(degrees, key=chi_key)
-            return normal, chi[:_BLOCK], chi[_BLOCK:]
+    def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
+        """By the native kernel, where it is in use; the same numbers to rounding."""
+        words, dtype = threefry_words(key), np.dtype(jnp.result_type(float))
+        numbers = (self.p, self.q, *self.scales)
+        if words is None or _native.instruction_set() is None or any(map(is_traced, numbers)):
+            return None
+        p, q, scale_a, scale_b, scale_c = (float(number) for number in numbers)
 
-        draws = jax.vmap(block)(jnp.arange(-(-dim // _BLOCK)))
-        normal, chi_p, chi_q = (draw.reshape(-1)[:dim] for draw in draws)
-        return _tridiagonal_state(
-            scale_a * chi_p[0],
-            scale_c * chi_q[0],
-            scale_b * normal,
-            scale_b * chi_q[1:],
-            scale_b * chi_p[1:],
-        )
+        def at(indices: np.ndarray) -> HostStates:
+            scales = (scale_a, scale_b, scale_c)
+            return reduced_gaussians_on_host(indices, p, q, scales, dim, dtype, words=words)
 
+        return at
 
-def _tridiagonal_state(
-    norm_a: Array, norm_c: Array, diagonal: Array, upper: Array, lower: Array
-) -> State:
-    first = jnp.zeros_like(diagonal).at[0].set(1)
-    b = jnp.diag(diagonal) + jnp.diag(upper, 1) + jnp.diag(lower, -1)
-    return State.from_vectors(norm_a * first, b, norm_c * first)
+    def quasi(
+        self,
+        indices: int | np.integer | Sequence[int] | np.ndarray,
+        *,
+        key: PRNGKeyArray,
+        seed: int,
+        num_replicates: int = 16,
+    ) -> Samples:
+        r"""Samples for `blowup_times` whose leading entries come from scrambled Sobol sequences.
 
+        The mean over replicate $r$, samples $i \equiv r \bmod R$, is an unbiased estimate of the
+        ensemble's mean; the replicates are independent and alike, so their deviation over $\sqrt
+        R$ is the standard error of the mean of all. Samples of one replicate are *not* independent.
+        Measured at width 200, 4096 samples in 16 replicates: the error of 5 million independent
+        ones.
 
-def infinite_width(
-    *,
-    aspect: float | Array = 1.0,
-    scales: tuple[float | Array, float | Array, float | Array] = (1.0, 1.0, 1.0),
-    dim: int = 16,
-    dtype: jnp.dtype | None = None,
-) -> State:
-    r"""The state to which reduced Gaussian states of growing width converge.
+        **Arguments:**
 
-    With $p = \alpha m$ and $q = m$, everything divided by $\sqrt m$, fluctuations vanish as
-    $1/\sqrt m$: $\|a\| = s_a\sqrt\alpha$, $\|c\| = s_c$, $T_{jj} = 0$, $T_{j,j+1} = s_b$,
-    $T_{j+1,j} = s_b\sqrt\alpha$. So $\sqrt m\,T^*$ of a wide random state tends to the blow-up time
-    of this one; for equal widths and unit scales that is 1.167972771072370….
+        - `indices`, `seed`, `num_replicates`: as for `sampling.sobol_entries`.
+        - `key`: a JAX random key, for the entries beyond the first 12 dimensions.
 
-    **Arguments:** `aspect`, the ratio $\alpha = p/q$; `scales`, the standard deviations
-    $(s_a, s_b, s_c)$; `dim`, the dimension kept (16 is exact to rounding for scales alike; take
-    more when they are not).
-
-    **Returns:** a deterministic `State` of widths `(dim, dim)`.
-
-    **Raises:** `ValueError` for a `dim` smaller than 2, or an aspect that is not positive.
-    """
-    if dim < 2:
-        raise ValueError(f"Argument `dim` must be at least 2, but is {dim}.")
-    if isinstance(aspect, (int, float)) and not 0 < aspect < math.inf:
-        raise ValueError(f"Argument `aspect` must be positive and finite, but is {aspect}.")
-    dtype = jnp.result_type(float) if dtype is None else dtype
-    scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in scales)
-    root = jnp.sqrt(jnp.asarray(aspect, dtype))
-    ones = jnp.ones(dim - 1, dtype)
-    return _tridiagonal_state(
-        scale_a * root, scale_c, jnp.zeros(dim, dtype), scale_b * ones, scale_b * root * ones
-    )
+        **Raises:** `ValueError` as `sampling.sobol_entries`.
+        """
+        return quasi_draws(self, indices, key=key, seed=seed, num_replicates=num_replicates)

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from .._state import State
-from ._arguments import as_dtype, check_scales, check_width, default_dtype, full_widths
-from ._chi import chi
+from ..sampling import check_width, chi_of_key
+from ._arguments import as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 from ._sphere import on_sphere
 
@@ -39,7 +39,7 @@ def _core(wide: Array, narrow: Array, key: PRNGKeyArray) -> Float[Array, "3 3"]:
     """The reduced form of a tall $Q$, `wide` by `narrow`, with a column of zeros."""
     normal_key, chi_key = jax.random.split(key)
     n = jax.random.normal(normal_key, (), wide.dtype)
-    k, h = chi(jnp.stack([narrow - 1, wide - narrow]), key=chi_key)
+    k, h = chi_of_key(jnp.stack([narrow - 1, wide - narrow]), key=chi_key)
     s = jnp.hypot(k, h)
     r = jnp.hypot(n, s)
     # Widths of 1: without K there is no second column, without S no second row either.

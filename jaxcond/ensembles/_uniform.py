@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, Real
 
 from .._state import State
-from ._arguments import as_dtype, check_scales, check_width, default_dtype, full_widths
+from ..sampling import check_width
+from ._arguments import as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 
 

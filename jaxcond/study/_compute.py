@@ -3,14 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .._state import State
-from ..blowup import AbstractSource, Status, Stored, escalation, resolve_rtol, solve_indices
-from ..ensembles import Draws, Gaussian, as_indices, quasi_draws
+from ..blowup import Form, Samples, Status, Stored, blowup_times, check_rtol, escalation
+from ..ensembles import Gaussian
 from ..statistics import Moments
 from ._config import Study
 from ._kinds import KINDS
@@ -47,11 +44,6 @@ def default_chunk(study: Study) -> int:
     return 1 << (min(max(size, 32), _LARGEST_CHUNK).bit_length() - 1)
 
 
-def _zeros(rank: int, p: int, q: int, dtype: np.dtype) -> State:
-    shapes = ((rank, p), (p, q), (rank, q), (rank,))
-    return State(*(jnp.zeros(shape, dtype) for shape in shapes))
-
-
 def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
     """The methods that samples go through, by the widths of the states that are drawn."""
     with jax.enable_x64(study.precision == "float64"):
@@ -64,9 +56,8 @@ def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
         found = {}
         for (p, q), rank in shapes.items():
             dtype = np.dtype(study.precision)
-            example = eqx.filter_eval_shape(_zeros, rank, p, q, dtype)
-            rtol = float(resolve_rtol(study.rtol, dtype))
-            methods = escalation(example, rtol, truncated=study.reduced)
+            rtol = float(check_rtol(study.rtol, dtype))
+            methods = escalation(Form(rank, (p, q), dtype), rtol, truncated=study.reduced)
             found[f"{p}x{q}"] = tuple(method.label for method in methods)
     return found
 
@@ -77,25 +68,19 @@ def _sobol_seed(study: Study, point: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _source(study: Study, task: Task) -> tuple[AbstractSource, np.ndarray]:
-    """What draws the samples of a task, and their indices in it."""
+def _samples(study: Study, task: Task) -> Samples:
+    """The samples of a task."""
     indices = np.arange(task.start, task.stop)
     kind, settings = study.settings[task.point]
     if kind == "file":
-        return Stored(study.stored), indices.astype(np.int32)
+        return Samples(Stored(study.stored), indices.astype(np.int32))
     ensemble = KINDS[kind].build(settings, study.reduced)
     key = study.key(task.point)
     if study.sampling == "sobol":
         assert isinstance(ensemble, Gaussian)
-        source = quasi_draws(
-            ensemble,
-            indices,
-            key=key,
-            seed=_sobol_seed(study, task.point),
-            num_replicates=study.replicates,
-        )
-        return source, np.arange(indices.size, dtype=np.int32)
-    return Draws(ensemble, key, _DIM if study.reduced else None), as_indices(indices)
+        seed = _sobol_seed(study, task.point)
+        return ensemble.quasi(indices, key=key, seed=seed, num_replicates=study.replicates)
+    return ensemble.draws(indices, key=key, reduced=study.reduced)
 
 
 def compute(
@@ -107,8 +92,8 @@ def compute(
     any thread.
     """
     with jax.enable_x64(study.precision == "float64"):
-        source, indices = _source(study, task)
-        found = solve_indices(source, indices, rtol=study.rtol, progress=progress)
+        samples = _samples(study, task)
+        found = blowup_times(samples, rtol=study.rtol, progress=progress)
         fields = {
             "blowup_time": found.time,
             "lower": found.lower,
@@ -118,7 +103,7 @@ def compute(
             "num_steps": found.num_steps,
             "stage": found.stage,
         }
-        observed = observe(source, indices, study.observables, study.fractions)
+        observed = observe(samples, study.observables, study.fractions)
         arrays = {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}
     known = arrays["status"] == Status.CONVERGED
     return arrays, Outcome(Moments.of(arrays["blowup_time"][known]), found.counts())

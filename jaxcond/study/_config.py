@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._state import State
 from ..blowup import resolve_rtol
-from ..ensembles import check_seed, seed_key
+from ..sampling import check_seed, seed_key
 from ._checks import choice, known, real, sequence, whole, wrong
 from ._kinds import (
     KINDS,

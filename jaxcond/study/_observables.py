@@ -15,8 +15,8 @@ from .._energy import energy, vector_field
 from .._state import State
 from .._threads import map_on_threads, num_cores
 from .._trajectory import OnsetStatus, PointStatus, final_stage_time, trajectory
-from ..blowup import AbstractSource
-from ..ensembles import entry_names, leading_entries
+from ..blowup import AbstractSource, Samples
+from ..sampling import entry_names, leading_entries
 
 NUM_ENTRIES = 8
 # Samples observed by one call, and of these at once: trajectories are long loops, which end when
@@ -166,14 +166,14 @@ def _observe(
 
 
 def observe(
-    source: AbstractSource,
-    indices: np.ndarray,
+    samples: Samples,
     names: tuple[str, ...],
     fractions: tuple[float, ...],
 ) -> Mapping[str, np.ndarray]:
-    """The fields of some observables for the samples of a source, on the host's threads."""
+    """The fields of some observables for some samples, on the host's threads."""
     if not names:
         return {}
+    source, indices = samples.source, samples.indices
     where = jnp.asarray(fractions)
 
     def run(piece: np.ndarray) -> dict[str, Any]:

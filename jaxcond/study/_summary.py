@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ..blowup import Status
-from ..ensembles import entry_moments, infinite_width_times
+from ..sampling import entry_moments, infinite_width_times
 from ..statistics import (
     Controls,
     Moments,

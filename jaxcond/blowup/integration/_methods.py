@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from ..._reduction import truncation
 from ..._state import State
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, Prepared, Raw, classify, prepare
+from .._method import AbstractMethod, Form, Prepared, Raw, classify, prepare
 from .._result import BlowUp
 from ._adjoint import adjoint_gradient
 from ._integrate import integrate
@@ -65,7 +65,7 @@ class Direct(_Integration):
     def label(self) -> str:
         return f"direct, {type(self.solver).__name__}"
 
-    def check(self, state: State) -> None:
+    def check(self, state: Form | State) -> None:
         del state
 
     def reduced_dim(self, rank: int) -> int | None:
@@ -96,7 +96,7 @@ class Reduced(_Integration):
     def label(self) -> str:
         return f"reduced, dim {self.dim or 'by rank'}, {type(self.solver).__name__}"
 
-    def check(self, state: State) -> None:
+    def check(self, state: Form | State) -> None:
         if self.dim is not None and self.dim < state.rank:
             raise ValueError(
                 f"Argument `dim` must be at least the rank {state.rank}, but is {self.dim}."

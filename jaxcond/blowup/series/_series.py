@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float
 
 from ..._state import State
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, Raw, classify, prepare
+from .._method import AbstractMethod, Form, Kernel, Raw, classify, prepare
 from .._result import BlowUp
 from ._expansion import PACE, Problem, advance, expand, rough_lower_bound
 from ._gradient import series_gradient
+from ._native import native_kernel, solve_natively
 
 # The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
 # above rounding itself, since close to a state that never blows up T* is far from linear.
@@ -67,7 +68,7 @@ class Series(AbstractMethod):
         expansions = "one expansion" if self.max_expansions == 1 else "re-expanding"
         return f"series, dim {self.dim}, {expansions}"
 
-    def check(self, state: State) -> None:
+    def check(self, state: Form | State) -> None:
         if state.rank != 1:
             raise ValueError(
                 f"Method `Series` applies to states of rank 1, but the rank is {state.rank}."
@@ -81,7 +82,21 @@ class Series(AbstractMethod):
         """The order of the polynomials for states of a dtype."""
         return self.order or (32 if dtype == jnp.float64 else 20)
 
+    def kernel(self, form: Form | State) -> Kernel | None:
+        return native_kernel(self, form)
+
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
+        if native_kernel(self, states) is not None:
+            return lax.platform_dependent(
+                states,
+                rtol,
+                truncated,
+                cpu=lambda *x: solve_natively(self, *x),
+                default=self.solve_by_program,
+            )
+        return self.solve_by_program(states, rtol, truncated)
+
+    def solve_by_program(self, states, rtol, truncated) -> BlowUp:
         prepared = jax.vmap(lambda state: prepare(state, self.dim, truncated))(states)
         lanes = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), prepared.state)
         wide = self.truncates(states)

@@ -10,6 +10,8 @@ $(a, b, c) \to (c, b^T, a)$. Without middle layer, $s_b = 0$, it is
 $R_F(0, \alpha s_a^2, s_c^2)$.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,16 @@ from ..blowup import (
     AbstractMethod,
     AbstractSource,
     BlowUp,
+    Form,
+    HostStates,
+    Samples,
     Series,
     Status,
-    resolve_rtol,
-    solve_indices,
+    blowup_times,
+    check_rtol,
 )
-from ._gaussian import infinite_width
+from ._draws import HostSampler
+from ._gaussian import tridiagonal_state
 
 _METHODS = (
     Series(dim=12, max_expansions=1),
@@ -37,6 +43,41 @@ _METHODS = (
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 # Grids are filled up to powers of two from this one on, so that grids of any size share programs.
 _LEAST = 64
+
+
+def infinite_width(
+    *,
+    aspect: float | Array = 1.0,
+    scales: tuple[float | Array, float | Array, float | Array] = (1.0, 1.0, 1.0),
+    dim: int = 16,
+    dtype: jnp.dtype | None = None,
+) -> State:
+    r"""The state to which reduced Gaussian states of growing width converge.
+
+    With $p = \alpha m$ and $q = m$, everything divided by $\sqrt m$, fluctuations vanish as
+    $1/\sqrt m$: $\|a\| = s_a\sqrt\alpha$, $\|c\| = s_c$, $T_{jj} = 0$, $T_{j,j+1} = s_b$,
+    $T_{j+1,j} = s_b\sqrt\alpha$. So $\sqrt m\,T^*$ of a wide random state tends to the blow-up time
+    of this one; for equal widths and unit scales that is 1.167972771072370….
+
+    **Arguments:** `aspect`, the ratio $\alpha = p/q$; `scales`, the standard deviations
+    $(s_a, s_b, s_c)$; `dim`, the dimension kept (16 is exact to rounding for scales alike; take
+    more when they are not).
+
+    **Returns:** a deterministic `State` of widths `(dim, dim)`.
+
+    **Raises:** `ValueError` for a `dim` smaller than 2, or an aspect that is not positive.
+    """
+    if dim < 2:
+        raise ValueError(f"Argument `dim` must be at least 2, but is {dim}.")
+    if isinstance(aspect, (int, float)) and not 0 < aspect < math.inf:
+        raise ValueError(f"Argument `aspect` must be positive and finite, but is {aspect}.")
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in scales)
+    root = jnp.sqrt(jnp.asarray(aspect, dtype))
+    ones = jnp.ones(dim - 1, dtype)
+    return tridiagonal_state(
+        scale_a * root, scale_c, jnp.zeros(dim, dtype), scale_b * ones, scale_b * root * ones
+    )
 
 
 class _Limits(AbstractSource):
@@ -51,10 +92,31 @@ class _Limits(AbstractSource):
         """They stand for states of infinite width."""
         return True
 
+    @property
+    def form(self) -> Form:
+        """Rank 1, in the dimension kept."""
+        return Form(1, (self.dim, self.dim), self.aspect.dtype)
+
     def suited_to(self, method: AbstractMethod) -> "_Limits":
         """The same states in the dimension that a method works in."""
         dim = method.reduced_dim(1)
         return _Limits(self.aspect, self.scales, self.dim if dim is None else dim)
+
+    def on_host(self) -> HostSampler:
+        """In NumPy."""
+        aspect, dim = np.asarray(self.aspect), self.dim
+        scale_a, scale_b, scale_c = np.asarray(self.scales)
+
+        def at(indices: np.ndarray) -> HostStates:
+            root, count = np.sqrt(aspect[indices]), indices.size
+            a, c = np.zeros((2, count, 1, dim), aspect.dtype)
+            b, steps = np.zeros((count, dim, dim), aspect.dtype), np.arange(dim - 1)
+            a[:, 0, 0], c[:, 0, 0] = scale_a[indices] * root, scale_c[indices]
+            b[:, steps, steps + 1] = scale_b[indices, None]
+            b[:, steps + 1, steps] = (scale_b[indices] * root)[:, None]
+            return HostStates(a, b, c, np.ones((count, 1), aspect.dtype))
+
+        return at
 
     def __call__(self, index: Integer[Array, ""]) -> State:
         """The state of one element."""
@@ -127,13 +189,13 @@ def _on_host(
     source: _Limits, indices: np.ndarray, method: AbstractMethod, rtol: float | None
 ) -> BlowUp:
     filled = np.pad(indices, (0, _missing(indices.size)), mode="edge")
-    found = solve_indices(source, filled, rtol=rtol, methods=(method,))
+    found = blowup_times(Samples(source, filled), rtol=rtol, methods=(method,))
     return jax.tree.map(lambda field: np.array(field[: indices.size]), found)
 
 
 def _solve(source: _Limits, count: int, rtol: float | None) -> BlowUp:
     """In more and more dimensions, until the time no longer changes."""
-    tolerance = float(resolve_rtol(rtol, source.aspect.dtype))
+    tolerance = float(check_rtol(rtol, source.aspect.dtype))
     waiting, before = np.arange(count, dtype=np.int32), np.full(count, np.nan)
     fields: dict[str, np.ndarray] = {}
     for stage, method in enumerate(_METHODS):

@@ -16,7 +16,8 @@ Sources: A. B. Owen, *Monte Carlo variance of scrambled net quadrature*, SIAM J.
 Comp. 58 (1992) 755-764, for $\chi_k$ at large $k$.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import equinox as eqx
 import jax
@@ -28,11 +29,11 @@ from scipy.special import gammainccinv, gammaincinv, ndtri
 from scipy.stats import qmc
 
 from .._state import State
-from ..blowup import AbstractMethod, AbstractSource, BlowUp, solve_indices
+from ..blowup import AbstractMethod, AbstractSource, Form, HostStates, Samples, as_indices
 from ..statistics import chi_mean, chi_variance
-from ._arguments import as_indices, check_width
-from ._ensemble import check_seed, sample_key
-from ._gaussian import Gaussian
+from ._draws import Distribution, HostSampler
+from ._keys import check_seed, sample_key
+from ._widths import check_width
 
 # Dimension of the reduced states that the sequence drives in full.
 _DIM = 12
@@ -43,8 +44,8 @@ _BITS = 52
 _SKIP, _GAP = 1 << 13, 1 << 8
 # Tells the streams of the scrambles from others with the same seed.
 _STREAM = 0x50B01
-# Samples whose entries are stored at a time, filled up to a power of two from the lower one on.
-_LEAST, _PIECE = 32, 1 << 16
+# Stored entries are filled up to a power of two from this one on.
+_LEAST = 32
 
 # From these degrees of freedom on chi is expanded: both agree to two units of rounding from 5e3 on,
 # and SciPy's inverse is off by 2e-12 at 1e6 and by 4e-6 (a fifth of a deviation) from 1e8 on.
@@ -58,6 +59,14 @@ _SHIFTS = (
     (-7/405, -7/2592, 533/204120, -1579/2099520, 109/1749600),
     (449/102060, -63149/20995200, 29233/36741600),
 )  # fmt: skip
+
+
+class Scaled(Distribution, Protocol):
+    """The Gaussian ensemble: see `ensembles.Gaussian`."""
+
+    p: Any
+    q: Any
+    scales: tuple[Any, Any, Any]
 
 
 def chi_quantile(degrees: int | float, u: np.ndarray) -> np.ndarray:
@@ -262,7 +271,7 @@ class QuasiDraws(AbstractSource):
     - `dim`: dimension in which samples are drawn.
     """
 
-    ensemble: Gaussian
+    ensemble: Scaled
     key: PRNGKeyArray
     indices: Integer[Array, " n"]
     entries: Float[Array, "n num"]
@@ -273,6 +282,11 @@ class QuasiDraws(AbstractSource):
         """Reduced samples stand for states of any width."""
         return True
 
+    @property
+    def form(self) -> Form:
+        """Rank 1, in the dimension in which samples are drawn."""
+        return Form(1, (self.dim, self.dim), np.dtype(self.entries.dtype))
+
     def suited_to(self, method: AbstractMethod) -> "QuasiDraws":
         """The samples in the dimension that a method works in."""
         dim = method.reduced_dim(1)
@@ -282,85 +296,70 @@ class QuasiDraws(AbstractSource):
     def __call__(self, index: Integer[Array, ""]) -> State:
         """The sample at a position among `indices`."""
         entries = lax.dynamic_index_in_dim(self.entries, index, 0, keepdims=False)
-        known, dim = entries.size // 3, self.dim
+        leading, dim = entries.size // 3, self.dim
         scale_a, scale_b, scale_c = (jnp.asarray(s, entries.dtype) for s in self.ensemble.scales)
         first = jnp.zeros(dim, entries.dtype).at[0].set(1)
-        size = max(known, dim)
+        size = max(leading, dim)
         diagonal, upper, lower = (
             jnp.pad(entries[start::3], (0, size - entries[start::3].size)) for start in (2, 3, 4)
         )
         b = jnp.diag(diagonal) + jnp.diag(upper[:-1], 1) + jnp.diag(lower[:-1], -1)
         b = scale_b * b[:dim, :dim]
-        if dim > known:
+        if dim > leading:
             key = sample_key(self.key, self.indices[index])
             rest = self.ensemble.sample_reduced(key=key, dim=dim, dtype=entries.dtype).b
-            given = np.arange(dim) < known
+            given = np.arange(dim) < leading
             b = jnp.where(given[:, None] & given, b, rest)
         return State.from_vectors(scale_a * entries[0] * first, b, scale_c * entries[1] * first)
 
+    def on_host(self) -> HostSampler | None:
+        """In NumPy, with what lies beyond the leading entries from the ensemble."""
+        entries, indices, dim = np.asarray(self.entries), np.asarray(self.indices), self.dim
+        leading = entries.shape[-1] // 3
+        scale_a, scale_b, scale_c = (float(scale) for scale in self.ensemble.scales)
+        beyond = self.ensemble.reduced_on_host(self.key, dim) if dim > leading else None
+        if dim > leading and beyond is None:
+            return None
+
+        def at(positions: np.ndarray) -> HostStates:
+            some, count = entries[positions], positions.size
+            a, c = np.zeros((2, count, 1, dim), entries.dtype)
+            b = np.zeros((count, dim, dim), entries.dtype)
+            if beyond is not None:
+                b[:] = beyond(indices[positions]).b
+            a[:, 0, 0], c[:, 0, 0] = scale_a * some[:, 0], scale_c * some[:, 1]
+            own = np.arange(min(leading, dim))
+            b[:, own, own] = scale_b * some[:, 2::3][:, own]
+            b[:, own[:-1], own[1:]] = scale_b * some[:, 3::3][:, own[:-1]]
+            b[:, own[1:], own[:-1]] = scale_b * some[:, 4::3][:, own[:-1]]
+            return HostStates(a, b, c, np.ones((count, 1), entries.dtype))
+
+        return at
+
 
 def quasi_draws(
-    ensemble: Gaussian,
+    ensemble: Scaled,
     indices: int | np.integer | Sequence[int] | np.ndarray,
     *,
     key: PRNGKeyArray,
     seed: int,
     num_replicates: int = 16,
-) -> QuasiDraws:
-    """The samples with some global indices, as a source by position for `solve_indices`.
+) -> Samples:
+    """The samples of the Gaussian ensemble that `ensembles.Gaussian.quasi` tells of.
 
-    **Arguments:** as for `quasi_blowup_times`. Filled up to a power of two, so that numbers of
-    samples share programs.
+    Some 300 bytes a sample are stored, filled up to a power of two, so that numbers of samples
+    share programs.
     """
     indices = as_indices(indices)
     dtype = jnp.result_type(float)
     p, q = float(ensemble.p), float(ensemble.q)
-    scale_a, scale_b, scale_c = (jnp.asarray(scale, dtype) for scale in ensemble.scales)
-    arrays = Gaussian(jnp.asarray(p, dtype), jnp.asarray(q, dtype), (scale_a, scale_b, scale_c))
+    numbers = jax.tree.map(lambda number: jnp.asarray(float(number), dtype), ensemble)
     entries = sobol_entries(p, q, indices, seed=seed, num_replicates=num_replicates)
     room = max(_LEAST, 1 << (indices.size - 1).bit_length()) - indices.size
-    return QuasiDraws(
-        arrays,
+    source = QuasiDraws(
+        numbers,
         key,
         jnp.asarray(np.pad(indices, (0, room), mode="edge")),
         jnp.asarray(np.pad(entries, ((0, room), (0, 0)), mode="edge"), dtype),
     )
-
-
-def quasi_blowup_times(
-    ensemble: Gaussian,
-    indices: int | np.integer | Sequence[int] | np.ndarray,
-    *,
-    key: PRNGKeyArray,
-    seed: int,
-    num_replicates: int = 16,
-    rtol: float | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> BlowUp:
-    r"""Blow-up times of Gaussian states whose leading entries come from scrambled Sobol sequences.
-
-    The mean over replicate $r$, samples $i \equiv r \bmod R$, is an unbiased estimate of the
-    ensemble's mean; the replicates are independent and alike, so their deviation over $\sqrt R$ is
-    the standard error of the mean of all. Samples of one replicate are *not* independent. Measured
-    at width 200, 4096 samples in 16 replicates: the error of 5 million independent ones.
-
-    **Arguments:**
-
-    - `ensemble`: the Gaussian ensemble, in its reduced form; widths and scales may be arrays.
-      Ensembles of any width share what is compiled.
-    - `indices`, `seed`, `num_replicates`: as for `sobol_entries`.
-    - `key`: a JAX random key, for the entries beyond the first 12 dimensions.
-    - `rtol`, `progress`: as for `blowup_times`.
-
-    **Returns:** a `BlowUp` with one entry per index.
-
-    **Raises:** `ValueError` as `sobol_entries` and `blowup_times`.
-    """
-    indices = as_indices(indices)
-    results = []
-    for start in range(0, indices.size, _PIECE):
-        piece = indices[start : start + _PIECE]
-        source = quasi_draws(ensemble, piece, key=key, seed=seed, num_replicates=num_replicates)
-        positions = np.arange(piece.size, dtype=np.int32)
-        results.append(solve_indices(source, positions, rtol=rtol, progress=progress))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+    return Samples(source, np.arange(indices.size, dtype=np.int32))

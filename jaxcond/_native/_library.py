@@ -1,0 +1,174 @@
+"""Loading the kernel, and its functions of NumPy arrays."""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FILE = Path(__file__).parent / "libjaxcond.so"
+FFI_TARGETS = ("jaxcond_ffi_series_f64", "jaxcond_ffi_series_f32")
+# Of library.cpp.
+_VERSION = 1
+_SUFFIXES = {np.dtype(np.float64): "f64", np.dtype(np.float32): "f32"}
+
+
+class _Series(ctypes.Structure):
+    """`JaxcondSeries` of kernel.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("count", "p", "q")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "strength", "rtol", "truncated")),
+        *((name, ctypes.c_int64) for name in ("rtol_stride", "truncated_stride")),
+        *((name, ctypes.c_int32) for name in ("order", "dim", "max_expansions")),
+        *((name, ctypes.c_void_p) for name in ("time", "lower", "upper", "error")),
+        *((name, ctypes.c_void_p) for name in ("status", "num_steps")),
+    )
+
+
+class _Gaussian(ctypes.Structure):
+    """`JaxcondGaussian` of kernel.h."""
+
+    _fields_ = (
+        ("count", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("p", ctypes.c_double),
+        ("q", ctypes.c_double),
+        ("scales", ctypes.c_double * 3),
+        ("key", ctypes.c_uint32 * 2),
+        ("dim", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c")),
+    )
+
+
+class _Loaded(NamedTuple):
+    """The library, or why there is none."""
+
+    library: ctypes.CDLL | None
+    status: str
+
+
+@functools.cache
+def _load() -> _Loaded:
+    asked = os.environ.get("JAXCOND_NATIVE", "1")
+    if asked == "0":
+        return _Loaded(None, "none: switched off by JAXCOND_NATIVE=0")
+    if not FILE.exists():
+        return _Loaded(None, "none: not built (no C++17 compiler at installation)")
+    try:
+        library = ctypes.CDLL(str(FILE))
+        version = library.jaxcond_version()
+        library.jaxcond_target.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        reason = str(error).removeprefix(f"{FILE}: ")
+        return _Loaded(None, f"none: built for another machine ({reason})")
+    if version != _VERSION:
+        return _Loaded(None, "none: out of date, install the package again")
+    if asked != "1" and library.jaxcond_choose(asked.encode()):
+        return _Loaded(None, f"none: JAXCOND_NATIVE={asked} is not one that this machine runs")
+    return _Loaded(library, f"native, {library.jaxcond_target().decode()}")
+
+
+def status() -> str:
+    """One line: which kernel is in use, or why none is."""
+    return _load().status
+
+
+def instruction_set(name: str | None = None) -> str | None:
+    """The instruction set in use, after a change to another one if `name` is given.
+
+    **Returns:** its name, or `None` where no kernel is in use.
+
+    **Raises:** `ValueError` for one that this machine does not run.
+    """
+    library = _load().library
+    if library is None:
+        return None
+    if name is not None and library.jaxcond_choose(name.encode()):
+        raise ValueError(f"Argument `name` is {name!r}, which this machine does not run.")
+    return library.jaxcond_target().decode()
+
+
+def handlers() -> dict[str, Any]:
+    """The handlers for XLA by their names; empty where no kernel is in use."""
+    library = _load().library
+    return {} if library is None else {name: getattr(library, name) for name in FFI_TARGETS}
+
+
+def _function(name: str, dtype: np.dtype) -> Callable[[Any], int] | None:
+    library = _load().library
+    if library is None or dtype not in _SUFFIXES:
+        return None
+    return getattr(library, f"{name}_{_SUFFIXES[dtype]}")
+
+
+def _call(function: Callable[[Any], int], arguments: ctypes.Structure) -> None:
+    # The lock of the interpreter is free meanwhile: other threads may run the kernel, too.
+    if function(ctypes.byref(arguments)):
+        raise MemoryError("There is not enough memory for the kernel's work space.")
+
+
+def solve_series(
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    strength: np.ndarray,
+    rtol: float,
+    truncated: bool,
+    *,
+    order: int,
+    dim: int,
+    max_expansions: int,
+) -> dict[str, np.ndarray] | None:
+    """Blow-up times of many states of rank 1: see `blowup.series.Series`.
+
+    **Arguments:** `a` of shape `(n, p)`, `b` `(n, p, q)`, `c` `(n, q)`, `strength` `(n,)`, of one
+    floating dtype.
+
+    **Returns:** the fields of a `BlowUp`, each `(n,)`; `None` where there is no kernel.
+    """
+    function = _function("jaxcond_series", b.dtype)
+    if function is None:
+        return None
+    a, b, c, strength = (np.ascontiguousarray(x) for x in (a, b, c, strength))
+    count, (p, q) = strength.size, b.shape[-2:]
+    tolerance, flag = np.array(rtol, b.dtype), np.array(truncated, np.uint8)
+    results = {name: np.empty(count, b.dtype) for name in ("time", "lower", "upper", "error")}
+    results |= {name: np.empty(count, np.int32) for name in ("status", "num_steps")}
+    inputs = [x.ctypes.data for x in (a, b, c, strength, tolerance, flag)]
+    outputs = [x.ctypes.data for x in results.values()]
+    sizes = (0, 0, order, dim, max_expansions)
+    _call(function, _Series(count, p, q, *inputs, *sizes, *outputs))
+    return results
+
+
+def draw_gaussian(
+    indices: np.ndarray,
+    key: np.ndarray,
+    p: float,
+    q: float,
+    scales: tuple[float, float, float],
+    dim: int,
+    dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Reduced Gaussian states by their global indices: see `ensembles.Gaussian.sample_reduced`.
+
+    **Arguments:** `key`, the two words of a Threefry key.
+
+    **Returns:** $a$ of shape `(n, dim)`, $b$ `(n, dim, dim)`, $c$ `(n, dim)`; `None` where there is
+    no kernel.
+    """
+    function = _function("jaxcond_gaussian", dtype)
+    if function is None:
+        return None
+    count, indices = indices.size, np.ascontiguousarray(indices, np.uint64)
+    a, c = np.empty((count, dim), dtype), np.empty((count, dim), dtype)
+    b = np.empty((count, dim, dim), dtype)
+    words = (ctypes.c_uint32 * 2)(*(int(word) for word in key))
+    factors = (ctypes.c_double * 3)(*scales)
+    pointers = [x.ctypes.data for x in (a, b, c)]
+    _call(function, _Gaussian(count, indices.ctypes.data, p, q, factors, words, dim, *pointers))
+    return a, b, c

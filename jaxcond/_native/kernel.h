@@ -1,0 +1,27 @@
+// What the kernels of all instruction sets take and return.
+#pragma once
+
+#include <cstdint>
+
+// The series method for `count` states, one after another in memory, row by row; real arrays are of
+// the precision of the function that is called.
+struct JaxcondSeries {
+  int64_t count, p, q;
+  const void *a, *b, *c, *strength;  // (count, p), (count, p, q), (count, q), (count)
+  const void* rtol;                  // (count) with stride 1, or one value with stride 0
+  const uint8_t* truncated;          // likewise: whether the states stand for wider ones
+  int64_t rtol_stride, truncated_stride;
+  int32_t order, dim, max_expansions;
+  void *time, *lower, *upper, *error;  // (count) each
+  int32_t *status, *num_steps;         // codes of `Status`
+};
+
+// Samples of the reduced Gaussian ensemble by their global indices: `Gaussian.sample_reduced`.
+struct JaxcondGaussian {
+  int64_t count;
+  const uint64_t* indices;
+  double p, q, scales[3];
+  uint32_t key[2];
+  int32_t dim;
+  void *a, *b, *c;  // (count, dim), (count, dim, dim), (count, dim)
+};

@@ -1,0 +1,76 @@
+"""The series method by the native kernel: of NumPy arrays, and inside traced programs."""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ... import _native
+from ..._state import State
+from .._method import Form, HostStates, Kernel
+from .._result import BlowUp
+
+if TYPE_CHECKING:
+    from ._series import Series
+
+_FIELDS = ("time", "lower", "upper", "error", "status", "num_steps")
+
+
+def native_kernel(method: "Series", form: Form | State) -> Kernel | None:
+    """`AbstractMethod.kernel` of the series method; `None` where no kernel is in use."""
+    if form.rank != 1 or form.dtype not in (np.float64, np.float32) or not _native.handlers():
+        return None
+
+    def solve(states: HostStates, rtol: float, truncated: bool) -> dict[str, np.ndarray]:
+        results = _native.solve_series(
+            states.a[:, 0],
+            states.b,
+            states.c[:, 0],
+            states.strength[:, 0],
+            rtol,
+            truncated,
+            order=method.degree(form.dtype),
+            dim=method.dim,
+            max_expansions=method.max_expansions,
+        )
+        assert results is not None
+        return results
+
+    return solve
+
+
+@functools.cache
+def _register() -> None:
+    for name, handler in _native.handlers().items():
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def solve_natively(
+    method: "Series", states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]
+) -> BlowUp:
+    """`Series.solve` for a batch inside a traced program, as a call of the kernel by XLA."""
+    _register()
+    count, dtype = states.strength.shape[0], states.dtype
+    real, whole = jax.ShapeDtypeStruct((count,), dtype), jax.ShapeDtypeStruct((count,), jnp.int32)
+    call = jax.ffi.ffi_call(
+        _native.FFI_TARGETS[0 if dtype == jnp.float64 else 1],
+        [real] * 4 + [whole] * 2,
+        vmap_method="broadcast_all",
+    )
+    results = call(
+        states.a[:, 0],
+        states.b,
+        states.c[:, 0],
+        states.strength[:, 0],
+        jnp.broadcast_to(rtol, count),
+        jnp.broadcast_to(truncated, count),
+        order=np.int32(method.degree(dtype)),
+        dim=np.int32(method.dim),
+        max_expansions=np.int32(method.max_expansions),
+    )
+    fields = dict(zip(_FIELDS, results, strict=True))
+    stage = jnp.zeros_like(fields["num_steps"])
+    return BlowUp(**fields, stage=stage, methods=(method.label,))
