@@ -9,7 +9,7 @@ from helpers import EPS
 from scipy import special, stats
 
 import jaxcond as jc
-from jaxcond.ensembles._gaussian import _chi
+from jaxcond.sampling import chi_of_key as _chi
 
 # Keys are fixed, so these tests either always pass or always fail; a right sampler passes each of
 # the roughly eighty comparisons of this file with this probability of being rejected by chance.
@@ -80,10 +80,9 @@ def laws(p, q, scales):
     return named
 
 
-def sampled(ensemble, indices, **options):
-    return jc.sample_blowup_times(
-        ensemble, indices, key=jax.random.key(5), rtol=RTOL, methods=METHODS, **options
-    )
+def sampled(ensemble, indices, *, progress=None, **options):
+    samples = ensemble.draws(indices, key=jax.random.key(5), **options)
+    return jc.blowup_times(samples, rtol=RTOL, methods=METHODS, progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -431,15 +430,15 @@ def test_large_indices_need_64_bit_integers(key):
         jax.enable_x64(False),
         pytest.raises(ValueError, match="above 4294967295 need 64-bit integers"),
     ):
-        jc.sample_blowup_times(jc.Gaussian(3, 4), [2**32], key=key)
+        jc.Gaussian(3, 4).draws([2**32], key=key)
 
 
 @pytest.mark.parametrize("rtol", [1e-20, -1.0, 0.0, 0.5, float("nan")])
 def test_tolerances_lie_within_reach(rtol, key):
     with pytest.raises(ValueError, match="Argument `rtol` must lie between"):
-        jc.sample_blowup_times(jc.Gaussian(3, 4), 4, key=key, rtol=rtol)
+        jc.blowup_times(jc.Gaussian(3, 4).draws(4, key=key), rtol=rtol)
 
 
 def test_some_method_is_named(key):
     with pytest.raises(ValueError, match="at least one method"):
-        jc.sample_blowup_times(jc.Gaussian(3, 4), 4, key=key, methods=())
+        jc.blowup_times(jc.Gaussian(3, 4).draws(4, key=key), methods=())

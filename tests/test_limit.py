@@ -5,7 +5,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import elliprf
 
 import jaxcond as jc
-from jaxcond.ensembles import infinite_width_times
+from jaxcond.sampling import infinite_width_times
 
 # Of the times: the tolerance that they are solved to.
 RTOL = 1e-10

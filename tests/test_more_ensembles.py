@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 import jaxcond as jc
+from jaxcond._reduction import pad
 from jaxcond.ensembles import (
     Balanced,
     FromFunction,
@@ -222,10 +223,10 @@ def test_narrow_reduced_orthogonal_samples_end_where_the_matrix_ends():
 
 def test_orthogonal_blowup_times_have_the_law_of_full_states():
     # Of one shape, so that they share a program.
-    pad = jax.jit(jax.vmap(lambda state: jc.reduction.pad(state, 7)))
+    widened = jax.jit(jax.vmap(lambda state: pad(state, 7)))
     methods = (jc.Series(order=20, dim=8, max_expansions=1),)
     reduced, whole = (
-        jc.blowup_times(pad(states), rtol=1e-3, methods=methods)
+        jc.blowup_times(widened(states), rtol=1e-3, methods=methods)
         for states in (reduced_orthogonal(7, 4), full_orthogonal(7, 4))
     )
     for found in (reduced, whole):
@@ -239,7 +240,7 @@ def test_dimensions_of_reduced_orthogonal_states(widths, key):
     ensemble = Orthogonal(*widths)
     least = 2 if widths == (5, 5) else 3
     short, long = (ensemble.sample_reduced(key=key, dim=dim) for dim in (least, 7))
-    np.testing.assert_array_equal(jc.reduction.pad(short, 7).b, long.b)
+    np.testing.assert_array_equal(pad(short, 7).b, long.b)
     with pytest.raises(ValueError, match=f"`dim` must be at least {least}, but is {least - 1}"):
         ensemble.sample_reduced(key=key, dim=least - 1)
     with pytest.raises(ValueError, match="`dim` must be at least 3, but is 2"):
@@ -288,8 +289,8 @@ def test_reduced_balanced_samples_have_the_law_of_full_ones(p):
 def test_reduced_balanced_states_in_any_dimension(key):
     ensemble = Balanced(4, 2)
     short, long = (ensemble.sample_reduced(key=key, dim=dim) for dim in (1, 6))
-    np.testing.assert_array_equal(jc.reduction.pad(short, 6).b, long.b)
-    np.testing.assert_array_equal(jc.reduction.pad(short, 6).c, long.c)
+    np.testing.assert_array_equal(pad(short, 6).b, long.b)
+    np.testing.assert_array_equal(pad(short, 6).c, long.c)
     with pytest.raises(ValueError, match="`dim` must be at least 1, but is 0"):
         ensemble.sample_reduced(key=key, dim=0)
 

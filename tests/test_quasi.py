@@ -9,16 +9,14 @@ from helpers import EPS
 from scipy import stats
 
 import jaxcond as jc
-from jaxcond.ensembles import (
+from jaxcond.sampling import (
     QuasiDraws,
+    chi_quantile,
     entry_moments,
     entry_names,
     leading_entries,
-    quasi_blowup_times,
-    sample_blowup_times,
     sobol_entries,
 )
-from jaxcond.ensembles._quasi import chi_quantile
 from jaxcond.statistics import by_replicate, replicated
 
 # Of the inverse distribution functions: SciPy's for few degrees of freedom, and our series.
@@ -197,7 +195,7 @@ def quasi_times():
     """Of the widest plan below: 4096 samples of width 200 in 16 replicates, at two seeds."""
     ensemble = jc.Gaussian(WIDTH, WIDTH)
     return [
-        quasi_blowup_times(ensemble, NUM, key=jax.random.key(seed), seed=seed, rtol=RTOL)
+        jc.blowup_times(ensemble.quasi(NUM, key=jax.random.key(seed), seed=seed), rtol=RTOL)
         for seed in (SEED, SEED + 1)
     ]
 
@@ -209,7 +207,7 @@ def mean_of(times):
 
 def test_the_mean_is_that_of_plain_sampling(quasi_times):
     ensemble = jc.Gaussian(jnp.array(float(WIDTH)), jnp.array(float(WIDTH)))
-    plain = sample_blowup_times(ensemble, 20_000, key=jax.random.key(3), rtol=RTOL)
+    plain = jc.blowup_times(ensemble.draws(20_000, key=jax.random.key(3)), rtol=RTOL)
     scaled = np.sqrt(WIDTH) * np.asarray(plain.time)
     error = scaled.std() / np.sqrt(scaled.size)
     expected = INFINITE_WIDTH + MEAN_SHIFT / WIDTH
@@ -234,14 +232,8 @@ def test_the_error_beats_a_hundred_thousand_plain_samples(quasi_times):
 
 def test_times_depend_on_their_index_only(quasi_times):
     ensemble, indices, counted = jc.Gaussian(WIDTH, WIDTH), [4000, 3, 16, 3], []
-    some = quasi_blowup_times(
-        ensemble,
-        indices,
-        key=jax.random.key(SEED),
-        seed=SEED,
-        rtol=RTOL,
-        progress=counted.append,
-    )
+    samples = ensemble.quasi(indices, key=jax.random.key(SEED), seed=SEED)
+    some = jc.blowup_times(samples, rtol=RTOL, progress=counted.append)
     np.testing.assert_allclose(some.time, quasi_times[0].time[np.array(indices)], rtol=REPRODUCED)
     assert sum(counted) == 4
 
@@ -317,4 +309,4 @@ def test_arguments_out_of_range(change, message):
 
 def test_large_indices_need_large_integers(key):
     with jax.enable_x64(False), pytest.raises(ValueError, match="enable `jax_enable_x64`"):
-        quasi_blowup_times(jc.Gaussian(9, 9), [2**32], key=key, seed=SEED)
+        jc.Gaussian(9, 9).quasi([2**32], key=key, seed=SEED)

@@ -21,7 +21,7 @@ from filelock import FileLock
 from helpers import gaussian_states
 
 import jaxcond as jc
-from jaxcond.ensembles import Draws, leading_entries, quasi_blowup_times
+from jaxcond.sampling import Draws, leading_entries
 from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run
 from jaxcond.study import _store as store_module
 from jaxcond.study import run as run_study
@@ -214,7 +214,7 @@ def test_samples_are_those_of_the_ensemble_by_index(whole):
     with xr.open_zarr(whole) as data:
         for point, width in enumerate(SWEEP["width"]):
             with jax.default_device(jax.local_devices()[0]):
-                found = jc.sample_blowup_times(gaussian(width, width), 40, key=study().key(point))
+                found = jc.blowup_times(gaussian(width, width).draws(40, key=study().key(point)))
             here = data.isel(width=point)
             for name, field in zip(BASIC, ("time", *BASIC[1:]), strict=True):
                 np.testing.assert_allclose(here[name], getattr(found, field), rtol=1e-12)
@@ -348,7 +348,7 @@ def test_single_precision(tmp_path):
     path = tmp_path / "study.zarr"
     run(study(precision="float32", sweep={}, samples=20), path)
     with jax.enable_x64(False), jax.default_device(jax.local_devices()[0]):
-        found = jc.sample_blowup_times(gaussian(200, 200), 20, key=study().key(0))
+        found = jc.blowup_times(gaussian(200, 200).draws(20, key=study().key(0)))
     with xr.open_zarr(path) as data:
         assert data.blowup_time.dtype == np.float32
         np.testing.assert_array_equal(data.blowup_time, found.time)
@@ -360,13 +360,11 @@ def test_quasi_monte_carlo(tmp_path):
     data = run(asked).dataset()
     for point, width in enumerate(SWEEP["width"]):
         with jax.default_device(jax.local_devices()[0]):
-            found = quasi_blowup_times(
-                gaussian(width, width),
-                40,
-                key=asked.key(point),
-                seed=_sobol_seed(asked, point),
-                num_replicates=4,
+            seed = _sobol_seed(asked, point)
+            samples = gaussian(width, width).quasi(
+                40, key=asked.key(point), seed=seed, num_replicates=4
             )
+            found = jc.blowup_times(samples)
         np.testing.assert_allclose(data.blowup_time[point], found.time, rtol=1e-12)
     assert _sobol_seed(asked, 0) != _sobol_seed(asked, 1)
 

@@ -13,7 +13,7 @@ from helpers import gaussian_states
 from jaxtyping import config
 
 import jaxcond as jc
-from jaxcond.ensembles import Draws
+from jaxcond.sampling import Draws
 from jaxcond.study import OBSERVABLES, Study, Task, read_toml
 from jaxcond.study._compute import _source, default_chunk, methods_of
 

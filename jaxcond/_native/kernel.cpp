@@ -723,7 +723,9 @@ int solve(const JaxcondSeries& s) {
       const T unit = group.unit[l], inf = Numbers<T>::infinity;
       T time = outcome.time[l] * unit, error = outcome.error[l] * unit, spread = 0;
       for (int probe = 1; probe < copies; ++probe) {
-        const T apart = std::fabs(outcome.time[l + probe] * group.unit[l + probe] - time);
+        const T other = outcome.time[l + probe] * group.unit[l + probe];
+        // Noise may have taken its largest entry past a power of two.
+        const T apart = std::fabs(std::ldexp(other, exponents[l] - exponents[l + probe]) - time);
         if (!(apart <= spread)) spread = apart;
       }
       error += T(kRoundingShare) * spread;

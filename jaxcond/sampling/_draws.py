@@ -1,7 +1,7 @@
 """Samples of a distribution by their global index."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from ._keys import sample_key
 HostSampler = Callable[[np.ndarray], HostStates]
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """What `Draws` needs of an ensemble: see `ensembles.AbstractEnsemble`."""
 

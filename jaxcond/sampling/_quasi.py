@@ -17,7 +17,7 @@ Comp. 58 (1992) 755-764, for $\chi_k$ at large $k$.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -61,6 +61,7 @@ _SHIFTS = (
 )  # fmt: skip
 
 
+@runtime_checkable
 class Scaled(Distribution, Protocol):
     """The Gaussian ensemble: see `ensembles.Gaussian`."""
 
