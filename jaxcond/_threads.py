@@ -38,5 +38,9 @@ def map_on_threads(
         with jax.enable_x64(wide_precision), jax.default_device(device):
             return function(piece)
 
+    pieces = list(pieces)
+    if len(pieces) < 2:
+        yield from map(function, pieces)
+        return
     with ThreadPoolExecutor(num_threads) as pool:
         yield from pool.map(run, pieces)

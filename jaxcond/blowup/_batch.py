@@ -29,9 +29,10 @@ _UNREDUCED = 16
 # the kernel, to stay in a core's caches between drawing and solving. Chunks of wide states hold so
 # many entries of b in all, some milliseconds of work.
 _KERNEL_CHUNK, _CPU_CHUNKS, _CPU_ENTRIES = 512, (32, 256, 2048), 1 << 22
-# Lanes that a program solves together on a CPU, and states with at most so many entries in b that
-# are reduced together, as their products are too small for a core's fast kernels.
-_LANES, _NARROW = 32, 100**2
+# What is worth a thread, in entries of b that are reduced: an expansion costs as much as some.
+_WORTH_A_THREAD, _ENTRIES_OF_EXPANSION = 200_000, 1_000
+# Lanes that a program solves together on a CPU.
+_LANES = 32
 _GPU_CHUNK, _GPU_BYTES = 1 << 16, 1 << 31
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 
@@ -86,9 +87,10 @@ def _program_chunk(form: Form, on_cpu: bool, count: int) -> int:
 
 
 def _kernel_chunk(form: Form, count: int) -> int:
+    """Samples of a chunk for the kernel: an even share, but worth the start of a thread."""
     p, q = form.widths
     share = -(-count // (4 * num_cores()))
-    return max(1 if p * q > _NARROW else 32, min(share, _KERNEL_CHUNK))
+    return max(-(-_WORTH_A_THREAD // (p * q + _ENTRIES_OF_EXPANSION)), min(share, _KERNEL_CHUNK))
 
 
 @eqx.filter_jit

@@ -1,0 +1,275 @@
+"""The native kernel against the JAX programs beside it, against SciPy, and at its edges."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import jaxcond as jc
+from jaxcond import _native
+from jaxcond._native import _library
+from jaxcond.blowup import HostStates
+from jaxcond.sampling import Draws
+
+pytestmark = pytest.mark.skipif(
+    _native.instruction_set() is None, reason=f"no kernel in use: {_native.status()}"
+)
+
+EPS = {np.float64: 2.0**-52, np.float32: 2.0**-23}
+RTOL = {np.float64: 1e-10, np.float32: 1e-5}
+FIELDS = ("time", "lower", "upper", "error", "status", "num_steps")
+ONCE = jc.Series(order=32, dim=10, max_expansions=1)
+AGAIN = jc.Series()
+
+
+@pytest.fixture(params=["avx512", "avx2", "baseline"])
+def instruction_set(request):
+    """Each instruction set that the machine has."""
+    usual = _native.instruction_set()
+    try:
+        _native.instruction_set(request.param)
+    except ValueError:
+        pytest.skip("the machine lacks it")
+    yield request.param
+    _native.instruction_set(usual)
+
+
+def random_states(count, p, q, scales=(1.0, 1.0, 1.0), seed=0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    shapes = ((count, p), (count, p, q), (count, q))
+    layers = [s * rng.standard_normal(shape) for s, shape in zip(scales, shapes, strict=True)]
+    strength = rng.choice([-2.0, -1.0, 1.0, 0.5], (count, 1))
+    a, b, c = (layer.astype(dtype) for layer in layers)
+    return jc.State(a[:, None], b, c[:, None], strength.astype(dtype))
+
+
+def by_kernel(method, states, rtol, truncated=False):
+    solve = method.kernel(states)
+    fields = (states.a, states.b, states.c, states.strength)
+    return solve(HostStates(*(np.asarray(field) for field in fields)), rtol, truncated)
+
+
+def by_program(method, states, rtol, truncated=False):
+    solve = jax.jit(lambda *x: method.solve_by_program(*x))
+    result = solve(states, jnp.asarray(rtol, states.dtype), jnp.asarray(truncated))
+    return {name: np.asarray(getattr(result, name)) for name in FIELDS}
+
+
+def assert_agree(kernel, program, dtype):
+    """To rounding, as far as the condition of each sample lets them, which its error tells."""
+    both = (kernel["status"] == 0) & (program["status"] == 0)
+    rounding = 200 * EPS[dtype] * program["time"] + 2 * program["error"]
+    for name in ("time", "lower", "upper"):
+        apart = np.abs(kernel[name] - program[name])
+        assert np.all(apart[both] <= rounding[both])
+    # A sample whose error lies at the tolerance may fall on either side.
+    differ = kernel["status"] != program["status"]
+    assert np.mean(differ) < 0.05
+    for status in (1, 3):
+        np.testing.assert_array_equal(kernel["status"] == status, program["status"] == status)
+    decades = np.abs(np.log10(kernel["error"][both]) - np.log10(program["error"][both]))
+    assert np.all(decades < 1.5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    p=st.integers(1, 24),
+    q=st.integers(1, 24),
+    scales=st.tuples(*[st.floats(-3, 3)] * 3),
+    seed=st.integers(0, 2**32 - 1),
+    method=st.sampled_from([ONCE, AGAIN]),
+    dtype=st.sampled_from([np.float64, np.float32]),
+    truncated=st.booleans(),
+)
+def test_the_kernel_agrees_with_the_program(p, q, scales, seed, method, dtype, truncated):
+    powers = [2.0**exponent for exponent in scales]
+    states = random_states(6, p, q, powers, seed, dtype)
+    kernel = by_kernel(method, states, RTOL[dtype], truncated)
+    program = by_program(method, states, RTOL[dtype], truncated)
+    assert_agree(kernel, program, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("method", [ONCE, AGAIN], ids=["once", "again"])
+def test_wide_states_on_every_instruction_set(instruction_set, method, dtype):
+    states = random_states(37, 60, 45, (3.0, 1.0, 0.1), 5, dtype)
+    kernel = by_kernel(method, states, RTOL[dtype])
+    assert_agree(kernel, by_program(method, states, RTOL[dtype]), dtype)
+
+
+def test_traced_programs_call_the_same_kernel():
+    states = random_states(9, 30, 20)
+    kernel = by_kernel(AGAIN, states, 1e-10)
+    traced = jax.jit(jax.vmap(lambda state: jc.blowup_time(state)))(states)
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(traced, name), kernel[name])
+    nested = jax.tree.map(lambda x: x.reshape(3, 3, *x.shape[1:]), states)
+    traced = jax.vmap(jax.vmap(jc.blowup_time))(nested)
+    np.testing.assert_array_equal(traced.time.ravel(), kernel["time"])
+    alone = [float(jc.blowup_time(jax.tree.map(lambda x, i=i: x[i], states)).time) for i in (0, 8)]
+    np.testing.assert_array_equal(alone, kernel["time"][[0, 8]])
+
+
+def test_large_batches_under_jit_use_all_lanes():
+    states = random_states(1500, 8, 8)
+    kernel = by_kernel(ONCE, states, 1e-6)
+    traced = jax.jit(lambda s: ONCE.solve(s, jnp.asarray(1e-6), jnp.asarray(False)))(states)
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(traced, name), kernel[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_bad_lanes_leave_good_ones_alone(instruction_set, dtype):
+    states = random_states(24, 12, 9, dtype=dtype)
+    b = np.array(states.b)
+    b[1, 3, 4], b[5, 0, 0], b[9] = np.nan, np.inf, 0
+    a, strength = np.array(states.a), np.array(states.strength)
+    a[13], strength[14], strength[15] = 0, 0, np.nan
+    b[14] = 0
+    mixed = jc.State(a, b, states.c, strength)
+    for method in (ONCE, AGAIN, jc.Series(dim=4)):
+        good = by_kernel(method, states, 1e-4)
+        found = by_kernel(method, mixed, 1e-4)
+        invalid = np.isin(np.arange(24), [1, 5, 15])
+        np.testing.assert_array_equal(found["status"] == jc.Status.INVALID_INPUT, invalid)
+        assert found["status"][14] == jc.Status.NO_BLOW_UP
+        assert all(np.all(np.isnan(found[name][invalid])) for name in FIELDS[:4])
+        untouched = ~np.isin(np.arange(24), [1, 5, 9, 13, 14, 15])
+        for name in FIELDS:
+            np.testing.assert_array_equal(found[name][untouched], good[name][untouched])
+
+
+@pytest.mark.parametrize("exponent", [-900, -300, 0, 300, 900])
+def test_any_scale(exponent):
+    states = random_states(5, 20, 20, seed=3)
+    scaled = states.scale(2.0**exponent)
+    kernel, expected = by_kernel(AGAIN, scaled, 1e-10), by_kernel(AGAIN, states, 1e-10)
+    np.testing.assert_array_equal(kernel["time"] * 2.0**exponent, expected["time"])
+    np.testing.assert_array_equal(kernel["status"], expected["status"])
+
+
+@pytest.mark.parametrize("dim", [64, 65, 96])
+def test_many_dimensions(dim):
+    states = random_states(3, 120, 110, seed=4)
+    wide = by_kernel(jc.Series(dim=dim), states, 1e-10)
+    np.testing.assert_allclose(wide["time"], by_kernel(AGAIN, states, 1e-10)["time"], rtol=1e-13)
+    narrow = random_states(3, dim, dim, seed=4)
+    full = by_kernel(jc.Series(dim=dim), narrow, 1e-10)
+    np.testing.assert_allclose(full["time"], by_kernel(AGAIN, narrow, 1e-10)["time"], rtol=1e-13)
+
+
+# Drawing.
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("p", "q"), [(200, 200), (7, 4), (2, 1), (10**9, 30)])
+def test_the_kernel_draws_the_programs_samples(instruction_set, p, q, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        key = jax.random.key(3)
+        draws = Draws(jc.Gaussian(p, q, (0.5, 2.0, 3.0)), key, 11)
+        indices = np.array([0, 1, 77, 2**32 - 1, 5, 6, 7, 8, 9], np.uint32)
+        kernel = draws.on_host()(indices)
+        program = jax.vmap(draws)(jnp.asarray(indices))
+        for name in ("a", "b", "c", "strength"):
+            expected = np.asarray(getattr(program, name))
+            assert getattr(kernel, name).dtype == dtype
+            size = np.max(np.abs(expected))
+            tolerance = {np.float64: 1e-14, np.float32: 2e-5}[dtype]
+            np.testing.assert_allclose(getattr(kernel, name), expected, tolerance, tolerance * size)
+
+
+def test_indices_beyond_32_bits():
+    draws = Draws(jc.Gaussian(50, 50), jax.random.key(3), 5)
+    indices = np.array([3, 2**32 + 3, 2**40, 3], np.int64)
+    kernel = draws.on_host()(indices)
+    np.testing.assert_allclose(kernel.b, jax.vmap(draws)(jnp.asarray(indices)).b, rtol=1e-13)
+    np.testing.assert_array_equal(kernel.b[0], kernel.b[3])
+    assert np.all(kernel.b[0, 0, :2] != kernel.b[1, 0, :2])
+
+
+def test_other_generators_are_left_to_the_program():
+    ensemble = jc.Gaussian(40, 40)
+    key = jax.random.key(3, impl="rbg")
+    assert Draws(ensemble, key, 10).on_host() is None
+    found = jc.blowup_times(ensemble.draws(5, key=key))
+    assert np.all(np.asarray(found.status) == jc.Status.CONVERGED)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 10, 200, 5000, 10**6, 10**9])
+def test_a_million_draws_have_the_law(degrees):
+    draws = Draws(jc.Gaussian(degrees, degrees), jax.random.key(11), 2)
+    states = draws.on_host()(np.arange(10**6, dtype=np.uint32))
+    if degrees < 10**5:
+        law = stats.chi(degrees).cdf
+    else:
+        # The distribution function of SciPy loses digits there; chi itself is normal to 1e-4 of a
+        # deviation, moved by the mean of Wilson and Hilferty's cube root.
+        shift = np.sqrt(degrees) * (1 - 1 / (4 * degrees))
+        law = stats.norm(shift, np.sqrt(0.5)).cdf
+    for sample in (states.a[:, 0, 0], states.c[:, 0, 0]):
+        assert stats.kstest(sample, law).pvalue > 1e-4
+    assert stats.kstest(states.b[:, 0, 0], "norm").pvalue > 1e-4
+    pairs = np.corrcoef([states.a[:, 0, 0], states.c[:, 0, 0], states.b[:, 0, 0]])
+    assert np.max(np.abs(pairs - np.eye(3))) < 5e-3
+
+
+# Loading.
+
+SCRIPT = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jaxcond as jc
+from jaxcond import _native
+print(_native.status())
+print(float(jc.blowup_time(jc.infinite_width(dim=12)).time))
+"""
+
+
+def test_it_can_be_switched_off():
+    environment = os.environ | {"JAXCOND_NATIVE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+    )
+    status, time = done.stdout.split("\n")[:2]
+    assert status == "none: switched off by JAXCOND_NATIVE=0"
+    assert float(time) == pytest.approx(1.167972771072370, rel=1e-9)
+
+
+@pytest.fixture
+def reload(monkeypatch):
+    """Loading as in a fresh process, and the kernel as it was afterwards."""
+    _library._load.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    _library._load.cache_clear()
+
+
+def test_a_file_of_another_machine_is_not_loaded(reload, tmp_path):
+    file = tmp_path / "libjaxcond.so"
+    file.write_bytes(b"\x7fELF" + bytes(200))
+    reload.setattr(_library, "FILE", file)
+    assert _native.status().startswith("none: built for another machine")
+    assert _native.handlers() == {}
+    assert _native.instruction_set() is None
+    assert AGAIN.kernel(random_states(1, 3, 3)) is None
+
+
+def test_no_file_means_no_compiler(reload, tmp_path):
+    reload.setattr(_library, "FILE", tmp_path / "nothing.so")
+    assert _native.status() == "none: not built (no C++17 compiler at installation)"
+
+
+def test_an_instruction_set_that_the_machine_lacks(reload):
+    reload.setenv("JAXCOND_NATIVE", "neon9")
+    assert _native.status() == "none: JAXCOND_NATIVE=neon9 is not one that this machine runs"
+    reload.setenv("JAXCOND_NATIVE", "1")
+    _library._load.cache_clear()
+    with pytest.raises(ValueError, match="which this machine does not run"):
+        _native.instruction_set("neon9")
