@@ -86,22 +86,22 @@ def reduce(state: State, dim: int) -> Reduction:
     if dim < rank:
         raise ValueError(f"Argument `dim` must be at least the rank {rank}, but is {dim}.")
     p, q = state.widths
+    # What the bases grow by: the layers, and then the images of the basis vectors so far.
+    none = jnp.zeros((dim, 1), state.dtype)
+    of_left = jnp.concatenate([state.a, jnp.broadcast_to(none, (dim, p))])
+    of_right = jnp.concatenate([state.c, jnp.broadcast_to(none, (dim, q))])
 
-    def grow(basis: Array, index: int | Array, vector: Array) -> Array:
-        return basis.at[index].set(_new_direction(vector, basis), mode="drop")
+    def step(j: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, ...]:
+        left, right, of_left, of_right = carry
+        left = left.at[j].set(_new_direction(of_left[j], left))
+        right = right.at[j].set(_new_direction(of_right[j], right))
+        of_left = of_left.at[j + rank].set(state.b @ right[j])
+        of_right = of_right.at[j + rank].set(left[j] @ state.b)
+        return left, right, of_left, of_right
 
     left, right = jnp.zeros((dim, p), state.dtype), jnp.zeros((dim, q), state.dtype)
-    for i in range(rank):
-        left, right = grow(left, i, state.a[i]), grow(right, i, state.c[i])
-
-    def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        left, right, images = carry
-        onto_left, onto_right = state.b @ right[j], left[j] @ state.b
-        images = images.at[j].set(onto_left)
-        return grow(left, j + rank, onto_left), grow(right, j + rank, onto_right), images
-
-    images = jnp.zeros((dim, p), state.dtype)
-    left, right, images = lax.fori_loop(0, dim, step, (left, right, images))
+    left, right, of_left, _ = lax.fori_loop(0, dim, step, (left, right, of_left, of_right))
+    images = of_left[rank:]
     reduced = State(state.a @ left.T, left @ images.T, state.c @ right.T, state.strength)
     return Reduction(reduced, left, right)
 

@@ -16,6 +16,7 @@ given state.
 """
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._energy import conserved, energy, squared_norms, vector_field
@@ -54,10 +55,14 @@ def carlson_rf(
     diverges = num_zeros >= 2
     # Away from the arguments that diverge, so that gradients stay finite.
     x, y, z = (jnp.where(diverges, 1.0, v) for v in (x, y, z))
-    for _ in range(num_duplications):
+
+    def duplicate(_: Array, point: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        x, y, z = point
         root_x, root_y, root_z = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
         shift = root_x * (root_y + root_z) + root_y * root_z
-        x, y, z = 0.25 * (x + shift), 0.25 * (y + shift), 0.25 * (z + shift)
+        return 0.25 * (x + shift), 0.25 * (y + shift), 0.25 * (z + shift)
+
+    x, y, z = lax.fori_loop(0, num_duplications, duplicate, (x, y, z))
     mean = (x + y + z) / 3
     dx, dy = 1 - x / mean, 1 - y / mean
     dz = -dx - dy

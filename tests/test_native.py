@@ -57,28 +57,26 @@ def by_kernel(method, states, rtol, truncated=False):
 
 
 def by_program(method, states, rtol, truncated=False):
-    solve = jax.jit(lambda *x: method.solve_by_program(*x))
-    result = solve(states, jnp.asarray(rtol, states.dtype), jnp.asarray(truncated))
+    result = method.batch_solver(states)(states, rtol, truncated)
     return {name: np.asarray(getattr(result, name)) for name in FIELDS}
 
 
 def assert_agree(kernel, program, dtype):
     """To rounding, as far as the condition of each sample lets them, which its error tells."""
     both = (kernel["status"] == 0) & (program["status"] == 0)
-    rounding = 200 * EPS[dtype] * program["time"] + 2 * program["error"]
+    rounding = 200 * EPS[dtype] * program["time"][both] + 2 * program["error"][both]
     for name in ("time", "lower", "upper"):
-        apart = np.abs(kernel[name] - program[name])
-        assert np.all(apart[both] <= rounding[both])
+        assert np.all(np.abs(kernel[name][both] - program[name][both]) <= rounding)
     # A sample whose error lies at the tolerance may fall on either side.
     differ = kernel["status"] != program["status"]
-    assert np.mean(differ) < 0.05
+    assert np.sum(differ) <= 1 + 0.05 * differ.size
     for status in (1, 3):
         np.testing.assert_array_equal(kernel["status"] == status, program["status"] == status)
     decades = np.abs(np.log10(kernel["error"][both]) - np.log10(program["error"][both]))
     assert np.all(decades < 1.5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     p=st.integers(1, 24),
     q=st.integers(1, 24),
@@ -99,7 +97,7 @@ def test_the_kernel_agrees_with_the_program(p, q, scales, seed, method, dtype, t
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("method", [ONCE, AGAIN], ids=["once", "again"])
 def test_wide_states_on_every_instruction_set(instruction_set, method, dtype):
-    states = random_states(37, 60, 45, (3.0, 1.0, 0.1), 5, dtype)
+    states = random_states(32, 60, 45, (3.0, 1.0, 0.1), 5, dtype)
     kernel = by_kernel(method, states, RTOL[dtype])
     assert_agree(kernel, by_program(method, states, RTOL[dtype]), dtype)
 

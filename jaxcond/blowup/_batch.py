@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Integer
 
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
@@ -94,65 +94,56 @@ def _kernel_chunk(form: Form, count: int) -> int:
 
 
 @eqx.filter_jit
-def _draw_chunk(source: AbstractSource, indices: Integer[Array, " chunk"]) -> State:
-    return lax.map(source, indices)
+def _draw_chunk(source: AbstractSource, indices: Integer[Array, " chunk"], together: int) -> State:
+    return lax.map(source, indices, batch_size=together)
 
 
-@eqx.filter_jit
-def _solve_chunk(
-    source: AbstractSource,
-    indices: Integer[Array, " chunk"],
-    method: AbstractMethod,
-    rtol: Float[Array, ""],
-    lanes: int,
-) -> BlowUp:
-    def solve_block(block: Array) -> BlowUp:
-        return method.solve(jax.vmap(source)(block), rtol, jnp.asarray(source.truncated))
-
-    blocks = indices.reshape(-1, lanes)
-    return jax.tree.map(lambda x: x.reshape(-1), lax.map(solve_block, blocks))
+def _drawn(source: AbstractSource, indices: np.ndarray, chunk: int) -> State:
+    """States at some indices, drawn by a program for `chunk` of them, the last one repeated."""
+    padded = jnp.asarray(np.pad(indices, (0, chunk - indices.size), mode="edge"))
+    return _draw_chunk(source, padded, min(chunk, _LANES) if is_on_cpu(source) else chunk)
 
 
-def _drawn(source: AbstractSource, indices: np.ndarray, chunk: int) -> HostStates:
-    """States at some indices, drawn by a program for `chunk` of them."""
-    padded = np.pad(indices, (0, chunk - indices.size), mode="edge")
-    states = jax.block_until_ready(_draw_chunk(source, jnp.asarray(padded)))
-    fields = (states.a, states.b, states.c, states.strength)
-    return HostStates(*(np.asarray(field)[: indices.size] for field in fields))
+Solve = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def _by_kernel(
-    source: AbstractSource, indices: np.ndarray, kernel: Kernel, rtol: float
-) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int, Hashable]:
+    source: AbstractSource, count: int, kernel: Kernel, rtol: float
+) -> tuple[Solve, int, Hashable]:
     on_host = source.on_host()
     if on_host is not None:
-        chunk = _kernel_chunk(source.form, indices.size)
+        chunk = _kernel_chunk(source.form, count)
     else:
-        chunk = _program_chunk(source.form, True, indices.size)
+        chunk = _program_chunk(source.form, True, count)
 
-    def run(piece: np.ndarray) -> dict[str, np.ndarray]:
-        states = on_host(piece) if on_host is not None else _drawn(source, piece, chunk)
-        return kernel(states, rtol, source.truncated)
+    def solve(piece: np.ndarray) -> dict[str, np.ndarray]:
+        if on_host is not None:
+            return kernel(on_host(piece), rtol, source.truncated)
+        states = jax.block_until_ready(_drawn(source, piece, chunk))
+        fields = (states.a, states.b, states.c, states.strength)
+        host = HostStates(*(np.asarray(field)[: piece.size] for field in fields))
+        return kernel(host, rtol, source.truncated)
 
-    return run, chunk, (_signature(source, chunk) if on_host is None else None)
+    return solve, chunk, (_signature(source, chunk) if on_host is None else None)
 
 
 def _by_program(
-    source: AbstractSource, indices: np.ndarray, method: AbstractMethod, rtol: float
-) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], int, Hashable]:
-    on_cpu = is_on_cpu(source)
-    chunk = _program_chunk(source.form, on_cpu, indices.size)
-    lanes = min(chunk, _LANES) if on_cpu else chunk
-    tolerance = jnp.asarray(rtol, source.form.dtype)
+    source: AbstractSource, count: int, method: AbstractMethod, rtol: float
+) -> tuple[Solve, int, Hashable]:
+    on_cpu, solver = is_on_cpu(source), method.batch_solver(source.form)
+    chunk = _program_chunk(source.form, on_cpu, count)
+    on_host = source.on_host() if on_cpu else None
 
-    def run(piece: np.ndarray) -> dict[str, np.ndarray]:
-        padded = np.pad(piece, (0, chunk - piece.size), mode="edge")
-        result = _solve_chunk(source, jnp.asarray(padded), method, tolerance, lanes)
+    def solve(piece: np.ndarray) -> dict[str, np.ndarray]:
+        if on_host is not None:
+            states = State(*on_host(np.pad(piece, (0, chunk - piece.size), mode="edge")))
+        else:
+            states = _drawn(source, piece, chunk)
         # Waiting here lets other threads run; converting to NumPy would hold the lock.
-        result = jax.block_until_ready(result)
+        result = jax.block_until_ready(solver(states, rtol, source.truncated))
         return {name: np.asarray(getattr(result, name))[: piece.size] for name in _FIELDS[:-1]}
 
-    return run, chunk, _signature((source, method), chunk)
+    return solve, chunk, _signature((source, method), chunk)
 
 
 def _signature(arguments: object, chunk: int) -> Hashable:
@@ -174,9 +165,9 @@ def _solve_all(
     on_cpu = is_on_cpu(source)
     kernel = method.kernel(source.form) if on_cpu else None
     if kernel is not None:
-        solve, chunk, program = _by_kernel(source, indices, kernel, rtol)
+        solve, chunk, program = _by_kernel(source, indices.size, kernel, rtol)
     else:
-        solve, chunk, program = _by_program(source, indices, method, rtol)
+        solve, chunk, program = _by_program(source, indices.size, method, rtol)
     pieces = [indices[i : i + chunk] for i in range(0, indices.size, chunk)]
 
     def run(piece: np.ndarray) -> dict[str, np.ndarray]:

@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._reduction import pad, reduce
 from .._state import State
 from ..bounds import comes_to_rest
 from ._result import BlowUp, Status
@@ -37,6 +37,7 @@ class HostStates(NamedTuple):
 
 
 Kernel = Callable[[HostStates, float, bool], dict[str, np.ndarray]]
+BatchSolver = Callable[[State, float, bool], BlowUp]
 
 
 class Raw(eqx.Module):
@@ -51,14 +52,9 @@ class Raw(eqx.Module):
 
 
 class Prepared(eqx.Module):
-    """A state at unit scale, with what classifies it before it is solved.
-
-    `truncated` says that it stands for a wider state, so that what is missing beyond its last basis
-    vectors counts into the error.
-    """
+    """A state at unit scale, with what classifies it before it is solved."""
 
     state: State
-    truncated: Bool[Array, "*batch"]
     scale: Float[Array, "*batch"]
     finite: Bool[Array, "*batch"]
     rests: Bool[Array, "*batch"]
@@ -94,6 +90,17 @@ class AbstractMethod(eqx.Module):
         del form
         return None
 
+    def batch_solver(self, form: Form | State) -> BatchSolver:
+        """`solve` by compiled programs for states of a form that are not traced."""
+        del form
+
+        def solve(states: State, rtol: float, truncated: bool) -> BlowUp:
+            return _solve_batch(
+                self, states, jnp.asarray(rtol, states.dtype), jnp.asarray(truncated)
+            )
+
+        return solve
+
     @abc.abstractmethod
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
         """Blow-up times of a batch of states of any scale, with one leading axis.
@@ -109,22 +116,27 @@ class AbstractMethod(eqx.Module):
         """
 
 
-def prepare(state: State, dim: int | None, truncated: Bool[Array, ""]) -> Prepared:
-    """Reduce one state to `dim` directions if it is wider, and bring it to unit scale.
+@eqx.filter_jit
+def _solve_batch(
+    method: AbstractMethod, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]
+) -> BlowUp:
+    lanes = next(size for size in (32, 8, 1) if states.batch_shape[0] % size == 0)
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, lanes, *leaf.shape[1:]), states)
+    results = lax.map(lambda block: method.solve(block, rtol, truncated), blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
-    Narrower states get equal widths; `dim` of `None` leaves a state as it is. What cannot be solved
-    is replaced by a state that is solved at once.
+
+def prepare(state: State) -> Prepared:
+    """Bring one state to unit scale.
+
+    What cannot be solved is replaced by a state that is solved at once.
     """
-    if dim is not None:
-        wide = max(state.widths) > dim
-        truncated = truncated | wide
-        state = reduce(state, dim).state if wide else pad(state, max(state.widths))
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
     unit, scale = state.unit_scale()
     rests = comes_to_rest(unit)
     solvable = finite & ~rests
     unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
-    return Prepared(unit, truncated, scale, finite, rests)
+    return Prepared(unit, scale, finite, rests)
 
 
 def classify(raw: Raw, prepared: Prepared, label: str) -> BlowUp:

@@ -93,19 +93,18 @@ def blowup_time(
     method.check(state)
     rtol = check_rtol(rtol, state.dtype)
     if not any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(state), rtol)):
-        result = _on_host(state, method, float(rtol))
-        if result is not None:
-            return result
+        return _of_known_state(state, method, float(rtol))
     rtol = jnp.asarray(rtol, state.dtype)
-    result = _solve(lax.stop_gradient(state), method, rtol)
-    return _with_derivatives(result, method, state, rtol)
+    return _traced(state, method, rtol)
 
 
-def _on_host(state: State, method: AbstractMethod, rtol: float) -> BlowUp | None:
-    """By the native kernel, without a program, where there is one for the state."""
+def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp:
+    """By the native kernel where there is one for the state, else by a program for batches."""
     kernel = method.kernel(state) if is_on_cpu(state) else None
     if kernel is None:
-        return None
+        batch = jax.tree.map(lambda leaf: leaf[None], state)
+        result = method.batch_solver(state)(batch, rtol, False)
+        return jax.tree.map(lambda leaf: leaf[0], result)
     fields = (state.a, state.b, state.c, state.strength)
     results = kernel(HostStates(*(np.asarray(field)[None] for field in fields)), rtol, False)
     results["stage"] = np.zeros(1, np.int32)
@@ -122,14 +121,10 @@ def is_on_cpu(tree: PyTree) -> bool:
 
 
 @eqx.filter_jit
-def _solve(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
-    batch = jax.tree.map(lambda leaf: leaf[None], state)
-    result = method.solve(batch, rtol, jnp.zeros((), bool))
-    return jax.tree.map(lambda leaf: leaf[0], result)
-
-
-@eqx.filter_jit
-def _with_derivatives(result: BlowUp, method: AbstractMethod, state: State, rtol: Array) -> BlowUp:
+def _traced(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
+    batch = jax.tree.map(lambda leaf: lax.stop_gradient(leaf)[None], state)
+    result = method.solve(batch, lax.stop_gradient(rtol), jnp.zeros((), bool))
+    result = jax.tree.map(lambda leaf: leaf[0], result)
     time = _differentiable(method, state, result.time, lax.stop_gradient(rtol))
     return eqx.tree_at(lambda b: b.time, result, time)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..._reduction import truncation
+from ..._reduction import pad, reduce, truncation
 from ..._state import State
 from .._gradient import gradient_in_reduction
 from .._method import AbstractMethod, Form, Prepared, Raw, classify, prepare
@@ -26,10 +26,15 @@ class _Integration(AbstractMethod):
     max_steps: int = eqx.field(static=True, default=4096)
 
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
+        dim = self.reduced_dim(states.rank)
+        wide = self.truncates(states)
+
         def one(state: State) -> tuple[Raw, Prepared]:
-            prepared = prepare(state, self.reduced_dim(state.rank), truncated)
+            if dim is not None:
+                state = reduce(state, dim).state if wide else pad(state, max(state.widths))
+            prepared = prepare(state)
             raw, last = integrate(prepared.state, self.solver, rtol, self.max_steps)
-            lost = jnp.where(prepared.truncated, truncation(last) * raw.time, 0)
+            lost = jnp.where(truncated | wide, truncation(last) * raw.time, 0)
             converged = raw.converged & (lost <= rtol * raw.time)
             raw = eqx.tree_at(lambda r: (r.error, r.converged), raw, (raw.error + lost, converged))
             return raw, prepared

@@ -5,15 +5,17 @@ The flow of rank 1 is written for the smaller of $a$ and $c$ (`Problem`), expand
 Many states at once, along the last axis of every array.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..._state import State
 from ...bounds import bracket_from_norms
 from .._method import Raw
-from ._taylor import entire_function, flow_coefficients
+from ._taylor import entire_function, flow_coefficients, polynomial
 
 # From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.
 _NUM_ROOT_STEPS = 14
@@ -42,10 +44,13 @@ class Problem(eqx.Module):
     middle_excess: Float[Array, " lanes"]  # ||b||^2 - ||a||^2
     other_excess: Float[Array, " lanes"]  # ||c||^2 - ||a||^2
     unit: Float[Array, " lanes"]
-    truncated: bool = eqx.field(static=True)
+    truncated: Bool[Array, " lanes"]
+    width: Int[Array, ""]  # without the units that states were filled up with
 
     @classmethod
-    def of(cls, states: State, truncated: bool) -> "Problem":
+    def of(
+        cls, states: State, truncated: Bool[Array, " lanes"], width: Int[Array, ""]
+    ) -> "Problem":
         strength = states.strength[0]
         a, b, c = states.a[0], states.b, states.c[0] * jnp.sign(strength)[None]
         size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
@@ -56,12 +61,15 @@ class Problem(eqx.Module):
         b = jnp.where(swap[None, None], jnp.swapaxes(b, 0, 1), b)
         a, c = jnp.where(swap[None], c, a), jnp.where(swap[None], a, c)
         size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
-        width = a.shape[0]
-        gram, velocity = jnp.zeros_like(b), jnp.zeros_like(a)
-        for j in range(width):
-            gram = gram + b[:, None, j] * b[None, :, j]
-            velocity = velocity + b[:, j] * c[j][None]
-        identity = jnp.eye(width, dtype=a.dtype)[:, :, None]
+
+        def add(sums: tuple[Array, Array], column: tuple[Array, Array]) -> tuple[Any, None]:
+            of_b, of_c = column
+            gram = sums[0] + of_b[:, None] * of_b[None]
+            return (gram, sums[1] + of_b * of_c[None]), None
+
+        start = jnp.zeros_like(b), jnp.zeros_like(a)
+        (gram, velocity), _ = lax.scan(add, start, (jnp.swapaxes(b, 0, 1), c))
+        identity = jnp.eye(a.shape[0], dtype=a.dtype)[:, :, None]
         return cls(
             matrix=gram - a[:, None] * a[None, :] + (size_c - size_a)[None, None] * identity,
             a=a,
@@ -70,6 +78,7 @@ class Problem(eqx.Module):
             other_excess=size_c - size_a,
             unit=1 / (rate * jnp.abs(strength)),
             truncated=truncated,
+            width=width,
         )
 
     def in_units(self, raw: Raw) -> Raw:
@@ -87,7 +96,7 @@ class Problem(eqx.Module):
     def last_share(self) -> Float[Array, " lanes"]:
         r"""The share of $\|a\|^2$ on the last basis vectors: see `jaxcond.reduction.truncation`."""
         total = jnp.sum(self.a**2, 0)
-        return self.a[-1] ** 2 / jnp.where(total > 0, total, 1)
+        return self.a[self.width - 1] ** 2 / jnp.where(total > 0, total, 1)
 
     def norms(self, a_squared: Array) -> Float[Array, "3 lanes"]:
         r"""$(\|a\|^2, \|b\|^2, \|c\|^2)$ when the first of them is `a_squared`."""
@@ -100,30 +109,22 @@ class Problem(eqx.Module):
 class Expansion(eqx.Module):
     """One Taylor expansion, and what its polynomial says of the blow-up time."""
 
-    result: Raw
+    zero: Float[Array, " lanes"]
+    error: Float[Array, " lanes"]
+    falls: Bool[Array, " lanes"]  # as tau does at its first zero
     coefficients: Float[Array, "powers k lanes"]
     norms: Float[Array, "squares lanes"]
     tau: Float[Array, "powers lanes"]
 
-    def reaches(self, elapsed: Array, rtol: Float[Array, ""]) -> Bool[Array, " lanes"]:
+    def suffices(self, rtol: Float[Array, "..."]) -> Bool[Array, " lanes"]:
+        """Whether its zero is as exact as is asked for."""
+        return (self.error <= rtol * self.zero) & self.falls
+
+    def reaches(self, elapsed: Array, rtol: Float[Array, "..."]) -> Bool[Array, " lanes"]:
         """Whether its zero is as exact as the arithmetic allows, against the whole time."""
-        total = elapsed + self.result.time
+        total = elapsed + self.zero
         allowed = jnp.maximum(16 * jnp.finfo(total.dtype).eps, 0.01 * rtol)
-        return (self.result.error <= allowed * total) & jnp.isfinite(total)
-
-
-def polynomial(coefficients: Array, x: Array, num_derivatives: int) -> list[Array]:
-    """A polynomial with coefficients along the first axis and its first derivatives, by Horner."""
-    values = [jnp.zeros_like(coefficients[0]) for _ in range(num_derivatives + 1)]
-    for coefficient in coefficients[::-1]:
-        for i in range(num_derivatives, 0, -1):
-            values[i] = values[i] * x + values[i - 1]
-        values[0] = values[0] * x + coefficient
-    factorial = 1
-    for i in range(2, num_derivatives + 1):
-        factorial *= i
-        values[i] = values[i] * factorial
-    return values
+        return (self.error <= allowed * total) & jnp.isfinite(total)
 
 
 def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Array, " lanes"]:
@@ -142,15 +143,17 @@ def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Ar
         bound = rough_lower_bound(problem.norms(a_squared))
         return x + jnp.where((value > 0) & jnp.isfinite(bound), bound, 0)
 
-    x = lax.fori_loop(0, _NUM_ROOT_STEPS, advance, jnp.zeros_like(tau[0]))
-    for _ in range(2):
+    def newton(_: Array, x: Array) -> Array:
         value, first = polynomial(tau, x, 1)
         step = value / first
-        x = x - jnp.where(jnp.abs(step) < 0.01 * x, step, 0)
-    return x
+        return x - jnp.where(jnp.abs(step) < 0.01 * x, step, 0)
+
+    x = lax.fori_loop(0, _NUM_ROOT_STEPS, advance, jnp.zeros_like(tau[0]))
+    return lax.fori_loop(0, 2, newton, x)
 
 
 def rough_lower_bound(norms: Float[Array, "3 lanes"]) -> Float[Array, " lanes"]:
+    """A lower bound on the time left, from Carlson's algorithm broken off."""
     x, y, z = norms
     for _ in range(_NUM_ROUGH_DUPLICATIONS):
         root_x, root_y, root_z = jnp.sqrt(x), jnp.sqrt(y), jnp.sqrt(z)
@@ -159,72 +162,73 @@ def rough_lower_bound(norms: Float[Array, "3 lanes"]) -> Float[Array, " lanes"]:
     return jnp.sqrt(3 / (x + y + z))
 
 
-def _bracket_before(
-    tau: Float[Array, "powers lanes"],
-    zero: Float[Array, " lanes"],
-    problem: Problem,
-    width: Float[Array, " lanes"],
+def bracket_before(
+    expansion: Expansion, problem: Problem, rtol: Float[Array, "..."]
 ) -> tuple[Float[Array, " lanes"], Float[Array, " lanes"]]:
-    r"""The bracket from a state shortly before the zero of $\tau$, about as narrow as `width`."""
+    r"""The bracket from a state shortly before the zero of $\tau$, about as narrow as `rtol`."""
+    tau, zero = expansion.tau, expansion.zero
+    width = rtol * zero
 
-    def at(distance: Array) -> tuple[Array, Array]:
+    def narrow(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        distance = carry[0]
         x = zero - distance
         value, first, second, third = polynomial(tau, x, 3)
         ratio = first / value
         a_squared = ratio * ratio - second / value
         energy = -0.5 * third / value + 1.5 * ratio * second / value - ratio**3
         lower, upper = bracket_from_norms(problem.norms(a_squared), energy, jnp.ones_like(energy))
-        return x + lower, x + upper
+        lower, upper = x + lower, x + upper
+        excess = jnp.cbrt(0.3 * width / jnp.maximum(upper - lower, 0.3 * width))
+        return distance * jnp.where(jnp.isfinite(upper), excess, 0.03), lower, upper
 
     # In these units the norms differ by at most 1, and the width is about distance^3.
     distance = jnp.minimum(jnp.cbrt(width), 0.25 * zero)
-    lower, upper = at(distance)
-    excess = jnp.cbrt(0.3 * width / jnp.maximum(upper - lower, 0.3 * width))
-    return at(distance * jnp.where(jnp.isfinite(upper), excess, 0.03))
+    _, lower, upper = lax.fori_loop(0, 2, narrow, (distance, zero, zero))
+    return lower, upper
 
 
-def expand(problem: Problem, order: int, rtol: Float[Array, ""]) -> Expansion:
-    r"""Expand the flow and find the zero of $\tau$, with an estimate of its error."""
+def expand(problem: Problem, order: Int[Array, ""], size: int) -> Expansion:
+    r"""Expand the flow and find the zero of $\tau$, with an estimate of its error.
+
+    **Arguments:** `order`, of the polynomials, at most `size`, which is that of the buffers.
+    """
     coefficients, norms, last = flow_coefficients(
-        problem.matrix, problem.a, problem.velocity, order
+        problem.matrix, problem.a, problem.velocity, problem.width, order, size
     )
-    tau, sizes = entire_function(norms)
+    tau, sizes = entire_function(norms, order)
     zero = _first_zero(tau, problem)
-    value, slope = polynomial(tau, zero, 1)
-    tail = polynomial(jnp.abs(tau.at[:-2].set(0)), zero, 0)[0]
-    rounding = 4 * jnp.finfo(tau.dtype).eps * polynomial(sizes, zero, 0)[0]
-    wrong = jnp.abs(value) + tail + rounding
-    if problem.truncated:
-        powers = jnp.arange(2, order + 1, dtype=tau.dtype)[:, None]
-        weight = polynomial(last / (powers * (powers - 1)), zero, 0)[0] * zero * zero
-        wrong = wrong + _MISSING * jnp.abs(weight)
-    error = wrong / jnp.abs(slope)
-    lower, upper = _bracket_before(tau, zero, problem, rtol * zero)
-    narrow = jnp.abs(upper - lower) <= rtol * zero
-    converged = narrow & (error <= rtol * zero) & (slope < 0)
-    result = Raw(zero, lower, upper, error, converged, jnp.ones(zero.shape, jnp.int32))
-    return Expansion(result, coefficients, norms, tau)
+    powers = jnp.arange(size + 1)
+    # The last two terms show what truncation leaves out.
+    ends = jnp.where((powers >= order - 1)[:, None], jnp.abs(tau), 0)
+    rising = jnp.arange(2, size + 1, dtype=tau.dtype)[:, None]
+    missing = jnp.pad(last / (rising * (rising - 1)), ((2, 0), (0, 0)))
+    values, slopes = polynomial(jnp.stack([tau, ends, sizes, missing], axis=1), zero[None], 1)
+    rounding = 4 * jnp.finfo(tau.dtype).eps * values[2]
+    wrong = jnp.abs(values[0]) + values[1] + rounding
+    wrong = wrong + jnp.where(problem.truncated, _MISSING * jnp.abs(values[3]), 0)
+    error = wrong / jnp.abs(slopes[0])
+    return Expansion(zero, error, slopes[0] < 0, coefficients, norms, tau)
 
 
 def advance(
-    coefficients: Float[Array, "powers k lanes"], pace: float | Array = PACE
+    coefficients: Float[Array, "powers k lanes"],
+    order: Int[Array, ""],
+    pace: float | Float[Array, " lanes"] = PACE,
 ) -> tuple[Array, Array, Array]:
     """Follow an expansion part of the way: $a$, $a'$ and the step.
 
     `pace` is the step over that at which the last terms reach rounding. To differentiation the step
     is a constant: $T^*$ does not depend on where the flow is expanded.
     """
-    order = coefficients.shape[0] - 1
-    size = jnp.max(jnp.abs(coefficients), axis=1)
+    size = jnp.max(jnp.abs(lax.stop_gradient(coefficients)), axis=1)
     eps = jnp.finfo(coefficients.dtype).eps
-
-    def reach(n: int) -> Array:
-        # Every second term may be missing, by symmetry.
-        last = jnp.where(size[n] > 0, size[n], 1)
-        from_a = (eps * size[0] / last) ** (1 / n)
-        from_velocity = (eps * size[1] / last) ** (1 / (n - 1))
-        return jnp.where(size[n] > 0, jnp.maximum(from_a, from_velocity), jnp.inf)
-
-    step = pace * lax.stop_gradient(jnp.minimum(reach(order), reach(order - 1)))
+    # Every second term may be missing, by symmetry.
+    powers = jnp.stack([order, order - 1])
+    ends, n = size[powers], powers[:, None].astype(size.dtype)
+    last = jnp.where(ends > 0, ends, 1)
+    from_a = (eps * size[:1] / last) ** (1 / n)
+    from_velocity = (eps * size[1:2] / last) ** (1 / (n - 1))
+    reach = jnp.where(ends > 0, jnp.maximum(from_a, from_velocity), jnp.inf)
+    step = pace * jnp.min(reach, axis=0)
     a, velocity = polynomial(coefficients, step[None], 1)
     return a, velocity, step

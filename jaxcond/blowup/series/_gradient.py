@@ -19,8 +19,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..._state import State
-from ._expansion import Problem, advance, expand, polynomial
-from ._taylor import entire_function, flow_coefficients, flow_cotangents
+from ._expansion import Problem, advance, expand
+from ._follow import Plan
+from ._taylor import entire_function, flow_coefficients, flow_cotangents, polynomial
 
 
 class _Record(eqx.Module):
@@ -38,18 +39,21 @@ class _Record(eqx.Module):
 
 
 def series_gradient(
-    states: State, order: int, max_expansions: int, rtol: Float[Array, ""]
+    states: State, plan: Plan, max_expansions: int, rtol: Float[Array, ""]
 ) -> State:
     """Derivatives of the blow-up times with respect to the layers, lanes on the last axis.
+
+    **Arguments:** `max_expansions`, for how many expansions there is room.
 
     NaN where no expansion reaches the blow-up.
     """
 
-    def problem_of(states: State) -> Problem:
-        return Problem.of(states, False)
+    def problem_of(states: State) -> tuple[tuple[Array, Array, Array], Problem]:
+        problem = Problem.of(states, jnp.zeros(states.b.shape[-1], bool), plan.width)
+        return (problem.matrix, problem.a, problem.velocity), problem
 
-    problem, to_states = jax.vjp(problem_of, states)
-    record = _record(problem, order, max_expansions, rtol)
+    _, to_states, problem = jax.vjp(problem_of, states, has_aux=True)
+    record = _record(problem, plan, max_expansions, rtol)
 
     def back(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         index, of_matrix, of_a, of_velocity = carry
@@ -57,9 +61,7 @@ def series_gradient(
             lambda p: (p.a, p.velocity), problem, (record.a[index], record.velocity[index])
         )
         last = index == record.num_steps
-        parts = _back_through(
-            start, order, record.step[index], record.zero, last, of_a, of_velocity
-        )
+        parts = _back_through(start, plan, record.step[index], record.zero, last, of_a, of_velocity)
         taken = index <= record.num_steps
         return (
             index - 1,
@@ -77,25 +79,20 @@ def series_gradient(
     _, of_matrix, of_a, of_velocity = lax.while_loop(lambda carry: carry[0] >= 0, back, carry)
     unknown = jnp.where(record.settled, 1, jnp.nan)
     unit = problem.unit * unknown
-    cotangent = jax.tree.map(jnp.zeros_like, problem)
-    cotangent = eqx.tree_at(
-        lambda p: (p.matrix, p.a, p.velocity),
-        cotangent,
-        (of_matrix * unit[None, None], of_a * unit[None], of_velocity * unit[None]),
-    )
-    (gradient,) = to_states(cotangent)
+    cotangents = (of_matrix * unit[None, None], of_a * unit[None], of_velocity * unit[None])
+    (gradient,) = to_states(cotangents)
     return gradient
 
 
-def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""]) -> _Record:
+def _record(problem: Problem, plan: Plan, max_expansions: int, rtol: Float[Array, ""]) -> _Record:
     """Follow the flow until an expansion reaches the zero, and keep where it was expanded."""
 
     def turn(record: _Record) -> _Record:
-        expansion = expand(record.problem, order, rtol)
+        expansion = expand(record.problem, plan.order, plan.size)
         # An only expansion has to do, if it is as exact as the time was asked for.
-        enough = expansion.result.converged & (max_expansions == 1)
+        enough = expansion.suffices(rtol) & (not plan.again)
         settled = record.settled | enough | expansion.reaches(record.elapsed, rtol)
-        a, velocity, step = advance(expansion.coefficients)
+        a, velocity, step = advance(expansion.coefficients, plan.order)
         stays = settled | ~jnp.isfinite(step)
         moved = eqx.tree_at(
             lambda p: (p.a, p.velocity),
@@ -111,7 +108,7 @@ def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array
             record.a.at[record.turn].set(record.problem.a),
             record.velocity.at[record.turn].set(record.problem.velocity),
             record.step.at[record.turn].set(step),
-            jnp.where(record.settled, record.zero, expansion.result.time),
+            jnp.where(record.settled, record.zero, expansion.zero),
             settled,
             record.num_steps + jnp.where(stays, 0, 1),
             record.turn + 1,
@@ -139,7 +136,7 @@ def _record(problem: Problem, order: int, max_expansions: int, rtol: Float[Array
 
 def _back_through(
     problem: Problem,
-    order: int,
+    plan: Plan,
     step: Array,
     zero: Array,
     last: Bool[Array, " lanes"],
@@ -150,23 +147,32 @@ def _back_through(
 
     From those of $a$ and $a'$ at the end of its step, or, for the last expansion, from its zero.
     """
-    coefficients, norms, _ = flow_coefficients(problem.matrix, problem.a, problem.velocity, order)
-    powers = jnp.arange(order + 1, dtype=step.dtype)[:, None]
+    coefficients, norms, _ = flow_coefficients(
+        problem.matrix, problem.a, problem.velocity, plan.width, plan.order, plan.size
+    )
+    powers = jnp.arange(plan.size + 1, dtype=step.dtype)[:, None]
     values = step[None] ** powers
     slopes = powers * step[None] ** jnp.maximum(powers - 1, 0)
     of_coefficients = values[:, None] * of_a[None] + slopes[:, None] * of_velocity[None]
     of_coefficients = jnp.where(last[None, None], 0, of_coefficients)
-    of_norms = jnp.where(last[None], _of_norms(entire_function(norms)[0], zero), 0)
+    tau, _ = entire_function(norms, plan.order)
+    of_norms = jnp.where(last[None], _of_norms(tau, zero, plan.order), 0)
     return flow_cotangents(problem.matrix, coefficients, norms, of_coefficients, of_norms)
 
 
-def _of_norms(tau: Float[Array, "powers lanes"], zero: Array) -> Float[Array, "squares lanes"]:
+def _of_norms(
+    tau: Float[Array, "powers lanes"], zero: Float[Array, " lanes"], order: Int[Array, ""]
+) -> Float[Array, "squares lanes"]:
     r"""Derivatives of the zero of $\tau$ by the coefficients of $N$."""
     # One step of Newton's method passes on the derivatives of the zero, whatever found it.
     value, slope = polynomial(tau, zero, 1)
     zero = zero - value / slope
     _, slope = polynomial(tau, zero, 1)
     powers = jnp.arange(tau.shape[0], dtype=tau.dtype)[:, None]
-    partial_sums = jnp.cumsum(tau * zero[None] ** powers, axis=0)[-3::-1]
-    m = powers[:-2]
-    return zero[None] ** (m + 2) / ((m + 1) * (m + 2)) * partial_sums / slope[None]
+    rising = zero[None] ** powers
+    partial_sums = jnp.cumsum(tau * rising, axis=0)
+    m = jnp.arange(tau.shape[0] - 2)
+    end = order - 2 - m
+    sums = jnp.where(end[:, None] >= 0, partial_sums[jnp.maximum(end, 0)], 0)
+    real = powers[:-2]
+    return rising[2:] / ((real + 1) * (real + 2)) * sums / slope[None]

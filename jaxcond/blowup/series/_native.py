@@ -42,6 +42,11 @@ def native_kernel(method: "Series", form: Form | State) -> Kernel | None:
     return solve
 
 
+def only_cpus() -> bool:
+    """Whether JAX has no other devices."""
+    return all(device.platform == "cpu" for device in jax.devices())
+
+
 @functools.cache
 def _register() -> None:
     for name, handler in _native.handlers().items():

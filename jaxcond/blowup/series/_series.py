@@ -7,27 +7,36 @@ the other norms differ from it by constants, and $E = \frac12 (\|a\|^2)'$. Where
 not reach $T^*$, the flow is followed part of the way and expanded again.
 """
 
+import dataclasses
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from ..._reduction import pad, reduce
 from ..._state import State
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, Form, Kernel, Raw, classify, prepare
+from .._method import AbstractMethod, BatchSolver, Form, Kernel, classify, prepare
 from .._result import BlowUp
-from ._expansion import PACE, Problem, advance, expand, rough_lower_bound
+from ._follow import Plan, solve_lanes
 from ._gradient import series_gradient
-from ._native import native_kernel, solve_natively
+from ._native import native_kernel, only_cpus, solve_natively
 
-# The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
-# above rounding itself, since close to a state that never blows up T* is far from linear.
-_NOISE = 64
-# What rounding does, as a share of what that noise does.
-_ROUNDING_SHARE = 1 / 8
-# The pace of the state itself, and of its copies.
-_PACES = (PACE, 1.0, 0.7)
+# Sizes of the buffers of coefficients, and of states, which are filled up with units that never
+# move: orders and widths up to the same size share their programs.
+_ORDERS, _DIMS = (40, 64), (12, 24, 48, 64)
+# Lanes that are solved together: what a core's second-level cache holds of their coefficients, or
+# that of a GPU.
+_CPU_LANES, _GPU_LANES = 32, 1 << 13
+
+
+def _size_for(number: int, sizes: tuple[int, ...]) -> int:
+    """The first of some sizes that holds a number, or the next multiple of 32."""
+    return next((size for size in sizes if number <= size), -(-number // 32) * 32)
 
 
 class Series(AbstractMethod):
@@ -82,139 +91,102 @@ class Series(AbstractMethod):
         """The order of the polynomials for states of a dtype."""
         return self.order or (32 if dtype == jnp.float64 else 20)
 
+    def plan(self, form: Form | State) -> Plan:
+        """What a program is told about states of a form, as numbers."""
+        width = min(max(form.widths), self.dim)
+        numbers = (self.degree(form.dtype), width, self.max_expansions)
+        order, width, max_expansions = (jnp.asarray(number, jnp.int32) for number in numbers)
+        size = _size_for(self.degree(form.dtype), _ORDERS)
+        return Plan(order, width, max_expansions, size, self.max_expansions > 1)
+
     def kernel(self, form: Form | State) -> Kernel | None:
         return native_kernel(self, form)
 
-    def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
-        if native_kernel(self, states) is not None:
-            return lax.platform_dependent(
-                states,
-                rtol,
-                truncated,
-                cpu=lambda *x: solve_natively(self, *x),
-                default=self.solve_by_program,
-            )
-        return self.solve_by_program(states, rtol, truncated)
+    def batch_solver(self, form: Form | State) -> BatchSolver:
+        plan, wide = self.plan(form), self.truncates(form)
+        size = _size_for(min(max(form.widths), self.dim), _DIMS)
 
-    def solve_by_program(self, states, rtol, truncated) -> BlowUp:
-        prepared = jax.vmap(lambda state: prepare(state, self.dim, truncated))(states)
-        lanes = jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), prepared.state)
+        def solve(states: State, rtol: float, truncated: bool) -> BlowUp:
+            flag = jnp.asarray(truncated or wide)
+            states = _reduce_batch(states, self.dim, size) if wide else _fill_up(states, size)
+            on_cpu = next(iter(states.b.devices())).platform == "cpu"
+            lanes = min(_CPU_LANES if on_cpu else _GPU_LANES, states.batch_shape[0])
+            tolerance = jnp.asarray(rtol, states.dtype)
+            result = _solve_batch(states, tolerance, flag, plan, lanes)
+            return dataclasses.replace(result, methods=(self.label,))
+
+        return solve
+
+    def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
+        if native_kernel(self, states) is None:
+            return self.solve_by_program(states, rtol, truncated)
+        if only_cpus():
+            return solve_natively(self, states, rtol, truncated)
+        return lax.platform_dependent(
+            states,
+            rtol,
+            truncated,
+            cpu=functools.partial(solve_natively, self),
+            default=self.solve_by_program,
+        )
+
+    def solve_by_program(
+        self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]
+    ) -> BlowUp:
+        """`solve` by a JAX program, whether or not the native kernel is in use."""
         wide = self.truncates(states)
-        raw = self._solve_lanes(lanes, rtol, truncated=wide)
-        return classify(raw, prepared, self.label)
+        if wide:
+            states = jax.vmap(lambda state: reduce(state, self.dim).state)(states)
+        else:
+            states = jax.vmap(lambda state: pad(state, max(state.widths)))(states)
+        return _solve(states, rtol, truncated | wide, self.plan(states), self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
-        order = self.degree(state.dtype)
+        plan = self.plan(state)
 
         def small_gradient(small: State, time: Array) -> State:
             lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
-            gradient = series_gradient(lanes, order, self.max_expansions, rtol)
+            gradient = series_gradient(lanes, plan, self.max_expansions, rtol)
             gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
             # The strength of a single component sets the unit of time.
             return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)
 
         return gradient_in_reduction(state, time, self.dim, small_gradient)
 
-    def _solve_lanes(self, states: State, rtol: Float[Array, ""], *, truncated: bool) -> Raw:
-        order = self.degree(states.dtype)
-        if self.max_expansions == 1:
-            problem = Problem.of(states, truncated)
-            return problem.in_units(expand(problem, order, rtol).result)
-        probes, lanes = len(_PACES) - 1, states.b.shape[-1]
-        problem = Problem.of(_perturbed(states, probes), truncated)
-        # The copies differ in where they expand again, too, which shows the errors of that.
-        pace = jnp.repeat(jnp.array(_PACES, states.dtype), lanes)
-        raw = problem.in_units(_follow(problem, order, self.max_expansions, rtol, pace))
-        parts = jax.tree.map(lambda x: x.reshape(1 + probes, lanes), raw)
-        raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
-        # A copy that does not blow up, or not in time, says that nothing is known.
-        condition = _ROUNDING_SHARE * jnp.max(jnp.abs(others - raw.time[None]), axis=0)
-        return eqx.tree_at(lambda r: r.error, raw, raw.error + condition)
+
+def _solve(
+    states: State, rtol: Float[Array, "..."], truncated: Bool[Array, "..."], plan: Plan, label: str
+) -> BlowUp:
+    """States of equal widths, none of them to be reduced, with one leading axis."""
+    prepared = jax.vmap(prepare)(states)
+    lanes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), prepared.state)
+    flags = jnp.broadcast_to(truncated, prepared.scale.shape)
+    return classify(solve_lanes(lanes, flags, rtol, plan), prepared, label)
 
 
-class _Course(eqx.Module):
-    """Where the flow has been followed to."""
+@functools.partial(jax.jit, static_argnames="lanes")
+def _solve_batch(
+    states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""], plan: Plan, lanes: int
+) -> BlowUp:
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, lanes, *leaf.shape[1:]), states)
+    results = lax.map(lambda block: _solve(block, rtol, truncated, plan, ""), blocks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
-    problem: Problem
-    elapsed: Float[Array, " lanes"]
-    best: Raw
-    settled: Bool[Array, " lanes"]
-    num_expansions: Array
+
+@functools.partial(jax.jit, static_argnames=("dim", "size"))
+def _reduce_batch(states: State, dim: int, size: int) -> State:
+    return lax.map(lambda state: pad(reduce(state, dim).state, size), states)
 
 
-def _follow(
-    problem: Problem, order: int, max_expansions: int, rtol: Float[Array, ""], pace: Array
-) -> Raw:
-    """Expand again and again, part of the way each time, until an expansion reaches the zero."""
-
-    def turn(course: _Course) -> _Course:
-        problem = course.problem
-        expansion = expand(problem, order, rtol)
-        found, elapsed = expansion.result, course.elapsed
-        total = elapsed + found.time
-        # An expansion counts what it truncates itself. What those before it did shows in the share
-        # of the last direction, as in `Reduced`.
-        lost = problem.last_share() * total if problem.truncated else jnp.zeros_like(total)
-        # Narrow against the whole time, too.
-        narrow = jnp.abs(found.upper - found.lower) <= rtol * total
-        reached = narrow & expansion.reaches(elapsed, rtol) & ~course.settled
-        num = course.best.num_steps + jnp.where(course.settled, 0, 1)
-        # Until an expansion reaches the zero, what is certain is a lower bound.
-        ahead = elapsed + rough_lower_bound(problem.norms(jnp.sum(problem.a**2, 0)))
-        here = Raw(
-            jnp.where(reached, total, course.best.time),
-            jnp.where(
-                reached, elapsed + found.lower, jnp.where(course.settled, course.best.lower, ahead)
-            ),
-            jnp.where(reached, elapsed + found.upper, course.best.upper),
-            jnp.where(reached, found.error + lost, course.best.error),
-            course.best.converged | (reached & (lost <= rtol * total)),
-            num,
-        )
-        settled = course.settled | reached
-        a, velocity, step = advance(expansion.coefficients, pace)
-        moved = eqx.tree_at(lambda p: (p.a, p.velocity), problem, (a, velocity))
-        keep = settled | ~jnp.isfinite(step)
-        problem = jax.tree.map(lambda old, new: _where_lanes(keep, old, new), problem, moved)
-        elapsed = elapsed + jnp.where(keep, 0, step)
-        return _Course(problem, elapsed, here, settled, course.num_expansions + 1)
-
-    lanes = problem.a.shape[-1]
-    unknown = jnp.full(lanes, jnp.inf, problem.a.dtype)
-    best = Raw(
-        unknown, unknown, unknown, unknown, jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
+def _fill_up(states: State, size: int) -> State:
+    """`pad` of a batch, without a program where it lies on the host."""
+    (p, q), library = states.widths, np
+    if any(device.platform != "cpu" for device in states.b.devices()):
+        library = jnp
+    none, of_p, of_q = (0, 0), (0, size - p), (0, size - q)
+    return State(
+        library.pad(states.a, (none, none, of_p)),
+        library.pad(states.b, (none, of_p, of_q)),
+        library.pad(states.c, (none, none, of_q)),
+        states.strength,
     )
-    start = _Course(
-        problem, jnp.zeros_like(unknown), best, jnp.zeros(lanes, bool), jnp.zeros((), jnp.int32)
-    )
-    course = lax.while_loop(
-        lambda course: (course.num_expansions < max_expansions) & ~jnp.all(course.settled),
-        turn,
-        start,
-    )
-    return course.best
-
-
-def _where_lanes(choice: Array, chosen: Array, other: Array) -> Array:
-    shape = (1,) * (chosen.ndim - 1) + choice.shape
-    return jnp.where(choice.reshape(shape), chosen, other)
-
-
-def _perturbed(states: State, probes: int) -> State:
-    """The states followed by copies with noise of `_NOISE` units of rounding in every layer.
-
-    The same signs for every lane, so that a sample's error does not depend on its batch.
-    """
-    keys = jax.random.split(jax.random.key(0), 3)
-
-    def copies(layer: Array, key: Array) -> Array:
-        shape = layer.shape[:-1]
-        signs = jax.random.rademacher(key, (probes, *shape), layer.dtype)
-        mean_square = jnp.sum(layer**2, axis=(0, 1)) / (shape[0] * shape[1])
-        size = _NOISE * jnp.finfo(layer.dtype).eps * jnp.sqrt(mean_square)
-        noise = [jnp.expand_dims(size, (0, 1)) * sign[..., None] for sign in signs]
-        return jnp.concatenate([layer, *(layer + part for part in noise)], axis=-1)
-
-    layers = [copies(layer, key) for layer, key in zip(states.layers, keys, strict=True)]
-    strength = jnp.concatenate([states.strength] * (1 + probes), axis=-1)
-    return eqx.tree_at(lambda s: (s.a, s.b, s.c, s.strength), states, (*layers, strength))

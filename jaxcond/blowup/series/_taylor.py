@@ -12,37 +12,29 @@ $$(n+1)(n+2)\,a_{n+2} = (A+\kappa)\,a_n + 2\sum_j N_j a_{n-j}, \quad
 N_n = \sum_j a_j \cdot a_{n-j}, \quad
 (n+1)\,\tau_{n+1} = -\sum_j \frac{N_{j-1}}{j}\,\tau_{n-j}.$$
 
-Every array here carries many states at once along its *last* axis, the lanes: so that XLA compiles
-the recurrences, whose loops over $j$ are unrolled, to long runs of vector arithmetic in place.
-(The batching rules of JAX put a batch first and turn updates in place into scatters: measured three
-times slower.)
+Every array carries many states at once along its *last* axis, the lanes. Every recurrence is a
+loop in the program whose body sums over a window of a buffer that is filled up with zeros; the
+order is a number, at most the size of the buffers.
 """
-
-import itertools
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-# The recurrence is compiled for a few lengths rather than for every order: an order costs as much
-# as the longest of its stretch.
-_NUM_STRETCHES = 2
+Carry = tuple[Array, Array, Array, Array]
 
 
-Carry = tuple[Array, Array, Array, Array, Array]
-
-
-def _earlier(values: Array, n: Array, j: int) -> Array:
-    """The coefficient of power $n - j$ in a buffer that holds power $m$ at index `order - m`."""
-    order = (values.shape[0] - 1) // 2
-    return lax.dynamic_index_in_dim(values, order - n + j, 0, keepdims=False)
+def _window(values: Array, start: Array | int, length: int) -> Array:
+    return lax.dynamic_slice_in_dim(values, start, length, 0)
 
 
 def flow_coefficients(
     matrix: Float[Array, "k k lanes"],
     a: Float[Array, "k lanes"],
     velocity: Float[Array, "k lanes"],
-    order: int,
+    width: Int[Array, ""],
+    order: Int[Array, ""],
+    size: int,
 ) -> tuple[
     Float[Array, "powers k lanes"],
     Float[Array, "squares lanes"],
@@ -51,86 +43,84 @@ def flow_coefficients(
     r"""Taylor coefficients of $a$ and of $\|a\|^2$.
 
     **Arguments:** `matrix`, $A + \kappa$; `a` and `velocity`, $a$ and $a'$ at the point of
-    expansion; `order`, the highest power of $a$, at least 4.
+    expansion; `width`, how many components there are before those that the states were filled
+    up with; `order`, the highest power of $a$, from 4 to `size`.
 
-    **Returns:** coefficients of $a$ up to `order`, and up to `order - 2` those of $N = \|a\|^2$
-    and of what its last component contributes to it.
+    **Returns:** coefficients of $a$ up to `size`, and up to `size - 2` those of $N = \|a\|^2$ and
+    of what its last component contributes to it; zero beyond the order.
     """
-    width, lanes = a.shape
-    # Index order - m holds the coefficient of power m; negative powers are zero.
-    vectors = jnp.zeros((2 * order + 1, width, lanes), a.dtype)
-    vectors = lax.dynamic_update_index_in_dim(vectors, a, order, 0)
-    norms = jnp.zeros((order, lanes), a.dtype)
-    last = jnp.zeros((order, lanes), a.dtype)
+    # Index size - m holds the coefficient of power m; negative powers are zero.
+    vectors = jnp.zeros((2 * size + 1, *a.shape), a.dtype).at[size].set(a)
+    norms = jnp.zeros((size, a.shape[-1]), a.dtype)
 
-    def stretch(length: int):
-        def body(n: Array, carry: Carry) -> Carry:
-            vectors, norms, last, current, square = carry
-            # The values found by the previous turn go into the buffers before anything reads
-            # them, and the sum over components is over a value that already stands in memory.
-            # Anything else makes XLA copy the buffers each turn, or recompute the sum's terms.
-            vectors = lax.dynamic_update_index_in_dim(vectors, current, order - n, 0)
-            norms = lax.dynamic_update_index_in_dim(norms, jnp.sum(square, 0), n - 1, 0)
-            last = lax.dynamic_update_index_in_dim(last, square[-1], n - 1, 0)
-            pull = jnp.zeros_like(a)
-            for j in range(length):
-                pull = pull + norms[j][None] * _earlier(vectors, n - 1, j)
-            previous = _earlier(vectors, n - 1, 0)
-            linear = jnp.zeros_like(a)
-            for i in range(width):
-                linear = linear + matrix[i] * previous[i][None]
-            following = (linear + 2 * pull) / (n * (n + 1)).astype(a.dtype)
-            square = jnp.zeros_like(a)
-            for j in range(length // 2 + 1):
-                weight = jnp.where(2 * j < n, 2, jnp.where(2 * j == n, 1, 0)).astype(a.dtype)
-                square = square + weight * vectors[order - j] * _earlier(vectors, n, j)
-            return vectors, norms, last, following, square
+    def body(n: Array, carry: Carry) -> Carry:
+        vectors, norms, last, current = carry
+        # What the previous turn gave goes into the buffer before anything reads it: else XLA copies
+        # the buffer each turn.
+        vectors = lax.dynamic_update_index_in_dim(vectors, current, size - n, 0)
+        # N_{n-1} has all its terms by now.
+        rising = vectors[1 : size + 1][::-1]
+        products = jnp.sum(rising * _window(vectors, size - n + 1, size), axis=0)
+        norms = lax.dynamic_update_index_in_dim(norms, jnp.sum(products, axis=0), n - 1, 0)
+        last = lax.dynamic_update_index_in_dim(last, products[width - 1], n - 1, 0)
+        window = _window(vectors, size - n + 1, size)
+        pull = jnp.sum(norms[:, None] * window, axis=0)
+        linear = jnp.sum(matrix * window[0][None], axis=1)
+        following = (linear + 2 * pull) / (n * (n + 1)).astype(a.dtype)
+        return vectors, norms, last, following
 
-        return body
-
-    carry = (vectors, norms, last, velocity, a * a)
-    stops = [1 + round(i * (order - 1) / _NUM_STRETCHES) for i in range(_NUM_STRETCHES + 1)]
-    for start, stop in itertools.pairwise(stops):
-        carry = lax.fori_loop(start, stop, stretch(stop), carry)
-    vectors, norms, last, current, _ = carry
-    coefficients = jnp.concatenate([vectors[order:0:-1], current[None]])
-    return coefficients, norms[:-1], last[:-1]
+    vectors, norms, last, current = lax.fori_loop(
+        1, order, body, (vectors, norms, jnp.zeros_like(norms), velocity)
+    )
+    vectors = lax.dynamic_update_index_in_dim(vectors, current, size - order, 0)
+    return vectors[size::-1], norms[:-1], last[:-1]
 
 
 def entire_function(
-    norms: Float[Array, "squares lanes"],
+    norms: Float[Array, "squares lanes"], order: Int[Array, ""]
 ) -> tuple[Float[Array, "powers lanes"], Float[Array, "powers lanes"]]:
     r"""Taylor coefficients of $\tau$ from those of $N = \|a\|^2$.
 
     **Returns:** the coefficients $\tau_0, \dots, \tau_{order}$, and for each the sum of the
     absolute values of the terms that it was added up from: its rounding error is a small multiple
-    of epsilon times that.
+    of epsilon times that. Filled up with zeros.
     """
-    order, lanes = norms.shape[0] + 1, norms.shape[1]
-    logarithmic = norms / jnp.arange(1, order, dtype=norms.dtype)[:, None]
-    # Index order - m holds the coefficient of power m.
-    values = jnp.zeros((2 * order + 1, lanes), norms.dtype).at[order].set(1)
-    sizes = jnp.zeros((order + 1, lanes), norms.dtype).at[0].set(1)
+    size, lanes = norms.shape[0] + 1, norms.shape[1]
+    logarithmic = norms / jnp.arange(1, size, dtype=norms.dtype)[:, None]
+    # Index size - m holds the coefficient of power m.
+    values = jnp.zeros((2 * size + 1, lanes), norms.dtype).at[size].set(1)
+    sizes = jnp.zeros((size + 1, lanes), norms.dtype).at[0].set(1)
 
-    def stretch(length: int):
-        def body(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            values, sizes = carry
-            total = size = jnp.zeros(lanes, norms.dtype)
-            for j in range(1, length):
-                term = logarithmic[j - 1] * _earlier(values, n, j)
-                total, size = total - term, size + jnp.abs(term)
-            scale = 1 / (n + 1).astype(norms.dtype)
-            values = lax.dynamic_update_index_in_dim(values, total * scale, order - 1 - n, 0)
-            return values, lax.dynamic_update_index_in_dim(sizes, size * scale, n + 1, 0)
+    def body(n: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        values, sizes = carry
+        terms = logarithmic * _window(values, size - n + 1, size - 1)
+        scale = 1 / (n + 1).astype(norms.dtype)
+        total, absolute = -jnp.sum(terms, axis=0), jnp.sum(jnp.abs(terms), axis=0)
+        values = lax.dynamic_update_index_in_dim(values, total * scale, size - 1 - n, 0)
+        return values, lax.dynamic_update_index_in_dim(sizes, absolute * scale, n + 1, 0)
 
-        return body
+    values, sizes = lax.fori_loop(1, order, body, (values, sizes))
+    return values[size::-1], sizes
 
-    carry = (values, sizes)
-    stops = [1 + round(i * (order - 1) / _NUM_STRETCHES) for i in range(_NUM_STRETCHES + 1)]
-    for start, stop in itertools.pairwise(stops):
-        carry = lax.fori_loop(start, stop, stretch(stop), carry)
-    values, sizes = carry
-    return values[order::-1], sizes
+
+def polynomial(
+    coefficients: Float[Array, "powers *some lanes"],
+    x: Float[Array, "..."],
+    num_derivatives: int,
+) -> list[Array]:
+    """A polynomial with coefficients along the first axis and its first derivatives, by Horner."""
+    zero = jnp.zeros_like(coefficients[0])
+
+    def step(values: list[Array], coefficient: Array) -> tuple[list[Array], None]:
+        lower = [coefficient, *values[:-1]]
+        return [value * x + one for value, one in zip(values, lower, strict=True)], None
+
+    values, _ = lax.scan(step, [zero] * (num_derivatives + 1), coefficients, reverse=True)
+    factorial = 1
+    for i in range(2, num_derivatives + 1):
+        factorial *= i
+        values[i] = values[i] * factorial
+    return values
 
 
 def flow_cotangents(
@@ -152,57 +142,33 @@ def flow_cotangents(
     recurrence would scatter every term into buffers of all powers instead.
 
     **Arguments:** `coefficients` and `norms` as found by `flow_coefficients`; `of_coefficients` and
-    `of_norms`, the cotangents of these results.
+    `of_norms`, the cotangents of these results, zero beyond the order.
     """
-    order = coefficients.shape[0] - 1
+    size = coefficients.shape[0] - 1
+    count = size - 1  # of norms, and of powers with a lambda
     # Index n holds power n; what lies beyond the highest power is zero.
-    owed = jnp.zeros((2 * order + 1, *coefficients.shape[1:]), coefficients.dtype)
-    owed_norms = jnp.zeros((2 * order + 1, norms.shape[-1]), norms.dtype)
+    owed = jnp.zeros((2 * size + 1, *coefficients.shape[1:]), coefficients.dtype)
+    owed_norms = jnp.zeros((2 * size + 1, norms.shape[-1]), norms.dtype)
+    of_norms = jnp.pad(of_norms, ((0, size - of_norms.shape[0]), (0, 0)))
 
-    def later(values: Array, n: Array, i: int) -> Array:
-        return lax.dynamic_index_in_dim(values, n + i, 0, keepdims=False)
-
-    def stretch(length: int):
-        def body(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            owed, owed_norms = carry
-            n = order - 2 - index
-            scale = ((n + 1) * (n + 2)).astype(matrix.dtype)
-            _, following = gathered(owed, owed_norms, n + 2, length)
-            factor = following / scale
-            owed = lax.dynamic_update_index_in_dim(owed, factor, n, 0)
-            total = jnp.zeros_like(factor)
-            for i in range(length):
-                total = total + later(owed, n, i) * coefficients[i]
-            of_norm = lax.dynamic_index_in_dim(of_norms, n, 0, keepdims=False)
-            of_norm = of_norm + 2 * jnp.sum(total, axis=0)
-            return owed, lax.dynamic_update_index_in_dim(owed_norms, of_norm, n, 0)
-
-        return body
-
-    def gathered(
-        owed: Array, owed_norms: Array, n: Array | int, length: int
-    ) -> tuple[Array, Array]:
-        n = jnp.asarray(n)
-        factor = lax.dynamic_index_in_dim(owed, n, 0, keepdims=False)
-        total = jnp.zeros_like(factor)
-        for i in range(length):
-            total = total + norms[i][None] * later(owed, n, i)
-            total = total + later(owed_norms, n, i)[None] * coefficients[i]
-        linear = jnp.zeros_like(factor)
-        for i in range(matrix.shape[0]):
-            linear = linear + matrix[:, i] * factor[i][None]
+    def gathered(owed: Array, owed_norms: Array, n: Array | int) -> Array:
+        later, later_norms = _window(owed, n, count), _window(owed_norms, n, count)
+        total = jnp.sum(
+            norms[:, None] * later + later_norms[:, None] * coefficients[:count], axis=0
+        )
+        linear = jnp.sum(matrix * later[0][:, None], axis=0)
         own = lax.dynamic_index_in_dim(of_coefficients, n, 0, keepdims=False)
-        return factor, own + linear + 2 * total
+        return own + linear + 2 * total
 
-    powers = order - 1
-    carry = (owed, owed_norms)
-    stops = [round(i * powers / _NUM_STRETCHES) for i in range(_NUM_STRETCHES + 1)]
-    for start, stop in itertools.pairwise(stops):
-        carry = lax.fori_loop(start, stop, stretch(stop), carry)
-    owed, owed_norms = carry
-    _, of_a = gathered(owed, owed_norms, 0, powers)
-    _, of_velocity = gathered(owed, owed_norms, 1, powers)
-    of_matrix = jnp.zeros_like(matrix)
-    for n in range(powers):
-        of_matrix = of_matrix + coefficients[n][:, None] * owed[n][None, :]
-    return of_matrix, of_a, of_velocity
+    def body(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        owed, owed_norms = carry
+        n = size - 2 - index
+        factor = gathered(owed, owed_norms, n + 2) / ((n + 1) * (n + 2)).astype(matrix.dtype)
+        owed = lax.dynamic_update_index_in_dim(owed, factor, n, 0)
+        of_norm = 2 * jnp.sum(_window(owed, n, count) * coefficients[:count], axis=(0, 1))
+        of_norm = of_norm + lax.dynamic_index_in_dim(of_norms, n, 0, keepdims=False)
+        return owed, lax.dynamic_update_index_in_dim(owed_norms, of_norm, n, 0)
+
+    owed, owed_norms = lax.fori_loop(0, count, body, (owed, owed_norms))
+    of_matrix = jnp.einsum("nil,njl->ijl", owed[:count], coefficients[:count], precision="highest")
+    return of_matrix, gathered(owed, owed_norms, 0), gathered(owed, owed_norms, 1)
