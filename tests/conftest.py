@@ -9,8 +9,8 @@ from jaxtyping import config, install_import_hook
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("jaxcond", "beartype.beartype"):
-    import jaxcond  # noqa: F401
+# Names are loaded when they are first used, so the hook stays.
+install_import_hook("jaxcond", "beartype.beartype")
 
 # What is imported stays: tracing makes many objects, and looking through all of these each time
 # that some are gone is a twentieth of the time.

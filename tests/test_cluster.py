@@ -66,7 +66,7 @@ def environment(tmp_path_factory):
 def alone(environment, tmp_path_factory):
     """The study in one process, on all its cores."""
     path = tmp_path_factory.mktemp("alone") / "store"
-    code = "from test_cluster import STUDY; from jaxcond.study import run; run(STUDY, sys.argv[1])"
+    code = "from test_cluster import STUDY; from jaxcond.study import run_study; run_study(STUDY, sys.argv[1])"
     command = [sys.executable, "-c", "import sys; " + code, path]
     subprocess.run(command, env=os.environ | environment, check=True)
     return Store(STUDY, zarr.open_group(path, mode="r"), path)

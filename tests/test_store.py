@@ -22,9 +22,8 @@ from helpers import gaussian_states
 
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
-from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run
+from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run, run_study
 from jaxcond.study import _store as store_module
-from jaxcond.study import run as run_study
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
 from jaxcond.study._store import locked, open_group, read_configuration

@@ -1,10 +1,5 @@
 """States along the way to the blow-up, and when the final stage begins."""
 
-from ._flow import EnergyClock as EnergyClock
-from ._flow import follow as follow
-from ._onset import Onset as Onset
-from ._onset import OnsetStatus as OnsetStatus
-from ._onset import final_stage_time as final_stage_time
-from ._result import PointStatus as PointStatus
-from ._result import Trajectory as Trajectory
-from ._solve import trajectory as trajectory
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

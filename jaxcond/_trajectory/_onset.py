@@ -1,6 +1,5 @@
 """When the final stage begins."""
 
-import enum
 from collections.abc import Callable
 
 import equinox as eqx
@@ -24,6 +23,7 @@ from ._solve import (
     course_to,
     resolve_trajectory_rtol,
 )
+from ._status import OnsetStatus
 
 # Halvings of one interval of the grid: to rounding.
 _NUM_HALVINGS = 50
@@ -31,23 +31,6 @@ _NUM_HALVINGS = 50
 _FEWEST = 32
 # Steps within one interval of the grid: what dense output keeps in memory.
 _INTERVAL_STEPS = 64
-
-
-class OnsetStatus(enum.IntEnum):
-    """What is known of the onset of the final stage."""
-
-    FOUND = 0
-    """It begins at `Onset.time`."""
-    FROM_START = 1
-    """The initial state satisfies the condition: the time is 0."""
-    NOT_REACHED = 2
-    """The condition does not hold at the last point followed: the time is infinite."""
-    NO_BLOW_UP = 3
-    """The flow comes to rest; there is no final stage: the time is infinite."""
-    NOT_CONVERGED = 4
-    """The solver took too many steps, or $T^*$ is not known: the time is NaN."""
-    INVALID_INPUT = 5
-    """The state is not finite: the time is NaN."""
 
 
 class Onset(eqx.Module):

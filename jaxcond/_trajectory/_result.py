@@ -4,7 +4,6 @@ The reduced flow is followed by diffrax; what full width needs is stored once: t
 the bases. Quantities of the full states that the final stage asks for follow without forming $b$.
 """
 
-import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -27,25 +26,7 @@ from ..indicators import (
     ratios_of,
     resolve_tolerance,
 )
-
-
-class PointStatus(enum.IntEnum):
-    """What became of one point of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
-
-    REACHED = 0
-    """The state is known to the tolerance."""
-    TRUNCATED = 1
-    """Reached, but the reduction's dimension limits the accuracy: see `Trajectory.truncation`."""
-    BEYOND_BLOW_UP = 2
-    """The time lies at or beyond $T^*$."""
-    BEFORE_START = 3
-    """The time is negative, or the energy below that of the initial state."""
-    NEVER_REACHED = 4
-    """The state comes to rest: the energy, or the fraction of $T^*$, is never reached."""
-    NOT_CONVERGED = 5
-    """The solver took too many steps, or $T^*$ is not known."""
-    INVALID_INPUT = 6
-    """The initial state or the point holds NaN."""
+from ._status import PointStatus
 
 
 class Trajectory(eqx.Module):

@@ -29,7 +29,8 @@ from ..blowup import (
 )
 from ..bounds import bracket
 from ._flow import Clock, EnergyClock, Followed, desingularised_time, follow, physical_time
-from ._result import PointStatus, Trajectory
+from ._result import Trajectory
+from ._status import PointStatus
 
 
 class Start(eqx.Module):

@@ -1,10 +1,5 @@
 """The paper's statements, and our own, as numerical checks that anyone can run."""
 
-from ._evidence import Evidence as Evidence
-from ._evidence import gather as gather
-from ._evidence import random_states as random_states
-from ._run import STATEMENTS as STATEMENTS
-from ._run import Verdict as Verdict
-from ._run import judge as judge
-from ._run import run_checks as run_checks
-from .statements import Statement as Statement
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,17 +1,19 @@
 """The command line: a thin layer over the Python API."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import jax
+from rich.table import Table
 from rich.text import Text
 
 import jaxcond
 
+from . import _late as late
 from ._check import add_check
-from ._common import Parser, err
+from ._common import Parser, err, out
 from ._figure import add_figure
 from ._plot import add_plot
 from ._study import add_study
@@ -24,6 +26,12 @@ def _parser() -> Parser:
         description="Condensation of three-layer networks: blow-up of the effective dynamics.",
     )
     parser.add_argument("--version", action="version", version=f"jaxcond {jaxcond.__version__}")
+    parser.add_argument(
+        "--versions",
+        action=_Versions,
+        nargs=0,
+        help="show the versions of the libraries, the devices, and which kernel is in use",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     add_study(commands)
     add_summary(commands)
@@ -31,6 +39,17 @@ def _parser() -> Parser:
     add_check(commands)
     add_figure(commands)
     return parser
+
+
+class _Versions(argparse.Action):
+    """Print what a report of a fault should name."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        table = Table(box=None, show_header=False)
+        for name, value in late.session.environment().items():
+            table.add_row(name, Text(value))
+        out.print(table)
+        parser.exit()
 
 
 def console() -> NoReturn:
@@ -60,8 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         _fail(f"{error.filename}: {error.strerror}" if named else str(error), 1)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | _runtime_error()):
+            raise
         _fail(str(error) or type(error).__name__, 1)
+
+
+def _runtime_error() -> type[Exception]:
+    """What JAX raises when a device fails; nothing has, where JAX was not loaded."""
+    jax = sys.modules.get("jax")
+    return MemoryError if jax is None else jax.errors.JaxRuntimeError
 
 
 def _fail(message: str, code: int) -> NoReturn:

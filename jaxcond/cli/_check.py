@@ -1,22 +1,24 @@
 """`jaxcond check`: the paper's statements on a random ensemble."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
 from pathlib import Path
 
-import jax
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..checks import STATEMENTS, Verdict, run_checks
+from .. import checks
 from ..files import written_whole
-from ._common import Parser, check_writable, err, out
+from . import _late as late
+from ._common import Parser, add_cache, check_writable, err, out
 
 
-def add_check(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_check(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the command and its options."""
     check = commands.add_parser(
         "check",
@@ -39,18 +41,19 @@ def add_check(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyrigh
     add("--seed", type=int, default=0, help="seed of the initial states (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the table to a JSON file")
     add("--quiet", action="store_true", help="no progress bar")
+    add_cache(check)
     check.set_defaults(command=_check)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     if arguments.json is not None:
         check_writable(arguments.json)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err, disable=arguments.quiet) as progress:
-        ranks = len({statement.rank for statement in STATEMENTS})
-        task = progress.add_task("following trajectories", total=len(STATEMENTS) + ranks)
-        verdicts = run_checks(
+        ranks = len({statement.rank for statement in checks.STATEMENTS})
+        task = progress.add_task("following trajectories", total=len(checks.STATEMENTS) + ranks)
+        verdicts = checks.run_checks(
             arguments.width,
             arguments.samples,
             arguments.seed,
@@ -64,7 +67,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0 if all(verdict.holds for verdict in verdicts) else 3
 
 
-def _print(verdicts: list[Verdict], arguments: argparse.Namespace) -> None:
+def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> None:
     title = f"Width {arguments.width}, {arguments.samples} samples a rank, seed {arguments.seed}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("statement", "source", "tested"):
@@ -88,7 +91,7 @@ def _print(verdicts: list[Verdict], arguments: argparse.Namespace) -> None:
     out.print(f"{len(verdicts) - failed} of {len(verdicts)} statements hold.")
 
 
-def _record(verdicts: list[Verdict], arguments: argparse.Namespace) -> dict[str, object]:
+def _record(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> dict[str, object]:
     rows = [
         {
             "statement": verdict.statement.name,

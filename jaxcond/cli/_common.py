@@ -33,6 +33,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Add the option of all commands that compute."""
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help=(
+            "do not keep compiled programs for the next call; they are kept in the user's cache "
+            "folder, or in the one that the environment variable JAXCOND_CACHE_DIR names"
+        ),
+    )
+
+
 def check_writable(path: Path) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
     folder = path.parent

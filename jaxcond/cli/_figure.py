@@ -1,24 +1,16 @@
 """`jaxcond figure`: the figures of the paper, computed anew."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 
-import jax
 from rich.text import Text
 
-from .. import plotting
-from ..experiments import (
-    Experiment,
-    TanhSetting,
-    figure_1,
-    figure_2a,
-    figure_2b,
-    figure_3,
-    read_experiment,
-)
-from ..experiments._counts import ALPHAS
-from ..experiments._plateau import RESTART
-from ._common import Parser, check_distinct, check_writable, out
+from .. import experiments, plotting
+from ..experiments._defaults import ALPHAS, RESTART
+from . import _late as late
+from ._common import Parser, add_cache, check_distinct, check_writable, out
 
 # Widths of the paper, and of the minute-sized versions.
 _WIDTHS = {"1": (200, 50), "2a": (200, 50), "2b": (200, 50), "3": (100, 30)}
@@ -27,7 +19,7 @@ _ONLY = {"learning_rate": ("1", "2a"), "method": ("2a",), "alphas": ("2b",),
          "checkpoint": ("1",), "restart": ("1",)}  # fmt: skip
 
 
-def add_figure(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the command and its options."""
     figure = commands.add_parser(
         "figure",
@@ -76,11 +68,12 @@ def add_figure(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyrig
     add("--data", type=Path, metavar="FILE", help="draw the data of an earlier run again")
     add("--out", type=Path, metavar="FILE", help="figure to write (default figure_FIGURE.png)")
     add("--quiet", action="store_true", help="no progress bar")
+    add_cache(figure)
     figure.set_defaults(command=_figure)
 
 
 def _figure(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     name = arguments.figure
     path = Path(f"figure_{name}.png") if arguments.out is None else arguments.out
     data = path.with_suffix(".npz")
@@ -97,7 +90,7 @@ def _figure(arguments: argparse.Namespace) -> int:
         experiment.save(data)
     else:
         check_distinct(out=path, data=arguments.data)
-        experiment = read_experiment(arguments.data)
+        experiment = experiments.read_experiment(arguments.data)
         if experiment.name != name:
             raise ValueError(f"File {arguments.data} holds the data of figure {experiment.name}")
     plotting.save(plotting.PAPER_FIGURES[name](experiment), path)
@@ -108,14 +101,14 @@ def _figure(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compute(arguments: argparse.Namespace) -> Experiment:
+def _compute(arguments: argparse.Namespace) -> experiments.Experiment:
     name, progress = arguments.figure, not arguments.quiet
     width = arguments.width if arguments.width is not None else _WIDTHS[name][arguments.quick]
     seeds = arguments.seeds if arguments.seeds is not None else _SEEDS[name]
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, but is {seeds}")
     if name == "3":
-        return figure_3(
+        return experiments.figure_3(
             width=width,
             std=arguments.std,
             seed=arguments.seed,
@@ -123,7 +116,7 @@ def _compute(arguments: argparse.Namespace) -> Experiment:
             progress=progress,
         )
     rate = 5e-3 if arguments.learning_rate is None else arguments.learning_rate
-    setting = TanhSetting(
+    setting = experiments.TanhSetting(
         width=width,
         std=arguments.std,
         learning_rate=rate,
@@ -132,15 +125,17 @@ def _compute(arguments: argparse.Namespace) -> Experiment:
     )
     if name == "1":
         restart = RESTART if arguments.restart is None else arguments.restart
-        return figure_1(
+        return experiments.figure_1(
             setting, restart=restart, checkpoint=arguments.checkpoint, progress=progress
         )
     if name == "2a":
-        return figure_2a(setting, method=arguments.method or "descent", progress=progress)
-    return figure_2b(setting, alphas=arguments.alphas or ALPHAS, progress=progress)
+        return experiments.figure_2a(
+            setting, method=arguments.method or "descent", progress=progress
+        )
+    return experiments.figure_2b(setting, alphas=arguments.alphas or ALPHAS, progress=progress)
 
 
-def _summary(experiment: Experiment) -> list[str]:
+def _summary(experiment: experiments.Experiment) -> list[str]:
     """What the figure says in numbers."""
     if experiment.name == "1":
         pairs = zip(experiment["predicted"], experiment["observed"], strict=True)

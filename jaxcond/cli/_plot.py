@@ -1,26 +1,32 @@
 """`jaxcond plot` and `jaxcond phase`: figures of a store, and maps without any samples."""
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.text import Text
 
-from .. import plotting
-from ..blowup import Status
+from .. import blowup, plotting, sampling, study
 from ..files import written_whole
-from ..sampling import infinite_width_times
-from ..study import open_store, summarise
-from ._common import Parser, check_distinct, check_writable, importable, out
+from . import _late as late
+from ._common import (
+    Parser,
+    add_cache,
+    check_distinct,
+    check_writable,
+    importable,
+    out,
+)
 
 _KINDS = ("distribution", "scaling", "convergence", "phase")
 _SYMBOLS = {"aspect": "$p/q$", "scale_a": "$s_a$", "scale_b": "$s_b$", "scale_c": "$s_c$"}
 _AXES = tuple(_SYMBOLS)
 
 
-def add_plot(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add both commands and their options."""
     plot = commands.add_parser(
         "plot",
@@ -41,6 +47,7 @@ def add_plot(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright
         metavar="FILE",
         help="figure to write; the suffix tells the format (default: KIND.png)",
     )
+    add_cache(plot)
     plot.set_defaults(command=_plot)
 
     phase = commands.add_parser(
@@ -73,19 +80,20 @@ def add_plot(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright
         )
     add("--out", type=Path, default=Path("phase.png"), metavar="FILE", help="figure to write")
     add("--save", type=Path, metavar="FILE", help="also write the values to an .npz file")
+    add_cache(phase)
     phase.set_defaults(command=_phase)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     path = Path(f"{arguments.kind}.png") if arguments.out is None else arguments.out
     check_writable(path)
     plotting.check_format(path)
     if arguments.axes is not None and arguments.kind != "phase":
         raise ValueError("--axes are those of --kind phase")
     importable()
-    store = open_store(arguments.store)
-    summary = summarise(store)
+    store = study.open_store(arguments.store)
+    summary = study.summarise(store)
     if arguments.kind == "distribution":
         figure = plotting.distributions(store, summary)
     elif arguments.kind == "scaling":
@@ -120,7 +128,7 @@ def _axis(option: str, given: Any, num: int, linear: bool) -> tuple[str, np.ndar
 
 
 def _phase(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     check_writable(arguments.out)
     plotting.check_format(arguments.out)
     if arguments.save is not None:
@@ -134,8 +142,8 @@ def _phase(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--x and --y name the same axis, {x_name}")
     fixed: dict[str, Any] = {name: getattr(arguments, name) for name in _AXES}
     arguments_of: dict[str, Any] = fixed | {x_name: x[None, :], y_name: y[:, None]}
-    found = infinite_width_times(**arguments_of)
-    known = np.asarray(found.status) == Status.CONVERGED
+    found = sampling.infinite_width_times(**arguments_of)
+    known = np.asarray(found.status) == blowup.Status.CONVERGED
     values = np.where(known, np.asarray(found.time), np.nan)
     rest = ", ".join(
         f"{_SYMBOLS[name]} = {fixed[name]:g}" for name in _AXES if name not in (x_name, y_name)

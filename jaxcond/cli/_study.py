@@ -1,5 +1,7 @@
 """`jaxcond study` and `jaxcond resume`: run a Monte Carlo study, or go on with one."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import os
@@ -12,24 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.text import Text
 
 from .. import plotting
-from ..study import (
-    Interrupted,
-    Store,
-    Study,
-    StudySummary,
-    Watcher,
-    open_store,
-    read_toml,
-    run,
-    summarise,
+from .. import study as studies
+from . import _late as late
+from ._common import (
+    Parser,
+    add_cache,
+    check_distinct,
+    check_writable,
+    importable,
+    out,
 )
-from ..study._run import CrewMaker
-from ._common import Parser, check_distinct, check_writable, importable, out
-from ._progress import Bars, Lines
 from ._summary import print_summary
 
 _EXAMPLE = """\
@@ -52,7 +49,7 @@ def _widths(text: str) -> dict[str, int]:
     return {"width": numbers[0]} if len(numbers) == 1 else {"p": numbers[0], "q": numbers[1]}
 
 
-def add_study(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add both commands and their options."""
     study = commands.add_parser(
         "study",
@@ -97,6 +94,7 @@ def add_study(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyrigh
         help="figure to write; the suffix tells the format (default study.png)",
     )
     _add_running(study)
+    add_cache(study)
     study.set_defaults(command=_study)
 
     resume = commands.add_parser(
@@ -115,6 +113,7 @@ def add_study(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyrigh
         "--repair", action="store_true", help="compute chunks that are damaged on disk again"
     )
     _add_running(resume)
+    add_cache(resume)
     resume.set_defaults(command=_resume)
 
 
@@ -141,8 +140,8 @@ def _add_running(parser: Parser) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
-    study = Study.from_dict(_configuration(arguments))
+    late.session.begin(arguments)
+    study = studies.Study.from_dict(_configuration(arguments))
     path = arguments.store
     if path is None and arguments.file is not None:
         path = Path(arguments.file.with_suffix(".zarr").name)
@@ -154,7 +153,7 @@ def _study(arguments: argparse.Namespace) -> int:
         if path is not None:
             _check_folder(folder)
         store, seconds = _run(study, folder, arguments)
-        summary = summarise(store)
+        summary = studies.summarise(store)
         _tell(summary, seconds, arguments)
         if path is not None:
             out.print(Text(f"Records in {path}"), soft_wrap=True)
@@ -167,32 +166,32 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     importable()
-    keys = open_store(arguments.store).study.to_dict()
+    keys = studies.open_store(arguments.store).study.to_dict()
     if arguments.samples is not None:
         keys["samples"] = _value(arguments.samples)
-    study = Study.from_dict(keys)
+    study = studies.Study.from_dict(keys)
     with _resumable(arguments.store):
         store, seconds = _run(study, arguments.store, arguments)
-        summary = summarise(store)
+        summary = studies.summarise(store)
         _tell(summary, seconds, arguments)
     return _code(summary)
 
 
-def _tell(summary: StudySummary, seconds: float, arguments: argparse.Namespace) -> None:
+def _tell(summary: studies.StudySummary, seconds: float, arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         print_summary(summary, seconds)
 
 
-def _code(summary: StudySummary) -> int:
+def _code(summary: studies.StudySummary) -> int:
     return 3 if any(point.statuses["not_converged"] for point in summary.points) else 0
 
 
 def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of the file, changed by the options."""
     importable()
-    keys = {} if arguments.file is None else read_toml(arguments.file)
+    keys = {} if arguments.file is None else studies.read_toml(arguments.file)
     for name in ("samples", "seed"):
         if getattr(arguments, name) is not None:
             keys[name] = _value(getattr(arguments, name))
@@ -244,10 +243,10 @@ def _resumable(path: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if path is None:
-            raise Interrupted("nothing was kept: no --store") from None
+            raise studies.Interrupted("nothing was kept: no --store") from None
         if not path.exists():
             raise
-        raise Interrupted(f"go on with `jaxcond resume {shlex.quote(str(path))}`") from None
+        raise studies.Interrupted(f"go on with `jaxcond resume {shlex.quote(str(path))}`") from None
 
 
 def _check_folder(path: Path) -> None:
@@ -258,7 +257,7 @@ def _check_folder(path: Path) -> None:
         raise OSError(f"cannot write {path}: permission denied")
 
 
-def _crew(arguments: argparse.Namespace) -> CrewMaker | None:
+def _crew(arguments: argparse.Namespace) -> studies.CrewMaker | None:
     if arguments.workers is None and arguments.scheduler is None:
         return None
     if arguments.workers is not None and arguments.scheduler is not None:
@@ -273,17 +272,19 @@ def _crew(arguments: argparse.Namespace) -> CrewMaker | None:
     return dask_cluster(arguments.scheduler, num_workers=arguments.workers)
 
 
-def _run(study: Study, path: Path, arguments: argparse.Namespace) -> tuple[Store, float]:
+def _run(
+    study: studies.Study, path: Path, arguments: argparse.Namespace
+) -> tuple[studies.Store, float]:
     begin = time.perf_counter()
     crew = _crew(arguments)
     with contextlib.ExitStack() as stack:
-        watcher = Watcher()
+        watcher = studies.Watcher()
         if arguments.log:
-            watcher = Lines()
+            watcher = late.progress.Lines()
         elif not arguments.quiet:
-            watcher = Bars()
+            watcher = late.progress.Bars()
             stack.callback(watcher.stop)
-        store = run(
+        store = studies.run_study(
             study,
             path,
             crew=crew,

@@ -1,5 +1,7 @@
 """`jaxcond summary`, `info`: what a store holds, in words and numbers."""
 
+from __future__ import annotations
+
 import argparse
 import csv
 import json
@@ -7,27 +9,27 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from .. import statistics
+from .. import study as studies
 from ..files import written_whole
-from ..statistics import Fitted, Scaling, compare
-from ..study import (
-    PointSummary,
-    Store,
-    StudySummary,
-    converged_times,
-    open_store,
-    summarise,
+from . import _late as late
+from ._common import (
+    Parser,
+    add_cache,
+    check_distinct,
+    check_writable,
+    importable,
+    out,
+    print_table,
 )
-from ..study._store import versions
-from ._common import Parser, check_distinct, check_writable, importable, out, print_table
 
 
-def add_summary(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyright: ignore[reportPrivateUsage]
+def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the commands and their options."""
     summary = commands.add_parser(
         "summary",
@@ -57,6 +59,7 @@ def add_summary(commands: "argparse._SubParsersAction[Parser]") -> None:  # pyri
         help="of all intervals (default 0.95)",
     )
     add("--quiet", action="store_true", help="no table")
+    add_cache(summary)
     summary.set_defaults(command=_summary)
 
     info = commands.add_parser(
@@ -86,7 +89,7 @@ def _number(value: float, error: float | None = None) -> str:
     return f"{value:.{min(max(digits, 2), 15)}g}"
 
 
-def print_summary(summary: StudySummary, seconds: float | None = None) -> None:
+def print_summary(summary: studies.StudySummary, seconds: float | None = None) -> None:
     """One table for a single point; a row for each point of a sweep."""
     if len(summary.points) == 1:
         _print_point(summary, summary.points[0], seconds)
@@ -101,7 +104,9 @@ def print_summary(summary: StudySummary, seconds: float | None = None) -> None:
         out.print("The study is not complete.")
 
 
-def _print_point(summary: StudySummary, point: PointSummary, seconds: float | None) -> None:
+def _print_point(
+    summary: studies.StudySummary, point: studies.PointSummary, seconds: float | None
+) -> None:
     kind, _ = summary.study.settings[point.point]
     title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}, {point.num_samples} samples"
     table = Table(title=title, show_header=False)
@@ -155,7 +160,7 @@ def _pair(value: float, error: float) -> str:
     return f"{_short(value, 8)} ± {_short(error, 2)}"
 
 
-def _print_points(summary: StudySummary) -> None:
+def _print_points(summary: studies.StudySummary) -> None:
     study = summary.study
     table = Table(
         title=f"Blow-up time T*, {len(summary.points)} points, seed {study.seed}",
@@ -192,16 +197,16 @@ def _print_points(summary: StudySummary) -> None:
         )
 
 
-def _print_scaling(others: dict[str, Any], scaling: Scaling) -> None:
+def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
     where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
     table = Table(
-        title=f"Scaling with the width m{': ' + where if where else ''}",
+        title=f"statistics.Scaling with the width m{': ' + where if where else ''}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for name in ("quantity", "value ± error", "interval", "p-value"):
         table.add_column(name, justify="left" if name == "quantity" else "right")
-    fits: list[tuple[str, Fitted]] = [
+    fits: list[tuple[str, statistics.Fitted]] = [
         ("limit of √m·T*", scaling.limit),
         ("its 1/m correction", scaling.correction),
         ("exponent α of the mean ~ m^-α", scaling.mean_exponent),
@@ -222,7 +227,7 @@ def _print_scaling(others: dict[str, Any], scaling: Scaling) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    jax.config.update("jax_enable_x64", True)
+    late.session.begin(arguments)
     for path in (arguments.json, arguments.csv):
         if path is not None:
             check_writable(path)
@@ -230,14 +235,14 @@ def _summary(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, but is {arguments.confidence}")
     importable()
-    store = open_store(arguments.store)
-    other = None if arguments.compare is None else open_store(arguments.compare)
+    store = studies.open_store(arguments.store)
+    other = None if arguments.compare is None else studies.open_store(arguments.compare)
     if other is not None and other.study.points != store.study.points:
         raise ValueError(
             f"{arguments.store} and {arguments.compare} have different sweep points: they cannot "
             "be compared point by point"
         )
-    summary = summarise(store, confidence=arguments.confidence)
+    summary = studies.summarise(store, confidence=arguments.confidence)
     if not arguments.quiet:
         print_summary(summary)
     if other is not None:
@@ -258,7 +263,9 @@ def _summary(arguments: argparse.Namespace) -> int:
     return 3 if any(point.statuses["not_converged"] for point in summary.points) else 0
 
 
-def _print_comparison(first: Store, second: Store, arguments: argparse.Namespace) -> None:
+def _print_comparison(
+    first: studies.Store, second: studies.Store, arguments: argparse.Namespace
+) -> None:
     title = Text(f"{arguments.store} against {arguments.compare}", style="table.title")
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for name in ("point", "difference of means", "interval", "p (Welch)", "ratio of variances",
@@ -270,7 +277,7 @@ def _print_comparison(first: Store, second: Store, arguments: argparse.Namespace
         if min(a.size, b.size) < 2:
             table.add_row(name, *["–"] * 7)
             continue
-        found = compare(a, b, arguments.confidence)
+        found = statistics.compare(a, b, arguments.confidence)
         width = found.difference_upper - found.difference_lower
         table.add_row(
             name,
@@ -285,14 +292,14 @@ def _print_comparison(first: Store, second: Store, arguments: argparse.Namespace
     print_table(table)
 
 
-def _all_times(store: Store, point: int) -> Any:
-    pieces = list(converged_times(store, point))
+def _all_times(store: studies.Store, point: int) -> Any:
+    pieces = list(studies.converged_times(store, point))
     return np.concatenate(pieces) if pieces else np.zeros(0)
 
 
 def _info(arguments: argparse.Namespace) -> int:
     importable()
-    store = open_store(arguments.store)
+    store = studies.open_store(arguments.store)
     study = store.study
     finished = store.finished()
     total = study.samples * len(study.points)
@@ -301,7 +308,7 @@ def _info(arguments: argparse.Namespace) -> int:
     table = Table(show_header=False, box=box.SIMPLE)
     sizes = ", ".join(f"{name} {size}" for name, size in study.dims.items())
     there = json.loads(str(attributes["versions"]))
-    here = versions()
+    here = studies.versions()
     told = ", ".join(
         f"{name} {version}" + ("" if here.get(name) == version else f" (here {here.get(name)})")
         for name, version in there.items()

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, Real
 
-from .. import _native
+from .. import _native, sampling
 from .._state import State
 from ..blowup import HostStates, Samples
 from ..sampling import (
     HostSampler,
     check_width,
     is_traced,
-    quasi_draws,
     reduced_gaussian,
     reduced_gaussians_on_host,
     threefry_words,
@@ -132,4 +131,6 @@ class Gaussian(AbstractEnsemble):
 
         **Raises:** `ValueError` as `sampling.sobol_entries`.
         """
-        return quasi_draws(self, indices, key=key, seed=seed, num_replicates=num_replicates)
+        return sampling.quasi_draws(
+            self, indices, key=key, seed=seed, num_replicates=num_replicates
+        )

@@ -23,6 +23,7 @@ from ..networks import (
     predict_escape,
 )
 from ..networks._lanes import stacked, unstacked
+from ._defaults import ALPHAS
 from ._result import Experiment, require_sound
 from ._setting import LOSS, TanhSetting
 
@@ -121,7 +122,6 @@ def _require(escape: Escape, std: float) -> None:
         )
 
 
-ALPHAS = tuple(np.arange(0.25, 3.01, 0.25).tolist())
 """Exponents of Fig. 2b."""
 
 

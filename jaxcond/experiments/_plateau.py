@@ -22,11 +22,11 @@ from ..networks import (
     gradient_descent,
     predict_escape,
 )
+from ._defaults import RESTART, SLOWER
 from ._result import Experiment, require_sound
 from ._setting import LOSS, TanhSetting
 
 # Where the paper trains again with a smaller rate, and by how much.
-RESTART, SLOWER = 205_000, 10
 # For other seeds and widths: not later than this share of the predicted crossing.
 _LATEST = 0.92
 # The run goes on beyond the predicted crossing by this share of it, the repeated one until the

@@ -1,29 +1,5 @@
 """Real networks: training through the plateau, and what the effective dynamics say of it."""
 
-from ._checkpoints import Checkpoint as Checkpoint
-from ._checkpoints import read_checkpoint as read_checkpoint
-from ._course import EscapeStatus as EscapeStatus
-from ._data import LOSSES as LOSSES
-from ._data import AbstractData as AbstractData
-from ._data import Entries as Entries
-from ._data import Regression as Regression
-from ._data import Sensing as Sensing
-from ._data import loss_factor as loss_factor
-from ._descent import gradient_descent as gradient_descent
-from ._descent import log_spaced as log_spaced
-from ._effective import EffectiveModel as EffectiveModel
-from ._effective import effective_model as effective_model
-from ._effective import to_state as to_state
-from ._flow import gradient_flow as gradient_flow
-from ._legs import stiff_solver as stiff_solver
-from ._loop import DivergenceWarning as DivergenceWarning
-from ._loop import StallWarning as StallWarning
-from ._modules import ACTIVATIONS as ACTIVATIONS
-from ._modules import ThreeLayer as ThreeLayer
-from ._prediction import Escape as Escape
-from ._prediction import predict_escape as predict_escape
-from ._run import Run as Run
-from ._run import RunStatus as RunStatus
-from ._schedule import LearningRate as LearningRate
-from ._skip import Skip as Skip
-from ._skip import skip_plateau as skip_plateau
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

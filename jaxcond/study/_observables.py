@@ -11,10 +11,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from .. import _trajectory  # pyright: ignore[reportPrivateUsage]
 from .._energy import energy, vector_field
 from .._state import State
 from .._threads import map_on_threads, num_cores
-from .._trajectory import OnsetStatus, PointStatus, final_stage_time, trajectory
+from .._trajectory import OnsetStatus, PointStatus
 from ..blowup import AbstractSource, Samples
 from ..sampling import entry_names, leading_entries
 
@@ -61,12 +62,12 @@ def _gradient_norm(state: State, fractions: Array) -> tuple[Array, ...]:
 
 def _onset(state: State, fractions: Array) -> tuple[Array, ...]:
     del fractions
-    onset = final_stage_time(state)
+    onset = _trajectory.final_stage_time(state)
     return onset.time, onset.time_left, onset.status
 
 
 def _counts(state: State, fractions: Array) -> tuple[Array, ...]:
-    along = trajectory(state, fractions=fractions)
+    along = _trajectory.trajectory(state, fractions=fractions)
     conditions = [along.condition(number) for number in (1, 2, 3)]
     return (
         *(condition.positive for condition in conditions),

@@ -146,7 +146,7 @@ def local_devices(devices: Sequence[Any] | None = None) -> CrewMaker:
     return make
 
 
-def run(
+def run_study(
     study: Study,
     path: str | Path | None = None,
     *,

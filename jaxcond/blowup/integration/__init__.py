@@ -1,4 +1,5 @@
 """The blow-up time by integration."""
 
-from ._methods import Direct as Direct
-from ._methods import Reduced as Reduced
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,3 +1,5 @@
 """The blow-up time as the zero of an entire function."""
 
-from ._series import Series as Series
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

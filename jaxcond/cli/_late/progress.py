@@ -1,5 +1,7 @@
 """Progress of a study: a bar for each point in work and one for all, or lines for a log."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 
@@ -15,9 +17,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..study import Store, Study, Tally, Watcher
-from ..study import Task as Chunk
-from ._common import err
+from ...study import Store, Study, Tally, Watcher
+from ...study import Task as Chunk
+from .._common import err
 
 _LOG_SECONDS = 30.0
 

@@ -1,0 +1,39 @@
+"""Status codes of points of a trajectory, and of onsets."""
+
+import enum
+
+
+class PointStatus(enum.IntEnum):
+    """What became of one point of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
+
+    REACHED = 0
+    """The state is known to the tolerance."""
+    TRUNCATED = 1
+    """Reached, but the reduction's dimension limits the accuracy: see `Trajectory.truncation`."""
+    BEYOND_BLOW_UP = 2
+    """The time lies at or beyond $T^*$."""
+    BEFORE_START = 3
+    """The time is negative, or the energy below that of the initial state."""
+    NEVER_REACHED = 4
+    """The state comes to rest: the energy, or the fraction of $T^*$, is never reached."""
+    NOT_CONVERGED = 5
+    """The solver took too many steps, or $T^*$ is not known."""
+    INVALID_INPUT = 6
+    """The initial state or the point holds NaN."""
+
+
+class OnsetStatus(enum.IntEnum):
+    """What is known of the onset of the final stage."""
+
+    FOUND = 0
+    """It begins at `Onset.time`."""
+    FROM_START = 1
+    """The initial state satisfies the condition: the time is 0."""
+    NOT_REACHED = 2
+    """The condition does not hold at the last point followed: the time is infinite."""
+    NO_BLOW_UP = 3
+    """The flow comes to rest; there is no final stage: the time is infinite."""
+    NOT_CONVERGED = 4
+    """The solver took too many steps, or $T^*$ is not known: the time is NaN."""
+    INVALID_INPUT = 5
+    """The state is not finite: the time is NaN."""

@@ -1,0 +1,2 @@
+from ._methods import Direct as Direct
+from ._methods import Reduced as Reduced

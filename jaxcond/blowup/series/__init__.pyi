@@ -1,0 +1,1 @@
+from ._series import Series as Series

@@ -1,0 +1,2 @@
+from . import progress as progress
+from . import session as session

@@ -1,0 +1,76 @@
+"""What a command that computes sets up: double precision, and the cache of compiled programs."""
+
+import argparse
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import platformdirs
+
+import jaxcond
+
+from ... import _native
+from .._common import err
+
+# Bytes that the cache may hold; what was used least recently goes first.
+_LARGEST_CACHE = 1 << 30
+# Programs that compile faster than this are not worth a file, in seconds.
+_WORTH_KEEPING = 0.05
+
+
+def begin(arguments: argparse.Namespace) -> None:
+    """Before the first program: float64, and programs kept unless `--no-cache` is given."""
+    jax.config.update("jax_enable_x64", True)
+    if not arguments.no_cache:
+        _use_cache()
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: `JAXCOND_CACHE_DIR`, or a folder of the user's caches.
+
+    Each processor has a folder in it, as programs hold its instructions.
+    """
+    named = os.environ.get("JAXCOND_CACHE_DIR")
+    folder = Path(named) if named else Path(platformdirs.user_cache_dir("jaxcond"))
+    return folder / "programs" / f"{platform.machine()}-{_processor()}"
+
+
+def environment() -> dict[str, str]:
+    """The versions of what counts, the devices, and which kernel is in use."""
+    names = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
+    shown = {"jaxcond": jaxcond.__version__, "Python": platform.python_version()}
+    shown |= {name: metadata.version(name) for name in names}
+    shown["devices"] = ", ".join(str(device) for device in jax.devices())
+    return shown | {"kernel": _native.status(), "cache": str(cache_folder())}
+
+
+def _processor() -> str:
+    """A digest of what distinguishes this processor's instructions, where that is known."""
+    described = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        described = "".join(sorted({line for line in lines if line.startswith(("flags", "Feat"))}))
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _use_cache() -> None:
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(folder))
+    except OSError as error:
+        err.print(
+            f"Warning: compiled programs are not kept: {error.filename}: {error.strerror}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
