@@ -9,8 +9,13 @@ from jaxtyping import config, install_import_hook
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Names are loaded when they are first used, so the hook stays.
-install_import_hook("jaxcond", "beartype.beartype")
+# Names are loaded when they are first used, so the hook stays. What tests replace by stand-ins of
+# other types, and what only draws or prints, is not checked.
+ROOMS = (
+    "_energy _native _reduction _state _threads _trajectory blowup bounds depth ensembles flow "
+    "indicators networks sampling statistics study"
+)
+install_import_hook([f"jaxcond.{room}" for room in ROOMS.split()], "beartype.beartype")
 
 # What is imported stays: tracing makes many objects, and looking through all of these each time
 # that some are gone is a twentieth of the time.

@@ -24,8 +24,9 @@ from jaxcond import plotting
 from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
 from jaxcond.checks import _run as checks_run
-from jaxcond.cli import _check, _study, _summary, main
-from jaxcond.study import Interrupted, Study, Task, open_store, run, summarise
+from jaxcond.cli import _check, _summary, main
+from jaxcond.study import Interrupted, Study, Task, open_store, summarise
+from jaxcond.study import run_study as run
 from jaxcond.study._store import create, fields_of, locked
 
 P, Q, NUM_SAMPLES, CHUNK = 600, 400, 256, 64
@@ -76,7 +77,7 @@ def studies(monkeypatch, result):
         asked.append((study, path, options))
         return result
 
-    monkeypatch.setattr(_study, "run", remember)
+    monkeypatch.setattr(jc.study, "run_study", remember)
     return asked
 
 
@@ -87,7 +88,7 @@ def refusing(monkeypatch, unchecked):
     def refuse(*_, **__):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr(_study, "run", refuse)
+    monkeypatch.setattr(jc.study, "run_study", refuse)
 
 
 def made(path, times, *, status=None, finished=None, **keys):
@@ -212,7 +213,7 @@ def test_a_study_of_states_at_rest_has_no_figure(call, tmp_path):
 def test_samples_that_did_not_converge_give_exit_code_3(call, tmp_path, monkeypatch):
     status = [Status.NOT_CONVERGED] * 3 + [Status.CONVERGED] * 97
     store = made(tmp_path / "s.zarr", [drawn(100)], status=status)
-    monkeypatch.setattr(_study, "run", lambda *_, **__: store)
+    monkeypatch.setattr(jc.study, "run_study", lambda *_, **__: store)
     code, out, _ = call("study")
     assert code == 3
     assert re.search(r"not_converged\s*│\s*3  \(3\.0000%\)", out)
@@ -510,8 +511,7 @@ def test_files_that_cannot_be_written_are_found_before_the_work(
     call, tmp_path, refusing, monkeypatch, command
 ):
     made(tmp_path / "s.zarr", [drawn(9)])
-    for module in (_summary, sys.modules["jaxcond.cli._plot"]):
-        monkeypatch.setattr(module, "open_store", lambda _: pytest.fail("work was begun"))
+    monkeypatch.setattr(jc.study, "open_store", lambda _: pytest.fail("work was begun"))
     (tmp_path / "folder.png").mkdir()
     code, out, err = call(*command, "folder.png")
     assert (code, out) == (1, "")
@@ -610,7 +610,7 @@ def raising(error):
 
 def test_an_interrupt_says_what_was_kept(call, tmp_path, monkeypatch):
     for raised in (KeyboardInterrupt, Interrupted):
-        monkeypatch.setattr(_study, "run", raising(raised))
+        monkeypatch.setattr(jc.study, "run_study", raising(raised))
         code, _, err = call("study", "--quiet")
         assert code == 130
         told = only_the_error(err)
@@ -621,7 +621,7 @@ def test_an_interrupt_says_what_was_kept(call, tmp_path, monkeypatch):
         assert only_the_error(err) == "Error: interrupted; nothing was written"
     made(tmp_path / "a b.zarr", [drawn(9)])
     for raised in (KeyboardInterrupt, Interrupted):
-        monkeypatch.setattr(_study, "run", raising(raised))
+        monkeypatch.setattr(jc.study, "run_study", raising(raised))
         for command in (("study", "--store"), ("resume",)):
             code, _, err = call(*command, "a b.zarr", "--quiet")
             assert code == 130
@@ -634,7 +634,7 @@ def test_an_interrupt_after_the_run_says_that_the_records_are_there(
     call, tmp_path, monkeypatch, studies
 ):
     made(tmp_path / "s.zarr", [drawn(9)])
-    monkeypatch.setattr(_study, "summarise", raising(KeyboardInterrupt))
+    monkeypatch.setattr(jc.study, "summarise", raising(KeyboardInterrupt))
     code, _, err = call("study", "--quiet", "--store", "s.zarr")
     assert code == 130
     assert "go on with `jaxcond resume s.zarr`" in only_the_error(err)
@@ -996,7 +996,7 @@ def test_a_phase_map_with_values_that_are_not_known(call, tmp_path, monkeypatch)
         status = found.status.at[1, 2].set(Status.NOT_CONVERGED)
         return eqx.tree_at(lambda f: f.status, found, status)
 
-    monkeypatch.setattr(sys.modules["jaxcond.cli._plot"], "infinite_width_times", find)
+    monkeypatch.setattr(jc.sampling, "infinite_width_times", find)
     code, out, _ = call("phase", "--x", "scale_b", "0.8", "1.2", "--y", "aspect", "0.9", "1.1",
                         "--linear", "--num", 3, "--save", "map.npz")  # fmt: skip
     assert code == 3
@@ -1049,7 +1049,7 @@ def verdicts(monkeypatch):
             found.append(Verdict(statement, worst, tested, worst <= statement.limit))
         return found
 
-    monkeypatch.setattr(_check, "run_checks", run)
+    monkeypatch.setattr(jc.checks, "run_checks", run)
     return failing, asked
 
 
@@ -1076,7 +1076,7 @@ def the_table(out):
 def test_the_statements_hold(call, tmp_path, monkeypatch):
     # All of them have tests of their own.
     some = STATEMENTS[:4]
-    for module in (checks_run, _check):
+    for module in (checks_run, jc.checks):
         monkeypatch.setattr(module, "STATEMENTS", some)
     code, out, err = call(
         "check", "--width", "3", "--samples", "2", "--quiet", "--json", "found.json"
@@ -1188,7 +1188,7 @@ def test_interrupted_checks_give_one_line_and_exit_code_130(call, tmp_path, monk
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_check, "run_checks", interrupted)
+    monkeypatch.setattr(jc.checks, "run_checks", interrupted)
     code, out, err = call("check", "--quiet", "--json", "found.json")
     assert (code, out) == (130, "")
     assert only_the_error(err).endswith("Error: interrupted; nothing was written")

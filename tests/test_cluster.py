@@ -14,7 +14,8 @@ import zarr
 from helpers import random_state
 
 from jaxcond._threads import num_cores
-from jaxcond.study import Store, StoreError, Study, Watcher, run
+from jaxcond.study import Store, StoreError, Study, Watcher
+from jaxcond.study import run_study as run
 
 distributed = pytest.importorskip("distributed")
 from jaxcond.study import cluster  # noqa: E402
@@ -66,7 +67,7 @@ def environment(tmp_path_factory):
 def alone(environment, tmp_path_factory):
     """The study in one process, on all its cores."""
     path = tmp_path_factory.mktemp("alone") / "store"
-    code = "from test_cluster import STUDY; from jaxcond.study import run_study; run_study(STUDY, sys.argv[1])"
+    code = "import jaxcond as jc, test_cluster; jc.run_study(test_cluster.STUDY, sys.argv[1])"
     command = [sys.executable, "-c", "import sys; " + code, path]
     subprocess.run(command, env=os.environ | environment, check=True)
     return Store(STUDY, zarr.open_group(path, mode="r"), path)

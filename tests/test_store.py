@@ -22,8 +22,9 @@ from helpers import gaussian_states
 
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
-from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run, run_study
+from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run_study
 from jaxcond.study import _store as store_module
+from jaxcond.study import run_study as run
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
 from jaxcond.study._store import locked, open_group, read_configuration
@@ -1002,7 +1003,7 @@ SCRIPT = """
 import sys
 import jax
 jax.config.update("jax_enable_x64", True)
-from jaxcond.study import Study, Watcher, run
+from jaxcond.study import Study, Watcher, run_study as run
 
 class Tells(Watcher):
     def finished(self, task, tally):

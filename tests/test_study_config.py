@@ -15,7 +15,7 @@ from jaxtyping import config
 import jaxcond as jc
 from jaxcond.sampling import Draws
 from jaxcond.study import OBSERVABLES, Study, Task, read_toml
-from jaxcond.study._compute import _source, default_chunk, methods_of
+from jaxcond.study._compute import _samples, default_chunk, methods_of
 
 FULL = {"kind": "uniform", "width": 4}
 
@@ -613,8 +613,9 @@ def test_states_from_a_file(states_file, tmp_path):
 )
 def test_each_kind_draws_from_its_ensemble(ensemble, expected):
     study = Study(samples=20, ensemble=ensemble, seed=9)
-    source, indices = _source(study, Task(0, 0, 3, 7))
-    np.testing.assert_array_equal(indices, [3, 4, 5, 6])
+    samples = _samples(study, Task(0, 0, 3, 7))
+    source = samples.source
+    np.testing.assert_array_equal(samples.indices, [3, 4, 5, 6])
     direct = Draws(expected, study.key(0), 12 if study.reduced else None)
     for found, wanted in zip(
         jax.tree.leaves(source(jnp.uint32(5))), jax.tree.leaves(direct(jnp.uint32(5))), strict=True

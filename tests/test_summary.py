@@ -14,7 +14,8 @@ from scipy import special, stats
 from jaxcond import files, plotting
 from jaxcond.blowup import Status
 from jaxcond.statistics import Moments
-from jaxcond.study import Study, Task, run, summarise
+from jaxcond.study import Study, Task, summarise
+from jaxcond.study import run_study as run
 from jaxcond.study._store import create, fields_of
 from jaxcond.study._summary import LEVELS, limits_of
 
