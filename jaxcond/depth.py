@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ._state import State
-from .blowup import BlowUp, Status
-from .blowup._solve import resolve_rtol
-from .blowup.integration._integrate import SAFETY, Layerwise, split_terms
+from .blowup import BlowUp, Status, resolve_rtol
+from .flow import FIRST_STEP, SAFETY, solve
 
 # The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
 # so the trapezoidal rule of spacing h is exact to exp(-2 pi^2 / h).
@@ -224,18 +223,17 @@ def _run(
         lower, upper = _bracket(Deep(y[0], args), strength)
         return upper - lower <= rtol * (y[1] + lower)
 
-    solution = diffrax.diffeqsolve(
-        split_terms(diffrax.ODETerm(_field), solver),
-        solver,
-        t0=zero,
-        t1=zero + _LONGEST_COURSE,
-        dt0=zero + 1e-3,
-        y0=(deep.layers, zero),
-        args=deep.target,
-        stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance),
-        event=diffrax.Event(closed),
+    solution = solve(
+        _field,
+        (deep.layers, zero),
+        deep.target,
+        solver=solver,
+        tolerance=tolerance,
+        smallest=1.0,
+        until=_LONGEST_COURSE,
+        first=FIRST_STEP,
         max_steps=max_steps,
-        throw=False,
+        event=closed,
     )
     layers, elapsed = jax.tree.map(lambda x: x[0], solution.ys)
     last = Deep(layers, deep.target)

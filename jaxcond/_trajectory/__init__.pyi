@@ -1,5 +1,3 @@
-from ._flow import EnergyClock as EnergyClock
-from ._flow import follow as follow
 from ._onset import Onset as Onset
 from ._onset import final_stage_time as final_stage_time
 from ._result import Trajectory as Trajectory

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._state import State
 from ..blowup import AbstractMethod, Status
+from ..flow import desingularised_time, follow_densely
 from ..indicators import CONDITIONS
-from ._flow import desingularised_time, follow
 from ._result import products_along
 from ._solve import (
     Setting,
@@ -147,20 +147,14 @@ def _root(
     margin: Callable[[State], Array], begin: State, length: Array, start: Start
 ) -> tuple[Float[Array, ""], Bool[Array, ""]]:
     """The time after `begin` at which the margin becomes positive, and whether it was followed."""
-    interval = follow(
+    at, reached = follow_densely(
         begin,
         desingularised_time,
-        jnp.zeros_like(length),
-        length[None],
+        length,
         start.method.solver,
         start.tolerance,
         _INTERVAL_STEPS,
-        dense=True,
     )
-
-    def at(course: Array) -> tuple[State, Array]:
-        (a, b, c), elapsed = interval.dense.evaluate(course)
-        return State(a, b, c, begin.strength), elapsed
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
@@ -169,4 +163,4 @@ def _root(
         return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
 
     _, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(length), length))
-    return at(high)[1], interval.reached
+    return at(high)[1], reached

@@ -15,7 +15,6 @@ from .._energy import conserved, energy, squared_norms
 from .._reduction import Reduction, reduce, truncation
 from .._state import State
 from ..blowup import (
-    SAFETY,
     AbstractMethod,
     BlowUp,
     Direct,
@@ -23,12 +22,20 @@ from ..blowup import (
     Status,
     blowup_time,
     resolve_rtol,
-    run_to_distance,
-    time_left,
     tolerance_floor,
 )
 from ..bounds import bracket
-from ._flow import Clock, EnergyClock, Followed, desingularised_time, follow, physical_time
+from ..flow import (
+    SAFETY,
+    Clock,
+    EnergyClock,
+    Followed,
+    desingularised_time,
+    follow,
+    physical_time,
+    run_to_distance,
+    time_left,
+)
 from ._result import Trajectory
 from ._status import PointStatus
 

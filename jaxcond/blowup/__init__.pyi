@@ -15,10 +15,4 @@ from ._source import Stored as Stored
 from ._source import as_indices as as_indices
 from .integration import Direct as Direct
 from .integration import Reduced as Reduced
-from .integration._integrate import SAFETY as SAFETY
-from .integration._integrate import Layerwise as Layerwise
-from .integration._integrate import run_to_distance as run_to_distance
-from .integration._integrate import speed_of as speed_of
-from .integration._integrate import split_terms as split_terms
-from .integration._integrate import time_left as time_left
 from .series import Series as Series

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from .._energy import energy, squared_norms, vector_field
 from .._state import State
-from .._trajectory import EnergyClock, follow
 from ..blowup import blowup_times
 from ..ensembles import Gaussian
+from ..flow import EnergyClock, follow
 from ..indicators import final_stage
 from ..sampling import sample_key, seed_key
 

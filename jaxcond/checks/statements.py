@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from .._energy import conserved, energy, squared_norms, vector_field
 from .._reduction import reduce
 from .._state import State
-from .._trajectory import EnergyClock, follow
 from ..blowup import Status, blowup_time, blowup_times
 from ..bounds import blow_up_guaranteed, bracket, energy_growth
+from ..flow import EnergyClock, follow
 from ..indicators import angles, condensed_set, ratios
 from ._evidence import Evidence
 

@@ -15,7 +15,7 @@ import optimistix
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from ..blowup import Layerwise
+from ..flow import Layerwise
 from ._data import AbstractData
 from ._effective import EffectiveModel
 from ._modules import ThreeLayer
@@ -89,9 +89,9 @@ def follow(
         solver,
         start,
         end,
-        step,
+        None,
         network,
-        stepsize_controller=Layerwise(rtol=problem.rtol, atol=problem.rtol * smallest),
+        stepsize_controller=Layerwise(rtol=problem.rtol, atol=problem.rtol * smallest, first=step),
         event=diffrax.Event(above, optimistix.Newton(float(exact), float(exact))),
         saveat=diffrax.SaveAt(
             subs=[

@@ -22,14 +22,16 @@ from jaxtyping import Array, Float
 from ..._energy import energy, vector_field
 from ..._state import State
 from ...bounds import bracket
-from ._integrate import (
+from ...flow import (
+    FIRST_STEP,
     SAFETY,
-    Layerwise,
     desingularised,
     run_to_distance,
+    smallest_size,
+    solve,
     speed_of,
-    split_terms,
     time_left,
+    visit,
 )
 
 # With 32 the derivatives of rank 3 keep the digits of the time.
@@ -51,25 +53,14 @@ def adjoint_gradient(
     # Its square is what the terminal condition leaves out.
     distance = jnp.finfo(state.dtype).eps ** 0.4 * lax.stop_gradient(time)
     end = run_to_distance(lax.stop_gradient(state), solver, distance, tolerance, max_steps)
-    stops = jnp.linspace(0, end.course, _NUM_ANCHORS + 1)
-    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
-
-    def follow(term: Any, start: Array, stop: Array, y: Any, saveat: diffrax.SaveAt) -> Any:
-        solution = diffrax.diffeqsolve(
-            split_terms(diffrax.ODETerm(term), solver),
-            solver,
-            t0=start,
-            t1=stop,
-            dt0=jnp.asarray(1e-3, state.dtype),
-            y0=y,
-            args=state.strength,
-            stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance * smallest),
-            saveat=saveat,
-            max_steps=max_steps,
-            throw=False,
-            adjoint=diffrax.ForwardMode(),
-        )
-        return solution.ys, solution.result == diffrax.RESULTS.successful
+    options: dict[str, Any] = {
+        "solver": solver,
+        "tolerance": tolerance,
+        "smallest": smallest_size(state.layers),
+        "first": FIRST_STEP,
+        "max_steps": max_steps,
+        "adjoint": diffrax.ForwardMode(),
+    }
 
     def back(_: Array, pair: tuple[Any, State], strength: Array) -> tuple[Any, State]:
         (a, b, c), gradient = pair
@@ -81,23 +72,25 @@ def adjoint_gradient(
             lambda x: -speed * x, (field.layers, jax.tree.map(jnp.negative, pulled))
         )
 
-    def step_back(carry: tuple[State, Array], anchor: Any) -> tuple[tuple[State, Array], None]:
-        gradient, known = carry
-        layers, length = anchor
-        zero = jnp.zeros_like(length)
-        pair, fine = follow(back, zero, length, (layers, gradient), diffrax.SaveAt(t1=True))
-        gradient = jax.tree.map(lambda x: x[0], pair[1])
-        return (gradient, known & fine), None
+    def step_back(carry: tuple[State, Array], layers: Any) -> tuple[tuple[State, Array], None]:
+        gradient, going = carry
+        y = layers, gradient
+        solution = solve(back, y, state.strength, until=length, **options)
+        assert solution.ys is not None
+        gradient = jax.tree.map(lambda x: x[0], solution.ys[1])
+        return (gradient, going & (solution.result == diffrax.RESULTS.successful)), None
 
+    length = end.course / _NUM_ANCHORS
     start = (state.layers, jnp.zeros((), state.dtype))
-    anchors, fine = follow(desingularised, stops[0], stops[-1], start, diffrax.SaveAt(ts=stops[1:]))
-    layers, _ = anchors
+    lengths = jnp.full(_NUM_ANCHORS, length)
+    anchors = visit(desingularised, start, state.strength, lengths, **options)
+    layers, _ = anchors.values
     a, b, c = (x[-1] for x in layers)
     last = State(a, b, c, state.strength)
     gradient = _at_end(last)
-    carry = (gradient, end.reached & fine)
-    (gradient, known), _ = lax.scan(step_back, carry, (layers, jnp.diff(stops)), reverse=True)
-    return jax.tree.map(lambda x: jnp.where(known, x, jnp.nan), gradient)
+    carry = (gradient, end.reached & anchors.reached[-1])
+    (gradient, reached), _ = lax.scan(step_back, carry, layers, reverse=True)
+    return jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), gradient)
 
 
 def _at_end(state: State) -> State:

@@ -8,11 +8,11 @@ from jaxtyping import Array, Bool, Float
 
 from ..._reduction import pad, reduce, truncation
 from ..._state import State
+from ...flow import run_twice
 from .._gradient import gradient_in_reduction
 from .._method import AbstractMethod, Form, Prepared, Raw, classify, prepare
 from .._result import BlowUp
 from ._adjoint import adjoint_gradient
-from ._integrate import integrate
 
 
 class _Integration(AbstractMethod):
@@ -33,10 +33,11 @@ class _Integration(AbstractMethod):
             if dim is not None:
                 state = reduce(state, dim).state if wide else pad(state, max(state.widths))
             prepared = prepare(state)
-            raw, last = integrate(prepared.state, self.solver, rtol, self.max_steps)
-            lost = jnp.where(truncated | wide, truncation(last) * raw.time, 0)
-            converged = raw.converged & (lost <= rtol * raw.time)
-            raw = eqx.tree_at(lambda r: (r.error, r.converged), raw, (raw.error + lost, converged))
+            runs = run_twice(prepared.state, self.solver, rtol, self.max_steps)
+            lost = jnp.where(truncated | wide, truncation(runs.last) * runs.time, 0)
+            converged = runs.reached & (lost <= rtol * runs.time)
+            error = runs.error + lost
+            raw = Raw(runs.time, runs.lower, runs.upper, error, converged, runs.num_steps)
             return raw, prepared
 
         raw, prepared = jax.vmap(one)(states)

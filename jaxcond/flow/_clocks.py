@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from .._energy import energy, squared_norms, vector_field
 from .._state import State
-from ..blowup import Layerwise, speed_of, split_terms
+from ._runs import FIRST_STEP, speed_of
+from ._solve import smallest_size, solve, visit
 
 Clock = Callable[[State, State], Array]
 
@@ -55,7 +56,19 @@ class Followed(eqx.Module):
     states: State
     times: Float[Array, " num"]
     reached: Bool[Array, ""]
-    dense: diffrax.Solution
+
+
+def _by_clock(clock: Clock, field: Callable[[State], State]) -> Callable[..., Any]:
+    """The layers' and the time's change per unit of a clock."""
+
+    def moving(_: Any, point: Any, strength: Array) -> Any:
+        (a, b, c), _ = point
+        current = State(a, b, c, strength)
+        slope = field(current)
+        rate = clock(current, slope)
+        return jax.tree.map(lambda x: rate * x, slope.layers), rate
+
+    return moving
 
 
 def follow(
@@ -67,39 +80,56 @@ def follow(
     tolerance: Float[Array, ""],
     max_steps: int,
     *,
-    dense: bool = False,
     field: Callable[[State], State] = vector_field,
 ) -> Followed:
     """Follow one state of unit scale from `start` through the rising `stops`.
 
     `field` is the right-hand side, which only a test of the theory would replace.
     """
-
-    def moving(_: Any, point: Any, strength: Array) -> Any:
-        (a, b, c), _ = point
-        current = State(a, b, c, strength)
-        slope = field(current)
-        rate = clock(current, slope)
-        return jax.tree.map(lambda x: rate * x, slope.layers), rate
-
     rate = clock(state, field(state))
-    first = 1e-3 * speed_of(state) / rate
-    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in state.layers]))
-    solution = diffrax.diffeqsolve(
-        split_terms(diffrax.ODETerm(moving), solver),
-        solver,
-        t0=start,
-        t1=stops[-1],
-        dt0=first,
-        y0=(state.layers, jnp.zeros((), state.dtype)),
-        args=state.strength,
-        stepsize_controller=Layerwise(rtol=tolerance, atol=tolerance * smallest),
-        saveat=diffrax.SaveAt(ts=stops, dense=dense),
-        max_steps=max_steps,
-        throw=False,
-    )
-    assert solution.ys is not None
-    (a, b, c), times = solution.ys
+    options: dict[str, Any] = {
+        "solver": solver,
+        "tolerance": tolerance,
+        "smallest": smallest_size(state.layers),
+        "first": FIRST_STEP * speed_of(state) / rate,
+        "max_steps": max_steps,
+    }
+    y = state.layers, jnp.zeros((), state.dtype)
+    lengths = jnp.diff(stops, prepend=start[None])
+    visited = visit(_by_clock(clock, field), y, state.strength, lengths, **options)
+    (a, b, c), times = visited.values
     strength = jnp.broadcast_to(state.strength, (stops.size, *state.strength.shape))
-    reached = solution.result == diffrax.RESULTS.successful
-    return Followed(State(a, b, c, strength), times, reached, solution)
+    return Followed(State(a, b, c, strength), times, visited.reached[-1])
+
+
+def follow_densely(
+    state: State,
+    clock: Clock,
+    length: Float[Array, ""],
+    solver: diffrax.AbstractSolver,
+    tolerance: Float[Array, ""],
+    max_steps: int,
+) -> tuple[Callable[[Array], tuple[State, Array]], Bool[Array, ""]]:
+    """Follow one state of unit scale over a length of a clock.
+
+    **Returns:** a function that gives the state and the time at any place in between, and whether
+    the end was reached.
+    """
+    solution = solve(
+        _by_clock(clock, vector_field),
+        (state.layers, jnp.zeros((), state.dtype)),
+        state.strength,
+        solver=solver,
+        tolerance=tolerance,
+        smallest=smallest_size(state.layers),
+        until=length,
+        first=FIRST_STEP,
+        max_steps=max_steps,
+        dense=True,
+    )
+
+    def at(place: Array) -> tuple[State, Array]:
+        (a, b, c), elapsed = solution.evaluate(place)
+        return State(a, b, c, state.strength), elapsed
+
+    return at, solution.result == diffrax.RESULTS.successful
