@@ -151,7 +151,7 @@ def _root(
         begin,
         desingularised_time,
         length,
-        start.method.solver,
+        start.integrator.solver,
         start.tolerance,
         _INTERVAL_STEPS,
     )

@@ -17,10 +17,10 @@ from .._state import State
 from ..blowup import (
     AbstractMethod,
     BlowUp,
-    Direct,
-    Reduced,
+    Integrator,
     Status,
     blowup_time,
+    integration,
     resolve_rtol,
     tolerance_floor,
 )
@@ -49,7 +49,14 @@ class Start(eqx.Module):
     blow_up: BlowUp  # of the unit state
     rtol: Float[Array, ""]
     truncated: bool = eqx.field(static=True)
-    method: Reduced | Direct
+    method: AbstractMethod
+
+    @property
+    def integrator(self) -> Integrator:
+        """What it is followed with."""
+        integrator = self.method.integrator
+        assert integrator is not None
+        return integrator
 
     @property
     def tolerance(self) -> Float[Array, ""]:
@@ -60,7 +67,7 @@ class Start(eqx.Module):
         self, clock: Clock, begin: Float[Array, ""], stops: Float[Array, " num"]
     ) -> Followed:
         """The flow from `begin` through the rising `stops`."""
-        solver, max_steps = self.method.solver, self.method.max_steps
+        solver, max_steps = self.integrator
         return follow(self.small, clock, begin, stops, solver, self.tolerance, max_steps)
 
 
@@ -76,7 +83,7 @@ class Setting(eqx.Module):
     start: Start
 
     @classmethod
-    def of(cls, state: State, method: Reduced | Direct, rtol: Float[Array, ""]) -> "Setting":
+    def of(cls, state: State, method: AbstractMethod, rtol: Float[Array, ""]) -> "Setting":
         unit, scale, finite, small, reduction = _prepare(state, method)
         # Points are told from the blow-up by the time left, so T* should be finer than they are.
         finest = jnp.maximum(tolerance_floor(state.dtype), 0.1 * rtol).astype(state.dtype)
@@ -87,7 +94,7 @@ class Setting(eqx.Module):
 
 @eqx.filter_jit
 def _prepare(
-    state: State, method: Reduced | Direct
+    state: State, method: AbstractMethod
 ) -> tuple[State, Array, Array, State, Reduction | None]:
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
     unit, scale = state.unit_scale()
@@ -100,15 +107,15 @@ def _prepare(
     return unit, scale, finite, small, reduction
 
 
-def check_method(method: AbstractMethod | None, state: State, name: str) -> Reduced | Direct:
+def check_method(method: AbstractMethod | None, state: State, name: str) -> AbstractMethod:
     """The method to follow a flow with; `ValueError` where it does not apply."""
     if state.batch_shape:
         raise ValueError(
             f"`{name}` takes one state, but got a batch of shape {state.batch_shape}: use "
             "`jax.vmap`."
         )
-    method = Reduced() if method is None else method
-    if not isinstance(method, Reduced | Direct):
+    method = integration.Reduced() if method is None else method
+    if method.integrator is None:
         raise ValueError(
             f"Argument `method` must be a `Reduced` or a `Direct`, but is {type(method).__name__}."
         )
@@ -127,7 +134,7 @@ def resolve_trajectory_rtol(rtol: float | Array | None, dtype: jnp.dtype) -> Flo
 def course_to(start: Start, closeness: Float[Array, ""]) -> Float[Array, ""]:
     r"""The desingularised time to where $(T^* - t)/T^*$ is `closeness`; 0 if it is not reached."""
     distance = closeness * start.blow_up.time
-    solver, max_steps = start.method.solver, start.method.max_steps
+    solver, max_steps = start.integrator
     end = run_to_distance(start.small, solver, distance, start.tolerance, max_steps)
     return jnp.where(end.reached, end.course, 0)
 

@@ -1,6 +1,8 @@
+from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation
 from ._method import AbstractMethod as AbstractMethod
+from ._method import Integrator as Integrator
 from ._method import tolerance_floor as tolerance_floor
 from ._result import BlowUp as BlowUp
 from ._result import Status as Status

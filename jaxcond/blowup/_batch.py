@@ -17,9 +17,9 @@ from jaxtyping import Array, Integer
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
 from . import integration
-from ._method import AbstractMethod, Form, HostStates, Kernel
+from ._method import AbstractMethod, Form, HostStates, Kernel, fields_of, is_on_cpu
 from ._result import BlowUp, Status
-from ._solve import check_rtol, is_on_cpu
+from ._solve import check_rtol
 from ._source import AbstractSource, Samples, Stored
 from .series import Series
 
@@ -120,8 +120,7 @@ def _by_kernel(
         if on_host is not None:
             return kernel(on_host(piece), rtol, source.truncated)
         states = jax.block_until_ready(_drawn(source, piece, chunk))
-        fields = (states.a, states.b, states.c, states.strength)
-        host = HostStates(*(np.asarray(field)[: piece.size] for field in fields))
+        host = HostStates(*(np.asarray(field)[: piece.size] for field in fields_of(states)))
         return kernel(host, rtol, source.truncated)
 
     return solve, chunk, (_signature(source, chunk) if on_host is None else None)
@@ -136,7 +135,7 @@ def _by_program(
 
     def solve(piece: np.ndarray) -> dict[str, np.ndarray]:
         if on_host is not None:
-            states = State(*on_host(np.pad(piece, (0, chunk - piece.size), mode="edge")))
+            states = on_host(np.pad(piece, (0, chunk - piece.size), mode="edge"))
         else:
             states = _drawn(source, piece, chunk)
         # Waiting here lets other threads run; converting to NumPy would hold the lock.

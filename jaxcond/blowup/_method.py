@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -36,8 +36,34 @@ class HostStates(NamedTuple):
     strength: np.ndarray
 
 
+def is_on_cpu(tree: Any) -> bool:
+    """Whether all arrays of a tree lie on CPUs; without arrays, whether JAX's default is one."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    if not arrays:
+        return jax.default_backend() == "cpu"
+    return all(device.platform == "cpu" for leaf in arrays for device in leaf.devices())
+
+
+def fields_of(states: State | HostStates) -> tuple[Any, Any, Any, Any]:
+    """The arrays of a batch, wherever they lie."""
+    return states.a, states.b, states.c, states.strength
+
+
+def host_states(states: State, change: Callable[[np.ndarray], np.ndarray]) -> HostStates:
+    """The fields of states as NumPy arrays, each changed in the same way."""
+    fields = fields_of(states)
+    return HostStates(*(change(np.asarray(field)) for field in fields))
+
+
+class Integrator(NamedTuple):
+    """What a method that integrates does it with: a diffrax solver, and its steps at most."""
+
+    solver: Any
+    max_steps: int
+
+
 Kernel = Callable[[HostStates, float, bool], dict[str, np.ndarray]]
-BatchSolver = Callable[[State, float, bool], BlowUp]
+BatchSolver = Callable[[State | HostStates, float, bool], BlowUp]
 
 
 class Raw(eqx.Module):
@@ -81,6 +107,11 @@ class AbstractMethod(eqx.Module):
         dim = self.reduced_dim(state.rank)
         return dim is not None and max(state.widths) > dim
 
+    @property
+    def integrator(self) -> Integrator | None:
+        """What a flow can be followed with, where the method integrates."""
+        return None
+
     def kernel(self, form: Form | State) -> Kernel | None:
         """A function of states in NumPy arrays, a tolerance and whether they are truncated.
 
@@ -94,10 +125,10 @@ class AbstractMethod(eqx.Module):
         """`solve` by compiled programs for states of a form that are not traced."""
         del form
 
-        def solve(states: State, rtol: float, truncated: bool) -> BlowUp:
-            return _solve_batch(
-                self, states, jnp.asarray(rtol, states.dtype), jnp.asarray(truncated)
-            )
+        def solve(states: State | HostStates, rtol: float, truncated: bool) -> BlowUp:
+            batch = State(*fields_of(states))
+            tolerance = jnp.asarray(rtol, batch.dtype)
+            return _solve_batch(self, batch, tolerance, jnp.asarray(truncated))
 
         return solve
 

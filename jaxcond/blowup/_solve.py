@@ -1,6 +1,7 @@
 """The blow-up time of one state, and its derivatives."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from .._state import State
 from . import integration
-from ._method import AbstractMethod, HostStates, tolerance_floor
+from ._method import AbstractMethod, host_states, is_on_cpu, tolerance_floor
 from ._result import BlowUp
 from .series import Series
 
@@ -100,24 +101,21 @@ def blowup_time(
 
 def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp:
     """By the native kernel where there is one for the state, else by a program for batches."""
-    kernel = method.kernel(state) if is_on_cpu(state) else None
+    on_cpu = is_on_cpu(state)
+    kernel = method.kernel(state) if on_cpu else None
     if kernel is None:
-        batch = jax.tree.map(lambda leaf: leaf[None], state)
+        # NumPy needs no program for a new shape.
+        batch = host_states(state, _alone) if on_cpu else jax.tree.map(_alone, state)
         result = method.batch_solver(state)(batch, rtol, False)
         return jax.tree.map(lambda leaf: leaf[0], result)
-    fields = (state.a, state.b, state.c, state.strength)
-    results = kernel(HostStates(*(np.asarray(field)[None] for field in fields)), rtol, False)
+    results = kernel(host_states(state, _alone), rtol, False)
     results["stage"] = np.zeros(1, np.int32)
     fields = jax.device_put({name: values[0] for name, values in results.items()})
     return BlowUp(**fields, methods=(method.label,))
 
 
-def is_on_cpu(tree: PyTree) -> bool:
-    """Whether all arrays of a tree lie on CPUs; without arrays, whether JAX's default is one."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    if not arrays:
-        return jax.default_backend() == "cpu"
-    return all(device.platform == "cpu" for leaf in arrays for device in leaf.devices())
+def _alone(array: Any) -> Any:
+    return array[None]
 
 
 @eqx.filter_jit

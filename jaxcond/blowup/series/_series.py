@@ -15,12 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..._reduction import pad, reduce
 from ..._state import State
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, BatchSolver, Form, Kernel, classify, prepare
+from .._method import (
+    AbstractMethod,
+    BatchSolver,
+    Form,
+    HostStates,
+    Kernel,
+    classify,
+    fields_of,
+    is_on_cpu,
+    prepare,
+)
 from .._result import BlowUp
 from ._follow import Plan, solve_lanes
 from ._gradient import series_gradient
@@ -32,6 +42,8 @@ _ORDERS, _DIMS = (40, 64), (12, 24, 48, 64)
 # Lanes that are solved together: what a core's second-level cache holds of their coefficients, or
 # that of a GPU.
 _CPU_LANES, _GPU_LANES = 32, 1 << 13
+# States up to this width are filled up before they are reduced, so that they share that, too.
+_SHARED = 24
 
 
 def _size_for(number: int, sizes: tuple[int, ...]) -> int:
@@ -104,15 +116,19 @@ class Series(AbstractMethod):
 
     def batch_solver(self, form: Form | State) -> BatchSolver:
         plan, wide = self.plan(form), self.truncates(form)
-        size = _size_for(min(max(form.widths), self.dim), _DIMS)
+        width = max(form.widths)
+        size = _size_for(min(width, self.dim), _DIMS)
+        filled = _size_for(width, _DIMS) if width <= _SHARED else None
 
-        def solve(states: State, rtol: float, truncated: bool) -> BlowUp:
-            flag = jnp.asarray(truncated or wide)
-            states = _reduce_batch(states, self.dim, size) if wide else _fill_up(states, size)
-            on_cpu = next(iter(states.b.devices())).platform == "cpu"
-            lanes = min(_CPU_LANES if on_cpu else _GPU_LANES, states.batch_shape[0])
-            tolerance = jnp.asarray(rtol, states.dtype)
-            result = _solve_batch(states, tolerance, flag, plan, lanes)
+        def solve(states: State | HostStates, rtol: float, truncated: bool) -> BlowUp:
+            if filled is not None or not wide:
+                whole = _fill_up(states, filled or size)
+            else:
+                whole = State(*fields_of(states))
+            small = _reduce_batch(whole, size, plan.width) if wide else whole
+            lanes = min(_CPU_LANES if is_on_cpu(small) else _GPU_LANES, small.batch_shape[0])
+            tolerance, flag = jnp.asarray(rtol, small.dtype), jnp.asarray(truncated or wide)
+            result = _solve_batch(small, tolerance, flag, plan, lanes)
             return dataclasses.replace(result, methods=(self.label,))
 
         return solve
@@ -173,20 +189,29 @@ def _solve_batch(
     return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
 
-@functools.partial(jax.jit, static_argnames=("dim", "size"))
-def _reduce_batch(states: State, dim: int, size: int) -> State:
-    return lax.map(lambda state: pad(reduce(state, dim).state, size), states)
+@functools.partial(jax.jit, static_argnames="size")
+def _reduce_batch(states: State, size: int, dim: Int[Array, ""]) -> State:
+    """States reduced to `dim` dimensions, of which those in fewer are the leading part."""
+    inside = jnp.arange(size) < dim
+
+    def one(state: State) -> State:
+        small = reduce(state, size).state
+        a, c = (jnp.where(inside[None], layer, 0) for layer in (small.a, small.c))
+        b = jnp.where(inside[:, None] & inside[None], small.b, 0)
+        return State(a, b, c, small.strength)
+
+    return lax.map(one, states)
 
 
-def _fill_up(states: State, size: int) -> State:
+def _fill_up(states: State | HostStates, size: int) -> State:
     """`pad` of a batch, without a program where it lies on the host."""
-    (p, q), library = states.widths, np
-    if any(device.platform != "cpu" for device in states.b.devices()):
-        library = jnp
-    none, of_p, of_q = (0, 0), (0, size - p), (0, size - q)
+    a, b, c, strength = fields_of(states)
+    on_host = isinstance(b, np.ndarray) or is_on_cpu(b)
+    library = np if on_host else jnp
+    none, of_p, of_q = (0, 0), (0, size - b.shape[-2]), (0, size - b.shape[-1])
     return State(
-        library.pad(states.a, (none, none, of_p)),
-        library.pad(states.b, (none, of_p, of_q)),
-        library.pad(states.c, (none, none, of_q)),
-        states.strength,
+        library.pad(a, (none, none, of_p)),
+        library.pad(b, (none, of_p, of_q)),
+        library.pad(c, (none, none, of_q)),
+        strength,
     )

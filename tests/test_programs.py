@@ -1,0 +1,139 @@
+"""The compiled programs: how many there are, and that none of them calls back to the host."""
+
+import functools
+from pathlib import Path
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import monitoring
+
+import jaxcond as jc
+from jaxcond.networks import _legs
+
+PACKAGE = Path(jc.__file__).parent
+
+
+def state(width=5, rank=1, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((rank, width), (width, width), (rank, width))
+    a, b, c = (jnp.asarray(rng.standard_normal(shape)) for shape in shapes)
+    return jc.State(a, b, c, jnp.ones(rank))
+
+
+def batch(count, width):
+    rng = np.random.default_rng(count)
+    shapes = ((count, width), (count, width, width), (count, width))
+    return jc.State.from_vectors(*(rng.standard_normal(shape) for shape in shapes))
+
+
+def time_of(method, state):
+    return jc.blowup_time(state, method).time
+
+
+def by_program(state):
+    states = jax.tree.map(lambda leaf: leaf[None], state)
+    return jc.Series().solve_by_program(states, jnp.asarray(1e-8), jnp.asarray(False)).time
+
+
+PROGRAMS = {
+    "series": (time_of, (jc.Series(),), state()),
+    "series without the kernel": (by_program, (), state()),
+    "direct": (time_of, (jc.Direct(),), state()),
+    "reduced, rank 2": (time_of, (jc.Reduced(),), state(rank=2)),
+    "trajectory, even": (lambda s: jc.trajectory(s, num=5).times, (), state()),
+    "trajectory, energies": (lambda s: jc.trajectory(s, energies=[50.0]).times, (), state()),
+    "onset": (lambda s: jc.final_stage_time(s).time, (), state()),
+    "deep": (lambda s: jc.deep_blowup_time(jc.Deep.from_state(s)).time, (), state()),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_program_calls_back_to_the_host(name):
+    function, first, last = PROGRAMS[name]
+    text = jax.jit(functools.partial(function, *first)).lower(last).as_text()
+    assert "callback" not in text
+    if name in ("series", "direct", "reduced, rank 2"):
+        value = functools.partial(function, *first)
+        assert "callback" not in jax.jit(jax.grad(value)).lower(last).as_text()
+
+
+def test_no_program_of_a_network_calls_back_to_the_host():
+    key = jax.random.key(0)
+    network = jc.networks.ThreeLayer.random(4, 4, key=key, std=1e-2, inputs=3)
+    x = jax.random.normal(key, (6, 3))
+    data = jc.networks.Regression(x, jnp.sum(x, axis=1))
+    flow = _legs.Flow(data, None, jnp.asarray(1e-6), 0.5, {})
+    span = tuple(jnp.asarray(value) for value in (0.0, 1.0, 0.1))
+    for solver in (diffrax.Tsit5(), jc.networks.stiff_solver()):
+        text = _legs.follow.lower(network, span, jnp.asarray(0.0), flow, solver).as_text()
+        assert "callback" not in text
+
+
+def test_one_place_integrates_the_effective_flow():
+    """Real networks have their own flow."""
+    places = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if "diffeqsolve(" in path.read_text()
+    ]
+    assert places == ["flow/_solve.py", "networks/_legs.py"]
+
+
+def test_no_room_asks_which_method_it_has():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        for method in ("Series", "Reduced", "Direct"):
+            assert f"isinstance(method, {method}" not in text
+
+
+@pytest.fixture
+def compilations():
+    """A function that counts the programs that some calls compile."""
+    counted = []
+
+    def listen(event, _, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counted.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+
+    def count(calls):
+        counted.clear()
+        calls()
+        return len(counted)
+
+    yield count
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_new_sizes_and_tolerances_compile_nothing_new(compilations, monkeypatch):
+    """With the kernel nothing at all; without it what the first of a size have compiled."""
+    alone = [(state(width), 1e-10) for width in (3, 7, 12, 24)]
+    alone += [(state(9), rtol) for rtol in (1e-6, 1e-8, 1e-12)]
+    batches = [(batch(count, width), 1e-8) for count, width in ((7, 11), (8, 12), (9, 24))]
+    batches += [(batch(5, 20), rtol) for rtol in (1e-6, 1e-10, 1e-12)]
+
+    def session():
+        for single, rtol in alone:
+            jc.blowup_time(single, rtol=rtol)
+        for states, rtol in batches:
+            jc.blowup_times(states, rtol=rtol)
+
+    if jc.Series().kernel(alone[0][0]) is not None:
+        assert compilations(session) == 0
+    monkeypatch.setattr("jaxcond.blowup.series._series.native_kernel", lambda *_: None)
+    jax.clear_caches()
+    sizes = [(state(10), 1e-9), (state(20), 1e-9)]
+    more = [(batch(4, 10), 1e-9), (batch(4, 17), 1e-9)]
+
+    def first_of_a_size():
+        for single, rtol in sizes:
+            jc.blowup_time(single, rtol=rtol)
+        for states, rtol in more:
+            jc.blowup_times(states, rtol=rtol)
+
+    assert compilations(first_of_a_size) > 0
+    assert compilations(session) == 0
