@@ -192,7 +192,7 @@ def draw_and_solve(width: int, count: int, close: float) -> Callable[[], Floats]
 
 def sampler(width: int, count: int, rtol: float = REDUCED_RTOL) -> Callable[[], jc.BlowUp]:
     key, ensemble = jax.random.key(0), gaussian(width)
-    return lambda: jc.sample_blowup_times(ensemble, count, key=key, rtol=rtol)
+    return lambda: jc.blowup_times(ensemble.draws(count, key=key), rtol=rtol)
 
 
 def reduced(quick: bool) -> Row:
@@ -228,7 +228,7 @@ def reduced(quick: bool) -> Row:
 def reduced_error(width: int, found: jc.BlowUp, count: int = 2000) -> float:
     """Of the first samples, against the same samples drawn in and solved in more dimensions."""
     methods, key = [jc.Series()], jax.random.key(0)
-    better = jc.sample_blowup_times(gaussian(width), count, key=key, rtol=1e-13, methods=methods)
+    better = jc.blowup_times(gaussian(width).draws(count, key=key), rtol=1e-13, methods=methods)
     times = np.where(np.asarray(better.status) == 0, np.asarray(better.time), np.nan)
     return relative_error(np.asarray(found.time)[:count], times)
 
@@ -349,7 +349,7 @@ def gpu(quick: bool) -> Row:
         key, ensemble = jax.device_put((jax.random.key(0), gaussian(10**6)), cpu)
         same = jax.device_put(jax.tree.map(lambda x: x[:few], states), cpu)
         checks = {
-            "reduced, width 1e6": jc.sample_blowup_times(ensemble, few, key=key, rtol=REDUCED_RTOL),
+            "reduced, width 1e6": jc.blowup_times(ensemble.draws(few, key=key), rtol=REDUCED_RTOL),
             "explicit, width 200": jc.blowup_times(same, rtol=REDUCED_RTOL),
         }
     rows = []

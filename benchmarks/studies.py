@@ -4,7 +4,7 @@
     python benchmarks/studies.py --part overhead   # one of the following
     python benchmarks/studies.py --quick           # fewer samples
 
-- overhead: samples/s of `sample_blowup_times` against a study of the same samples into a store on
+- overhead: samples/s of `blowup_times` against a study of the same samples into a store on
   disk, in alternating runs after compilation, and of the study with its summary.
 - memory: peak resident memory of a process that runs and summarises a study of 10^7 samples.
 - variance: standard error of the mean by plain Monte Carlo, by the control variate and by
@@ -45,7 +45,7 @@ def overhead(quick: bool) -> Row:
     def bare() -> None:
         for start in range(0, samples, chunk):
             indices = np.arange(start, start + chunk)
-            jc.sample_blowup_times(arrays, indices, key=study.key(0))
+            jc.blowup_times(arrays.draws(indices, key=study.key(0)))
 
     def stored(folder: str) -> jc.study.Store:
         return jc.run_study(study, Path(folder) / "study.zarr")

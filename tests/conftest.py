@@ -26,6 +26,13 @@ gc.set_threshold(100_000, 20, 100)
 SYSTEMS = Path(__file__).parent / "systems"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Compiled programs go with the file whose tests share them: they hold gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20240225)
