@@ -6,14 +6,22 @@
 - batches: microseconds per state of `jaxcond.blowup_times` and of compiled DOP853 for rank one with
   an early stop (`_peers.numba_rank_one`), to 1e-8, on all cores, in turns.
 - ensemble: microseconds of a core per sample of reduced Gaussian states, drawing included, to
-  1e-10, drawing alone, and what NumPy needs to draw 20 normals and 20 chi-squares, in turns.
+  1e-10, drawing alone, and what NumPy needs to draw 20 normals and 20 chi-squares, in turns, each
+  on all cores at once.
 """
 
 import argparse
 import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import _peers
+
+# The threads of one call shall not wait for work while the other is timed.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import jax
 import numpy as np
 from _timing import Row, cpus, gaussian, interleaved, relative_error, setup, show, write_json
@@ -25,6 +33,7 @@ from jaxcond.sampling import Draws
 jax.config.update("jax_enable_x64", True)
 
 TOL, FINE = 1e-8, 1e-10
+NUMPY = "NumPy, 20 normals and 20 chi-squares"
 # Width, and states of a batch.
 SIZES = (
     (10, (16, 100, 2_000, 20_000)),
@@ -73,25 +82,34 @@ def batches(quick: bool) -> Row:
     return {"rtol": TOL, "rows": rows}
 
 
-def numpy_draws(count: int) -> object:
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((count, 20)), rng.chisquare(200, (count, 20))
+def numpy_draws(pool: ThreadPoolExecutor, count: int) -> None:
+    """On every core at once, as what it is compared with: cores may share their units."""
+
+    def draw(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        rng.standard_normal((count, 20))
+        rng.chisquare(200, (count, 20))
+
+    list(pool.map(draw, range(cpus())))
 
 
 def ensemble(quick: bool) -> Row:
     """Microseconds of a core per sample, and as multiples of NumPy's drawing."""
     count, key = 10_000 if quick else 400_000, jax.random.key(0)
     few = min(count, 20_000)
-    calls = {"NumPy, 20 normals and 20 chi-squares": functools.partial(numpy_draws, few)}
-    for width in (10, 200, 10**6, 10**9):
+    pool = ThreadPoolExecutor(cpus())
+    calls: dict[str, Callable] = {NUMPY: functools.partial(numpy_draws, pool, few)}
+    for width in (10, 20, 50, 200, 10**6, 10**9):
         samples = gaussian(width).draws(count, key=key)
         calls[f"jaxcond, width {width:g}"] = functools.partial(jc.blowup_times, samples, rtol=FINE)
     draw = Draws(gaussian(200), key, 10).on_host()
     if draw is not None:
         pieces = np.array_split(np.arange(few, dtype=np.uint32), max(1, few // 512))
-        calls["jaxcond, drawing alone"] = lambda: [draw(piece) for piece in pieces]
+        calls["jaxcond, drawing alone"] = lambda: [
+            list(pool.map(draw, [piece] * cpus())) for piece in pieces
+        ]
     timed = interleaved(calls, 3 if quick else 9)
-    rows, unit = [], timed["NumPy, 20 normals and 20 chi-squares"].seconds / few
+    rows, unit = [], timed[NUMPY].seconds / few
     for name, time in timed.items():
         solved = isinstance(time.result, jc.BlowUp)
         each = time.seconds * cpus() / count if solved else time.seconds / few

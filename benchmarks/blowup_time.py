@@ -29,14 +29,14 @@ from pathlib import Path
 for _variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from rich.console import Console  # noqa: E402
+import jax
+import numpy as np
+from rich.console import Console
 
 jax.config.update("jax_enable_x64", True)
 
-import _peers  # noqa: E402
-from _timing import (  # noqa: E402
+import _peers
+from _timing import (
     Batch,
     Floats,
     Row,
@@ -52,7 +52,7 @@ from _timing import (  # noqa: E402
     write_json,
 )
 
-import jaxcond as jc  # noqa: E402
+import jaxcond as jc
 
 TOL = 1e-8
 REDUCED_RTOL = 1e-10

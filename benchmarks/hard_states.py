@@ -18,7 +18,7 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-import jaxcond as jc  # noqa: E402
+import jaxcond as jc
 
 # Width: number of states.
 PLAN = {3: 12000, 4: 10000, 5: 10000, 7: 10000, 10: 10000, 14: 10000, 20: 10000, 32: 10000}

@@ -31,17 +31,17 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-import diffrax  # noqa: E402
-import numpy as np  # noqa: E402
-from _settings import FIG_1, LOSS, QUICK, SETTINGS, Setting  # noqa: E402
-from _timing import Row, interleaved, setup, show, write_json  # noqa: E402
-from _training import has_torch, side_by_side, vmapped  # noqa: E402
-from rich.console import Console  # noqa: E402
+import diffrax
+import numpy as np
+from _settings import FIG_1, LOSS, QUICK, SETTINGS, Setting
+from _timing import Row, interleaved, setup, show, write_json
+from _training import has_torch, side_by_side, vmapped
+from rich.console import Console
 
-import jaxcond as jc  # noqa: E402
-from jaxcond import networks as nw  # noqa: E402
-from jaxcond.networks._lanes import stacked  # noqa: E402
-from jaxcond.networks._legs import STABLE, Flow, sharpness, stiff_solver  # noqa: E402
+import jaxcond as jc
+from jaxcond import networks as nw
+from jaxcond.networks._lanes import stacked
+from jaxcond.networks._legs import STABLE, Flow, sharpness, stiff_solver
 
 DROPS = (0.003, 0.01, 0.03)
 NUM_RECORDS = 60

@@ -26,11 +26,11 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-import numpy as np  # noqa: E402
-from _timing import Row, setup, show, write_json  # noqa: E402
-from rich.console import Console  # noqa: E402
+import numpy as np
+from _timing import Row, setup, show, write_json
+from rich.console import Console
 
-import jaxcond as jc  # noqa: E402
+import jaxcond as jc
 
 WIDTH = 200
 AMPLITUDE = 0.533812

@@ -23,15 +23,15 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-import diffrax  # noqa: E402
-import equinox as eqx  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from _timing import Batch, Row, interleaved, setup, show, write_json  # noqa: E402
-from rich.console import Console  # noqa: E402
-from scipy.integrate import solve_ivp  # noqa: E402
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from _timing import Batch, Row, interleaved, setup, show, write_json
+from rich.console import Console
+from scipy.integrate import solve_ivp
 
-import jaxcond as jc  # noqa: E402
+import jaxcond as jc
 
 RTOL = 1e-8
 NUM_TIMES = 200

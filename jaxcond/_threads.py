@@ -1,5 +1,6 @@
 """Work on the threads of the host."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,24 @@ def chosen_device() -> Any:
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: to start them takes as long as hundreds of blow-up times."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="jaxcond")
+
+
+# Threads do not survive a fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def map_on_threads(
     function: Callable[[T], R], pieces: Iterable[T], num_threads: int
 ) -> Iterable[R]:
     """A function of many pieces, in their order, with the caller's JAX precision and device.
 
-    JAX's configuration belongs to the thread if the caller set it by a context manager.
+    JAX's configuration belongs to the thread if the caller set it by a context manager. The
+    function must not call this one. What has not begun is given up when one piece fails.
     """
     wide_precision = jnp.result_type(float) == jnp.float64
     device = chosen_device()
@@ -42,5 +55,4 @@ def map_on_threads(
     if len(pieces) < 2:
         yield from map(function, pieces)
         return
-    with ThreadPoolExecutor(num_threads) as pool:
-        yield from pool.map(run, pieces)
+    yield from _pool(num_threads).map(run, pieces)

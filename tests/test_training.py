@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 
 import jaxcond as jc
 import jaxcond.networks as jn
-from jaxcond.networks import stiff_solver
+from jaxcond.networks import _descent, stiff_solver
 from jaxcond.networks._observe import NAMES
 
 P, Q, N, INPUTS = 6, 5, 12, 2
@@ -342,13 +342,13 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch, k
     assert {int(p.name) for p in (tmp_path / "cut").iterdir() if p.name.isdigit()} >= {120}
     steps = []
     with monkeypatch.context() as patched:
-        advance = jn.descent.Crew.advance
+        advance = _descent.Crew.advance
 
         def watched(self, stop):
             steps.append(int(np.min(self.lanes.iteration)))
             advance(self, stop)
 
-        patched.setattr(jn.descent.Crew, "advance", watched)
+        patched.setattr(_descent.Crew, "advance", watched)
         again = descend(networks, **SAVED, key=key, checkpoint=tmp_path / "cut")
     assert steps[0] == 120
     assert_same_run(again, whole)

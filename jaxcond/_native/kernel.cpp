@@ -83,7 +83,7 @@ int solve(const JaxcondSeries& s) {
       int p = int(s.p), q = int(s.q);
       if (wide) {
         if (l % copies == 0 && l / copies < states)
-          reduction.reduce(from_a, from_b, from_c, s.p, s.q, k, small, small_b, small_c);
+          reduction.reduce(from_a, from_b, from_c, k, small, small_b, small_c);
         from_a = small, from_b = small_b, from_c = small_c, p = q = k;
       }
       copy_lane(group.left, l, from_a, 1, p, p, k, probe, 0);

@@ -23,54 +23,69 @@ inline T sum_of(Vec<T> x) {
   return total;
 }
 
+inline int64_t filled_up(int64_t size, int lanes) { return (size + lanes - 1) / lanes * lanes; }
+
+// Vectors and rows of the bases are filled up with zeros to whole vectors of the machine.
 template <class T>
 T dot(const T* x, const T* y, int64_t size) {
-  Vec<T> sums[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * LANES <= size; i += 4 * LANES)
-    for (int u = 0; u < 4; ++u) sums[u] += load(x + i + u * LANES) * load(y + i + u * LANES);
-  for (; i + LANES <= size; i += LANES) sums[0] += load(x + i) * load(y + i);
-  T total = sum_of<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < size; ++i) total += x[i] * y[i];
-  return total;
+  Vec<T> sums[2] = {};
+  for (int64_t i = 0; i < size; i += 2 * LANES) {
+    sums[0] += load(x + i) * load(y + i);
+    if (i + LANES < size) sums[1] += load(x + i + LANES) * load(y + i + LANES);
+  }
+  return sum_of<T>(sums[0] + sums[1]);
 }
 
-// image = b right and other = left b in one pass over the rows of b.
+constexpr int kRows = 4;  // that are worked on together, so that sums do not wait for each other
+
+// image = b right and other = left b in one pass over the rows of b, which are `stride` apart; their
+// first `whole` entries are taken as vectors, the rest up to `q` one by one.
 template <class T>
-void products(const T* b, int64_t p, int64_t q, const T* left, const T* right, T* image, T* other) {
-  constexpr int R = 4;
-  std::memset(other, 0, q * sizeof(T));
-  for (int64_t i = 0; i < p; i += R) {
-    const int rows = p - i < R ? int(p - i) : R;
-    const T* row[R];
-    T share[R], total[R];
-    Vec<T> sums[R] = {};
-    for (int r = 0; r < R; ++r) {
-      row[r] = b + (i + (r < rows ? r : 0)) * q;
+void products(const T* b, int64_t stride, int64_t p, int64_t q, int64_t whole, const T* left,
+              const T* right, T* image, T* other) {
+  std::memset(other, 0, filled_up(q, LANES) * sizeof(T));
+  for (int64_t i = 0; i < p; i += kRows) {
+    const int rows = p - i < kRows ? int(p - i) : kRows;
+    const T* row[kRows];
+    T share[kRows];
+    Vec<T> sums[kRows] = {};
+    for (int r = 0; r < kRows; ++r) {
+      row[r] = b + (i + (r < rows ? r : 0)) * stride;
       share[r] = r < rows ? left[i + r] : 0;
     }
-    int64_t j = 0;
-    for (; j + LANES <= q; j += LANES) {
+    for (int64_t j = 0; j < whole; j += LANES) {
       Vec<T> x = load(right + j), y = load(other + j);
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         Vec<T> entry = load(row[r] + j);
         sums[r] += entry * x, y += share[r] * entry;
       }
       store(other + j, y);
     }
-    for (int r = 0; r < R; ++r) total[r] = sum_of<T>(sums[r]);
-    for (; j < q; ++j)
-      for (int r = 0; r < R; ++r) total[r] += row[r][j] * right[j], other[j] += share[r] * row[r][j];
-    for (int r = 0; r < rows; ++r) image[i + r] = total[r];
+    for (int r = 0; r < rows; ++r) image[i + r] = sum_of<T>(sums[r]);
+    for (int64_t j = whole; j < q; ++j)
+      for (int r = 0; r < rows; ++r)
+        image[i + r] += row[r][j] * right[j], other[j] += share[r] * row[r][j];
   }
 }
 
+// Takes away what a vector has along `num` rows of a basis.
 template <class T>
-void outside(T* vector, const T* basis, int num, int64_t size) {
-  for (int i = 0; i < num; ++i) {
-    // One at a time: as exact as all at once, and two passes are made anyway.
-    const T share = dot(basis + i * size, vector, size);
-    for (int64_t j = 0; j < size; ++j) vector[j] -= share * basis[i * size + j];
+void project_out(T* vector, const T* basis, int num, int64_t size) {
+  for (int i = 0; i < num; i += kRows) {
+    const T* row[kRows];
+    T share[kRows];
+    Vec<T> sums[kRows] = {};
+    for (int r = 0; r < kRows; ++r) row[r] = basis + (i + r < num ? i + r : i) * size;
+    for (int64_t j = 0; j < size; j += LANES) {
+      Vec<T> x = load(vector + j);
+      for (int r = 0; r < kRows; ++r) sums[r] += load(row[r] + j) * x;
+    }
+    for (int r = 0; r < kRows; ++r) share[r] = i + r < num ? sum_of<T>(sums[r]) : 0;
+    for (int64_t j = 0; j < size; j += LANES) {
+      Vec<T> x = load(vector + j);
+      for (int r = 0; r < kRows; ++r) x -= share[r] * load(row[r] + j);
+      store(vector + j, x);
+    }
   }
 }
 
@@ -79,48 +94,72 @@ void outside(T* vector, const T* basis, int num, int64_t size) {
 template <class T>
 void grow(const T* vector, T* basis, int num, int64_t size) {
   T* next = basis + num * size;
+  Vec<T> most{};
+  for (int64_t j = 0; j < size; j += LANES) most = larger(most, absolute(load(vector + j)));
   T largest = 0;
-  for (int64_t j = 0; j < size; ++j) {
-    T entry = std::fabs(vector[j]);
-    if (!(entry <= largest)) largest = entry;
-  }
+  FOR_LANES if (most[l] > largest) largest = most[l];
   const T scale = largest == 0 ? 1 : largest;
-  for (int64_t j = 0; j < size; ++j) next[j] = vector[j] / scale;
+  for (int64_t j = 0; j < size; j += LANES) store(next + j, load(vector + j) / scale);
   const T before = std::sqrt(dot(next, next, size));
-  outside(next, basis, num, size);
+  project_out(next, basis, num, size);
   const T once = std::sqrt(dot(next, next, size));
-  outside(next, basis, num, size);
+  project_out(next, basis, num, size);
   const T twice = std::sqrt(dot(next, next, size));
   const bool independent = twice > 8 * Numbers<T>::eps * before && twice > T(0.1) * once;
-  for (int64_t j = 0; j < size; ++j) next[j] = independent ? next[j] / twice : 0;
+  for (int64_t j = 0; j < size; j += LANES) {
+    Vec<T> entry = load(next + j);
+    store(next + j, independent ? entry / twice : Vec<T>{});
+  }
 }
 
 template <class T>
 struct Reduction {
-  T *left, *right, *image, *other, *previous;
+  // Middle layers up to so many entries are copied where their rows do not fill whole vectors.
+  static constexpr int64_t kCopied = 1 << 16;
 
-  static size_t numbers(int k, int64_t p, int64_t q) { return (k + 2) * p + (k + 1) * q; }
+  int64_t p, q, size_p, size_q;
+  T *left, *right, *image, *other, *middle;
 
-  Reduction(T* memory, int k, int64_t p, int64_t q) {
-    left = memory, right = left + k * p, image = right + k * q, other = image + p;
-    previous = other + q;
+  static bool copies(int64_t p, int64_t q) { return q % LANES != 0 && p * q <= kCopied; }
+
+  static size_t numbers(int k, int64_t p, int64_t q) {
+    const int64_t size_p = filled_up(p, LANES), size_q = filled_up(q, LANES);
+    return (k + 2) * size_p + (k + 2) * size_q + (copies(p, q) ? p * size_q : 0);
+  }
+
+  Reduction(T* memory, int k, int64_t rows, int64_t columns) : p(rows), q(columns) {
+    size_p = filled_up(p, LANES), size_q = filled_up(q, LANES);
+    left = memory, right = left + k * size_p, image = right + k * size_q;
+    other = image + 2 * size_p, middle = other + 2 * size_q;
   }
 
   // The reduced state a = |a| e_1, c = |c| e_1, b tridiagonal in k dimensions.
-  void reduce(const T* a, const T* b, const T* c, int64_t p, int64_t q, int k, T* small_a,
-              T* small_b, T* small_c) {
+  void reduce(const T* a, const T* b, const T* c, int k, T* small_a, T* small_b, T* small_c) {
     std::memset(small_a, 0, k * sizeof(T));
     std::memset(small_c, 0, k * sizeof(T));
     std::memset(small_b, 0, size_t(k) * k * sizeof(T));
-    grow(a, left, 0, p), grow(c, right, 0, q);
-    small_a[0] = dot(a, left, p), small_c[0] = dot(c, right, q);
+    std::memset(image, 0, size_p * sizeof(T));
+    int64_t stride = q, whole = q / LANES * LANES;
+    if (copies(p, q)) {
+      for (int64_t i = 0; i < p; ++i) {
+        std::memcpy(middle + i * size_q, b + i * q, q * sizeof(T));
+        std::memset(middle + i * size_q + q, 0, (size_q - q) * sizeof(T));
+      }
+      b = middle, stride = whole = size_q;
+    }
+    T *of_a = image + size_p, *of_c = other + size_q;  // the layers, filled up
+    std::memset(of_a, 0, size_p * sizeof(T)), std::memcpy(of_a, a, p * sizeof(T));
+    std::memset(of_c, 0, size_q * sizeof(T)), std::memcpy(of_c, c, q * sizeof(T));
+    grow(of_a, left, 0, size_p), grow(of_c, right, 0, size_q);
+    small_a[0] = dot(of_a, left, size_p), small_c[0] = dot(of_c, right, size_q);
     for (int j = 0; j < k; ++j) {
-      products(b, p, q, left + j * p, right + j * q, image, other);
-      small_b[j * k + j] = dot(left + j * p, image, p);
-      if (j > 0) small_b[(j - 1) * k + j] = dot(left + (j - 1) * p, image, p);
+      const T* row = left + j * size_p;
+      products(b, stride, p, q, whole, row, right + j * size_q, image, other);
+      small_b[j * k + j] = dot(row, image, size_p);
+      if (j > 0) small_b[(j - 1) * k + j] = dot(row - size_p, image, size_p);
       if (j + 1 == k) break;
-      grow(image, left, j + 1, p), grow(other, right, j + 1, q);
-      small_b[(j + 1) * k + j] = dot(left + (j + 1) * p, image, p);
+      grow(image, left, j + 1, size_p), grow(other, right, j + 1, size_q);
+      small_b[(j + 1) * k + j] = dot(row + size_p, image, size_p);
     }
   }
 };

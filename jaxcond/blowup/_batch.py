@@ -28,7 +28,7 @@ _UNREDUCED = 16
 # Samples of a chunk: enough for its overhead to vanish, few enough to share out evenly and, for
 # the kernel, to stay in a core's caches between drawing and solving. Chunks of wide states hold so
 # many entries of b in all, some milliseconds of work.
-_KERNEL_CHUNK, _CPU_CHUNKS, _CPU_ENTRIES = 512, (32, 256, 2048), 1 << 22
+_KERNEL_CHUNK, _CPU_CHUNKS, _CPU_ENTRIES = 1024, (32, 256, 2048), 1 << 22
 # What is worth a thread, in entries of b that are reduced: an expansion costs as much as some.
 _WORTH_A_THREAD, _ENTRIES_OF_EXPANSION = 200_000, 1_000
 # Lanes that a program solves together on a CPU.

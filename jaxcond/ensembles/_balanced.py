@@ -81,3 +81,7 @@ class Balanced(AbstractEnsemble):
         s = scale * chi_of_key(p, key=key)
         first = jnp.zeros(dim, dtype).at[0].set(s)
         return State.from_vectors(first, jnp.zeros((dim, dim), dtype).at[0, 0].set(s), first)
+
+    def reduction_ends(self, dim: int) -> bool:
+        """In the first dimension."""
+        return dim >= 1

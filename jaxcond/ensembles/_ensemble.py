@@ -49,6 +49,11 @@ class AbstractEnsemble(eqx.Module):
         state = eqx.filter_eval_shape(lambda: self.sample(key=jax.random.key(0)))
         return Form(state.rank, state.widths, state.dtype)
 
+    def reduction_ends(self, dim: int) -> bool:
+        """Whether states reduced to `dim` dimensions lose nothing, as far as is known."""
+        del dim
+        return False
+
     def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
         """A function of indices that draws their reduced states without a program of JAX.
 

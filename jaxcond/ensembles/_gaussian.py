@@ -94,6 +94,13 @@ class Gaussian(AbstractEnsemble):
         scale_a, scale_b, scale_c = as_dtype(self.scales, dtype)
         return reduced_gaussian(p, q, (scale_a, scale_b, scale_c), dim, key=key)
 
+    def reduction_ends(self, dim: int) -> bool:
+        """With the narrower width, or one further where the other is wider."""
+        if is_traced(self.p) or is_traced(self.q):
+            return False
+        p, q = float(self.p), float(self.q)
+        return dim >= min(p, q) + (p != q)
+
     def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
         """By the native kernel, where it is in use; the same numbers to rounding."""
         words, dtype = threefry_words(key), np.dtype(jnp.result_type(float))

@@ -127,6 +127,10 @@ class Orthogonal(AbstractEnsemble):
         b = jnp.pad(core, (0, dim - len(core)))
         return State.from_vectors(norm_a * first, norm_b * b, norm_c * first)
 
+    def reduction_ends(self, dim: int) -> bool:
+        """After three dimensions."""
+        return dim >= _ROWS
+
     def _norms(self, dtype: jnp.dtype) -> tuple[Array, Array, Array]:
         r"""$\|a\|$, the largest singular value of $b$, and $\|c\|$."""
         p, q = as_dtype((self.p, self.q), dtype)

@@ -33,6 +33,10 @@ class Distribution(Protocol):
         """One reduced state."""
         ...
 
+    def reduction_ends(self, dim: int) -> bool:
+        """Whether states reduced to `dim` dimensions lose nothing."""
+        ...
+
     def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
         """A function of indices that draws their reduced states without a program of JAX."""
         ...
@@ -51,8 +55,8 @@ class Draws(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """Reduced samples stand for states of any width."""
-        return self.dim is not None
+        """Reduced samples stand for wider states, unless the reduction ends by itself."""
+        return self.dim is not None and not self.ensemble.reduction_ends(self.dim)
 
     @property
     def form(self) -> Form:
