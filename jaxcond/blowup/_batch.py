@@ -33,7 +33,8 @@ _KERNEL_CHUNK, _CPU_CHUNKS, _CPU_ENTRIES = 1024, (32, 256, 2048), 1 << 22
 _WORTH_A_THREAD, _ENTRIES_OF_EXPANSION = 200_000, 1_000
 # Lanes that a program solves together on a CPU.
 _LANES = 32
-_GPU_CHUNK, _GPU_BYTES = 1 << 16, 1 << 31
+# Of a GPU; while one thread takes results to the host another keeps it busy.
+_GPU_CHUNK, _GPU_BYTES, _GPU_THREADS = 1 << 19, 1 << 31, 2
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 
 _compiled: set[Hashable] = set()
@@ -178,7 +179,7 @@ def _solve_all(
     alone = 0 if program is None or program in _compiled else 1
     results = [run(piece) for piece in pieces[:alone]]
     _compiled.add(program)
-    results += map_on_threads(run, pieces[alone:], num_cores() if on_cpu else 1)
+    results += map_on_threads(run, pieces[alone:], num_cores() if on_cpu else _GPU_THREADS)
     return {name: np.concatenate([part[name] for part in results]) for name in _FIELDS[:-1]}
 
 

@@ -135,20 +135,28 @@ def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Ar
     there removes the last rounding.
     """
 
-    def advance(_: Array, x: Array) -> Array:
+    def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, _, count = carry
         value, first, second = polynomial(tau, x, 2)
         a_squared = jnp.maximum(first * first - value * second, 0) / (value * value)
         # Carlson's algorithm broken off: the mean of what is left bounds R_F from below, since
         # R_F is an average of a convex function.
         bound = rough_lower_bound(problem.norms(a_squared))
-        return x + jnp.where((value > 0) & jnp.isfinite(bound), bound, 0)
+        bound = jnp.where((value > 0) & jnp.isfinite(bound), bound, 0)
+        x = x + bound
+        return x, jnp.any(bound > eps / 8 * x), count + 1
 
     def newton(_: Array, x: Array) -> Array:
         value, first = polynomial(tau, x, 1)
         step = value / first
         return x - jnp.where(jnp.abs(step) < 0.01 * x, step, 0)
 
-    x = lax.fori_loop(0, _NUM_ROOT_STEPS, advance, jnp.zeros_like(tau[0]))
+    eps = jnp.finfo(tau.dtype).eps
+    x, _, _ = lax.while_loop(
+        lambda carry: carry[1] & (carry[2] < _NUM_ROOT_STEPS),
+        advance,
+        (jnp.zeros_like(tau[0]), jnp.ones((), bool), jnp.zeros((), jnp.int32)),
+    )
     return lax.fori_loop(0, 2, newton, x)
 
 

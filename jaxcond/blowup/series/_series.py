@@ -38,10 +38,10 @@ from ._native import native_kernel, only_cpus, solve_natively
 
 # Sizes of the buffers of coefficients, and of states, which are filled up with units that never
 # move: orders and widths up to the same size share their programs.
-_ORDERS, _DIMS = (40, 64), (12, 24, 48, 64)
-# Lanes that are solved together: what a core's second-level cache holds of their coefficients, or
-# that of a GPU.
-_CPU_LANES, _GPU_LANES = 32, 1 << 13
+_ORDERS, _DIMS = (32, 40, 64), (10, 12, 24, 48, 64)
+# Lanes that are solved together: what a core's second-level cache holds of their coefficients, and
+# enough for a GPU. States that a GPU reduces together.
+_CPU_LANES, _GPU_LANES, _GPU_TOGETHER = 32, 1 << 19, 256
 # States up to this width are filled up before they are reduced, so that they share that, too.
 _SHARED = 24
 
@@ -125,8 +125,10 @@ class Series(AbstractMethod):
                 whole = _fill_up(states, filled or size)
             else:
                 whole = State(*fields_of(states))
-            small = _reduce_batch(whole, size, plan.width) if wide else whole
-            lanes = min(_CPU_LANES if is_on_cpu(small) else _GPU_LANES, small.batch_shape[0])
+            on_cpu, count = is_on_cpu(whole), whole.batch_shape[0]
+            together = min(1 if on_cpu else _GPU_TOGETHER, count)
+            small = _reduce_batch(whole, size, plan.width, together) if wide else whole
+            lanes = min(_CPU_LANES if on_cpu else _GPU_LANES, count)
             tolerance, flag = jnp.asarray(rtol, small.dtype), jnp.asarray(truncated or wide)
             result = _solve_batch(small, tolerance, flag, plan, lanes)
             return dataclasses.replace(result, methods=(self.label,))
@@ -189,8 +191,8 @@ def _solve_batch(
     return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _reduce_batch(states: State, size: int, dim: Int[Array, ""]) -> State:
+@functools.partial(jax.jit, static_argnames=("size", "together"))
+def _reduce_batch(states: State, size: int, dim: Int[Array, ""], together: int) -> State:
     """States reduced to `dim` dimensions, of which those in fewer are the leading part."""
     inside = jnp.arange(size) < dim
 
@@ -200,7 +202,7 @@ def _reduce_batch(states: State, size: int, dim: Int[Array, ""]) -> State:
         b = jnp.where(inside[:, None] & inside[None], small.b, 0)
         return State(a, b, c, small.strength)
 
-    return lax.map(one, states)
+    return lax.map(one, states, batch_size=together)
 
 
 def _fill_up(states: State | HostStates, size: int) -> State:
