@@ -67,10 +67,11 @@ class Problem(eqx.Module):
         excess = (jnp.stack([size_b, squares[1]]) - squares[:1]) / (rate * rate)[None]
         a, c = ends
         identity = np.eye(a.shape[0], dtype=a.dtype)[:, :, None]
-        gram = jnp.sum(b[:, None] * b[None], axis=2)
+        gram = jnp.einsum("ijl,mjl->iml", b, b, precision="highest")
+        velocity = jnp.einsum("ijl,jl->il", b, c, precision="highest")
         return cls(
             matrix=gram - a[:, None] * a[None] + excess[1][None, None] * identity,
-            point=jnp.stack([a, jnp.sum(b * c[None], axis=1)]),
+            point=jnp.stack([a, velocity]),
             excess=excess,
             unit=1 / (rate * jnp.abs(strength)),
             truncated=truncated,

@@ -212,5 +212,5 @@ def flow_cotangents(
 
     owed = lax.fori_loop(0, size + 1, turn, owed)
     lambdas = owed[2 : count + 2, :k]
-    of_matrix = summed(lambdas[:, :, None] * powers[:, None], 0)
+    of_matrix = jnp.einsum("nil,njl->ijl", lambdas, powers, precision="highest")
     return of_matrix, owed[:2, :k]
