@@ -59,7 +59,9 @@ def series_gradient(
         index, of_matrix, of_point = carry
         start = eqx.tree_at(lambda p: p.point, problem, record.points[index])
         last = index == record.num_steps
-        part, of_start = _back_through(start, plan, record.steps[index], record.zero, last, of_point)
+        part, of_start = _back_through(
+            start, plan, record.steps[index], record.zero, last, of_point
+        )
         taken = index <= record.num_steps
         of_matrix = of_matrix + jnp.where(taken[None, None], part, 0)
         return index - 1, of_matrix, jnp.where(taken[None, None], of_start, of_point)

@@ -161,7 +161,7 @@ def evaluate(
     parts = jnp.concatenate([table, none], axis=1).reshape(rows, blocks, _BLOCK, *some)
     inner = tuple(range(2, 1 + len(some)))
     powers = jnp.expand_dims(powers_of(x, _BLOCK), (0, 1, *(axis + 1 for axis in inner)))
-    parts = jnp.sum(parts * powers, axis=2)
+    parts = jnp.sum(jnp.where(parts == 0, 0, parts * powers), axis=2)
     leap = functools.reduce(jnp.multiply, [x] * _BLOCK).reshape((1,) * len(some) + x.shape)
     values = parts[:, -1]
     for block in range(blocks - 2, -1, -1):
