@@ -13,7 +13,6 @@ from mpmath import mp, mpf
 
 import jaxcond as jc
 from jaxcond._reduction import pad
-from jaxcond.blowup.series._follow import Plan
 from jaxcond.blowup.series._series import _solve
 from jaxcond.blowup.series._taylor import derivatives, evaluate, expand_flow, flow_cotangents
 
@@ -78,7 +77,7 @@ def test_coefficients_are_those_of_the_plain_recurrence(seed, exponent, order):
         index = tuple(slice(length) for length in expected.shape)
         filled[index] = expected
         allowance = 100 * EPS * scale * growth[: len(filled)]
-        assert np.all(np.abs(computed - filled).T <= allowance)
+        assert np.all(np.abs(computed - filled).T / allowance <= 1)
 
     size = 2.0**exponent
     check(found.a, a, size)
@@ -148,7 +147,8 @@ def solved(states, method, units, truncated):
 @pytest.mark.parametrize(
     "method", [jc.Series(max_expansions=1), jc.Series()], ids=["once", "again"]
 )
-def test_results_do_not_depend_on_padding(method, truncated):
+def test_results_do_not_depend_on_padding(max_expansions, truncated):
+    method = jc.Series(max_expansions=max_expansions)
     states = gaussian_states(17, 6, 5, 4, scales=(1.0, 0.5, 0.01))
     expected = solved(states, method, 0, truncated)
     for units in (3, 12):

@@ -76,8 +76,9 @@ def expand_flow(
 ) -> Taylor:
     r"""Expand the flow and $\tau$ about one instant.
 
-    **Arguments:** `matrix`, $A + \kappa$; `point`, $a$ and $a'$ at that instant; `width`, the number of components without those that pad the states; `order`, the
-    highest power of $a$ and $\tau$, from 4 to `size`.
+    **Arguments:** `matrix`, $A + \kappa$; `point`, $a$ and $a'$ at that instant; `width`, the number
+    of components without those that pad the states; `order`, the highest power of $a$ and $\tau$,
+    from 4 to `size`.
 
     **Returns:** `Taylor`, with powers up to `size`, and up to `size - 2` those of $N$.
     """
@@ -108,7 +109,7 @@ def expand_flow(
         products = summed(jnp.expand_dims(twice, (1, 2)) * rising * window[:half, :k], 0)
         new = jnp.stack([jnp.sum(products, axis=0), products[width - 1]])
         squares = _stored(squares, new, n - 1)
-        factors = weights * squares[:, :1]
+        factors = squares[:, :1] * weights
         pull = summed(factors * window[:, : k + 1], 0)
         absolute = summed(jnp.abs(factors[:, k:] * window[:, k : k + 1]), 0)
         linear = jnp.sum(matrix * window[0, :k][None], axis=1)
