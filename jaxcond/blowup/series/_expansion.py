@@ -116,7 +116,7 @@ class Expansion(eqx.Module):
     zero: Float[Array, " lanes"]
     error: Float[Array, " lanes"]
     falls: Bool[Array, " lanes"]
-    table: Float[Array, "4 powers lanes"]
+    table: Float[Array, "4 filled lanes"]
 
     def suffices(self, rtol: Float[Array, "..."]) -> Bool[Array, " lanes"]:
         """Whether its zero is as exact as is asked for."""
@@ -129,7 +129,7 @@ class Expansion(eqx.Module):
         return (self.error <= allowed * total) & jnp.isfinite(total)
 
 
-def _first_zero(table: Float[Array, "3 powers lanes"], problem: Problem) -> Float[Array, " lanes"]:
+def _first_zero(table: Float[Array, "3 filled lanes"], problem: Problem) -> Float[Array, " lanes"]:
     r"""The first positive zero of $\tau$, approached from the left.
 
     Each step is a lower bound on the time left, so the zero cannot be passed, let alone a later one
@@ -189,13 +189,14 @@ def bracket_before(
 def find_zero(taylor: Taylor, problem: Problem, order: Int[Array, ""]) -> Expansion:
     r"""Find the zero of $\tau$ from the Taylor coefficients, with an estimate of its error."""
     tau = taylor.tau
-    powers = np.arange(tau.shape[0])[:, None]
+    slopes = derivatives(tau, 3)
+    powers = np.arange(slopes.shape[1])[:, None]
     # The last two terms show what truncation leaves out.
-    ends = jnp.where(powers >= order - 1, jnp.abs(tau), 0)
-    last = jnp.pad(taylor.last, ((2, 0), (0, 0)))
+    ends = jnp.where(powers >= order - 1, jnp.abs(slopes[0]), 0)
+    sizes = jnp.pad(taylor.sizes, ((0, len(powers) - len(tau)), (0, 0)))
+    last = jnp.pad(taylor.last, ((2, len(powers) - len(tau)), (0, 0)))
     missing = last / np.maximum(powers * (powers - 1), 1).astype(tau.dtype)
-    others = jnp.stack([ends, taylor.sizes, missing])
-    table = jnp.concatenate([derivatives(tau, 3), others])
+    table = jnp.concatenate([slopes, jnp.stack([ends, sizes, missing])])
     zero = _first_zero(table[:3], problem)
     values = evaluate(table, zero)
     wrong = jnp.abs(values[0]) + values[4] + 4 * jnp.finfo(tau.dtype).eps * values[5]

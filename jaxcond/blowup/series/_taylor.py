@@ -125,12 +125,13 @@ def expand_flow(
 
 def derivatives(
     coefficients: Float[Array, "powers *some"], num_derivatives: int
-) -> Float[Array, "derivatives powers *some"]:
-    """The coefficients of a polynomial and of its first derivatives."""
-    count, some = coefficients.shape[0], coefficients.shape[1:]
-    none = jnp.zeros((num_derivatives, *some), coefficients.dtype)
-    padded = jnp.concatenate([coefficients, none])
-    rows = jnp.stack([padded[i : i + count] for i in range(num_derivatives + 1)])
+) -> Float[Array, "derivatives filled *some"]:
+    """The coefficients of a polynomial and of its first derivatives, filled up for `evaluate`."""
+    some = coefficients.shape[1:]
+    count = -(-coefficients.shape[0] // _BLOCK) * _BLOCK
+    none = jnp.zeros((count + num_derivatives - coefficients.shape[0], *some), coefficients.dtype)
+    filled = jnp.concatenate([coefficients, none])
+    rows = jnp.stack([filled[i : i + count] for i in range(num_derivatives + 1)])
     factors = [np.ones(count)]
     for i in range(1, num_derivatives + 1):
         factors.append(factors[-1] * (np.arange(count) + i))
@@ -149,24 +150,23 @@ def powers_of(x: Float[Array, " lanes"], count: int) -> Float[Array, "count lane
 
 
 def evaluate(
-    table: Float[Array, "rows powers *some lanes"], x: Float[Array, " lanes"]
+    table: Float[Array, "rows filled *some lanes"], x: Float[Array, " lanes"]
 ) -> Float[Array, "rows *some lanes"]:
-    """The values of several polynomials at one `x` per lane.
+    """The values of several polynomials, of `derivatives`, at one `x` per lane.
 
     By sums over a few powers each, and Horner's scheme for these: a loop over coefficients would
-    cost a call of the device for each. Powers of `x` that overflow are not formed.
+    cost a call of the device for each.
     """
     (rows, count), some = table.shape[:2], table.shape[2:]
-    blocks = -(-count // _BLOCK)
-    none = jnp.zeros((rows, blocks * _BLOCK - count, *some), table.dtype)
-    parts = jnp.concatenate([table, none], axis=1).reshape(rows, blocks, _BLOCK, *some)
-    inner = tuple(range(2, 1 + len(some)))
-    powers = jnp.expand_dims(powers_of(x, _BLOCK), (0, 1, *(axis + 1 for axis in inner)))
-    parts = jnp.sum(jnp.where(parts == 0, 0, parts * powers), axis=2)
-    leap = functools.reduce(jnp.multiply, [x] * _BLOCK).reshape((1,) * len(some) + x.shape)
+    # Coefficients beyond the order are zero: times a power that overflows they are to be zero, too.
+    largest = jnp.finfo(x.dtype).max
+    powers = jnp.minimum(powers_of(x, _BLOCK + 1), largest)
+    powers = jnp.expand_dims(powers, tuple(range(1, len(some))))
+    parts = table.reshape(rows, count // _BLOCK, _BLOCK, *some)
+    parts = jnp.sum(parts * powers[None, None, :-1], axis=2)
     values = parts[:, -1]
-    for block in range(blocks - 2, -1, -1):
-        values = jnp.where(values == 0, 0, values * leap) + parts[:, block]
+    for block in range(count // _BLOCK - 2, -1, -1):
+        values = values * powers[-1:] + parts[:, block]
     return values
 
 
