@@ -76,7 +76,7 @@ def expand_flow(
 ) -> Taylor:
     r"""Expand the flow and $\tau$ about one instant.
 
-    **Arguments:** `matrix`, $A + \kappa$; `point`, $a$ and $a'$ at that instant; `width`, the number
+    **Arguments:** `matrix`, $A + \kappa$; `point`, $a$ and $a'$ then; `width`, the number
     of components without those that pad the states; `order`, the highest power of $a$ and $\tau$,
     from 4 to `size`.
 
