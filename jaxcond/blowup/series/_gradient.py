@@ -38,12 +38,10 @@ class _Record(eqx.Module):
     turn: Int[Array, ""]
 
 
-def series_gradient(
-    states: State, plan: Plan, max_expansions: int, rtol: Float[Array, ""]
-) -> State:
+def series_gradient(states: State, plan: Plan, room: int, rtol: Float[Array, ""]) -> State:
     """Derivatives of the blow-up times with respect to the layers, lanes on the last axis.
 
-    **Arguments:** `max_expansions`, for how many expansions there is room.
+    **Arguments:** `room`, how many expansions can be kept, at least `plan.max_expansions`.
 
     NaN where no expansion reaches the blow-up.
     """
@@ -53,7 +51,7 @@ def series_gradient(
         return (problem.matrix, problem.point), problem
 
     _, to_states, problem = jax.vjp(problem_of, states, has_aux=True)
-    record = _record(problem, plan, max_expansions, rtol)
+    record = _record(problem, plan, room, rtol)
 
     def back(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         index, of_matrix, of_point = carry
@@ -77,7 +75,7 @@ def series_gradient(
     return gradient
 
 
-def _record(problem: Problem, plan: Plan, max_expansions: int, rtol: Float[Array, ""]) -> _Record:
+def _record(problem: Problem, plan: Plan, room: int, rtol: Float[Array, ""]) -> _Record:
     """Follow the flow until an expansion reaches the zero, and keep where it was expanded."""
 
     def turn(record: _Record) -> _Record:
@@ -107,15 +105,15 @@ def _record(problem: Problem, plan: Plan, max_expansions: int, rtol: Float[Array
     start = _Record(
         problem=problem,
         elapsed=jnp.zeros(lanes, dtype),
-        points=jnp.zeros((max_expansions, 2, k, lanes), dtype),
-        steps=jnp.zeros((max_expansions, lanes), dtype),
+        points=jnp.zeros((room, 2, k, lanes), dtype),
+        steps=jnp.zeros((room, lanes), dtype),
         zero=jnp.ones(lanes, dtype),
         settled=jnp.zeros(lanes, bool),
         num_steps=jnp.zeros(lanes, jnp.int32),
         turn=jnp.zeros((), jnp.int32),
     )
     return lax.while_loop(
-        lambda record: (record.turn < max_expansions) & ~jnp.all(record.settled), turn, start
+        lambda record: (record.turn < plan.max_expansions) & ~jnp.all(record.settled), turn, start
     )
 
 

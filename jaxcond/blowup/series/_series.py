@@ -142,11 +142,11 @@ class Series(AbstractMethod):
         return _solve(states, rtol, truncated | wide, self.plan(states), self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
-        plan = self.plan(state)
+        plan, room = self.plan(state), _size_for(self.max_expansions, (1, 128))
 
         def small_gradient(small: State, time: Array) -> State:
             lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
-            gradient = series_gradient(lanes, plan, self.max_expansions, rtol)
+            gradient = series_gradient(lanes, plan, room, rtol)
             gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
             # The strength of a single component sets the unit of time.
             return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)
