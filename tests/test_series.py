@@ -212,3 +212,15 @@ def test_programs_hold_no_callbacks():
 
     text = jax.jit(both).lower(batch, state).as_text()
     assert "callback" not in text
+
+
+def test_gradients_in_single_precision_where_higher_powers_overflow():
+    """A time of 14 in units of the largest layer: its power 40 is beyond single precision."""
+    size = 0.07
+    a, b = jnp.array([size, 0], jnp.float32), jnp.diag(jnp.array([size, 1], jnp.float32))
+    state = jc.State.from_vectors(a, b, a)
+    found = jc.blowup_time(state, rtol=1e-4)
+    gradient = jc.Series().gradient(state, found.time, jnp.asarray(1e-4, jnp.float32))
+    np.testing.assert_allclose(found.time, 1 / size, rtol=1e-5)
+    for layer in (gradient.a[0, 0], gradient.b[0, 0], gradient.c[0, 0]):
+        np.testing.assert_allclose(layer, -1 / (3 * size**2), rtol=1e-5)
