@@ -83,7 +83,7 @@ def entries(folder):
 
 def start(figure, *options, **environment):
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", STUDY.format(repr(str(figure)), options)],
+        [sys.executable, "-c", STUDY.format(repr(str(figure)), options)],
         env=os.environ | environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -106,6 +106,9 @@ def test_programs_are_kept(tmp_path):
     assert kept
     for path in kept:
         path.write_bytes(path.read_bytes()[:50])
+        # Such as a killed process leaves.
+        path.with_name(path.name.replace("-cache", "-atime")).unlink()
+        os.utime(path, (0, 0))
     (tmp_path / "file").write_text("")
     impossible = {"JAXCOND_CACHE_DIR": str(tmp_path / "file")}
     unused = {"JAXCOND_CACHE_DIR": str(tmp_path / "none")}
@@ -113,6 +116,8 @@ def test_programs_are_kept(tmp_path):
     without = start(tmp_path / "without.png", **impossible)
     off = start(tmp_path / "off.png", "--no-cache", **unused)
     assert ended(damaged) == (0, "")
+    assert [path.name for path in entries(tmp_path / "cache")] == [path.name for path in kept]
+    assert all(path.stat().st_size > 50 for path in kept)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "0.png").read_bytes()
     code, told = ended(without)
     assert code == 0

@@ -5,17 +5,16 @@ The flow of rank 1 is written for the smaller of $a$ and $c$ (`Problem`), expand
 Many states at once, along the last axis of every array.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..._state import State
 from ...bounds import bracket_from_norms
 from .._method import Raw
-from ._taylor import entire_function, flow_coefficients, polynomial
+from ._taylor import Taylor, derivatives, evaluate, expand_flow
 
 # From the start, 12 lower bounds reach the zero to rounding for Gaussian states of any width.
 _NUM_ROOT_STEPS = 14
@@ -31,6 +30,14 @@ _MISSING = 0.25
 PACE = 0.85
 
 
+def _power_of_two_above(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The next power of two above positive normal numbers, by the bits of their exponents."""
+    info = jnp.finfo(x.dtype)
+    whole = jnp.dtype(f"uint{info.bits}")
+    bits = lax.bitcast_convert_type(x, whole) >> info.nmant << info.nmant
+    return 2 * lax.bitcast_convert_type(bits, x.dtype)
+
+
 class Problem(eqx.Module):
     r"""$a'' = (A + \kappa + 2\|a\|^2)a$ at one instant, many lanes, in units of `unit`.
 
@@ -39,10 +46,8 @@ class Problem(eqx.Module):
     """
 
     matrix: Float[Array, "k k lanes"]
-    a: Float[Array, "k lanes"]
-    velocity: Float[Array, "k lanes"]
-    middle_excess: Float[Array, " lanes"]  # ||b||^2 - ||a||^2
-    other_excess: Float[Array, " lanes"]  # ||c||^2 - ||a||^2
+    point: Float[Array, "2 k lanes"]  # a and a'
+    excess: Float[Array, "2 lanes"]  # ||b||^2 - ||a||^2 and ||c||^2 - ||a||^2
     unit: Float[Array, " lanes"]
     truncated: Bool[Array, " lanes"]
     width: Int[Array, ""]  # without the units that states were filled up with
@@ -52,34 +57,30 @@ class Problem(eqx.Module):
         cls, states: State, truncated: Bool[Array, " lanes"], width: Int[Array, ""]
     ) -> "Problem":
         strength = states.strength[0]
-        a, b, c = states.a[0], states.b, states.c[0] * jnp.sign(strength)[None]
-        size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
-        _, exponent = jnp.frexp(lax.stop_gradient(jnp.sqrt(size_a + size_b + size_c)))
-        rate = jnp.ldexp(jnp.ones_like(strength), exponent)
-        a, b, c = a / rate[None], b / rate[None, None], c / rate[None]
-        swap = size_a > size_c
-        b = jnp.where(swap[None, None], jnp.swapaxes(b, 0, 1), b)
-        a, c = jnp.where(swap[None], c, a), jnp.where(swap[None], a, c)
-        size_a, size_b, size_c = jnp.sum(a * a, 0), jnp.sum(b * b, (0, 1)), jnp.sum(c * c, 0)
-
-        def add(sums: tuple[Array, Array], column: tuple[Array, Array]) -> tuple[Any, None]:
-            of_b, of_c = column
-            gram = sums[0] + of_b[:, None] * of_b[None]
-            return (gram, sums[1] + of_b * of_c[None]), None
-
-        start = jnp.zeros_like(b), jnp.zeros_like(a)
-        (gram, velocity), _ = lax.scan(add, start, (jnp.swapaxes(b, 0, 1), c))
-        identity = jnp.eye(a.shape[0], dtype=a.dtype)[:, :, None]
+        ends = jnp.concatenate([states.a, states.c * jnp.sign(strength)[None, None]])
+        squares, size_b = jnp.sum(ends * ends, 1), jnp.sum(states.b * states.b, (0, 1))
+        rate = _power_of_two_above(lax.stop_gradient(jnp.sqrt(squares[0] + size_b + squares[1])))
+        swap = squares[0] > squares[1]
+        ends = jnp.where(swap[None, None], ends[::-1], ends) / rate[None, None]
+        b = jnp.where(swap[None, None], jnp.swapaxes(states.b, 0, 1), states.b) / rate[None, None]
+        squares = jnp.where(swap[None], squares[::-1], squares)
+        excess = (jnp.stack([size_b, squares[1]]) - squares[:1]) / (rate * rate)[None]
+        a, c = ends
+        identity = np.eye(a.shape[0], dtype=a.dtype)[:, :, None]
+        gram = jnp.einsum("ijl,mjl->iml", b, b, precision="highest")
+        velocity = jnp.einsum("ijl,jl->il", b, c, precision="highest")
         return cls(
-            matrix=gram - a[:, None] * a[None, :] + (size_c - size_a)[None, None] * identity,
-            a=a,
-            velocity=velocity,
-            middle_excess=size_b - size_a,
-            other_excess=size_c - size_a,
+            matrix=gram - a[:, None] * a[None] + excess[1][None, None] * identity,
+            point=jnp.stack([a, velocity]),
+            excess=excess,
             unit=1 / (rate * jnp.abs(strength)),
             truncated=truncated,
             width=width,
         )
+
+    def expand(self, order: Int[Array, ""], size: int) -> Taylor:
+        """Taylor coefficients about this instant, of an order that buffers of a size hold."""
+        return expand_flow(self.matrix, self.point, self.width, order, size)
 
     def in_units(self, raw: Raw) -> Raw:
         """Times in the units of the state that the problem was made of."""
@@ -95,26 +96,27 @@ class Problem(eqx.Module):
 
     def last_share(self) -> Float[Array, " lanes"]:
         r"""The share of $\|a\|^2$ on the last basis vectors: see `jaxcond.reduction.truncation`."""
-        total = jnp.sum(self.a**2, 0)
-        return self.a[self.width - 1] ** 2 / jnp.where(total > 0, total, 1)
+        squares = self.point[0] ** 2
+        total = jnp.sum(squares, 0)
+        return squares[self.width - 1] / jnp.where(total > 0, total, 1)
 
-    def norms(self, a_squared: Array) -> Float[Array, "3 lanes"]:
+    def norms(self, a_squared: Float[Array, " lanes"]) -> Float[Array, "3 lanes"]:
         r"""$(\|a\|^2, \|b\|^2, \|c\|^2)$ when the first of them is `a_squared`."""
-        others = [
-            jnp.maximum(a_squared + excess, 0) for excess in (self.middle_excess, self.other_excess)
-        ]
-        return jnp.stack([a_squared, *others])
+        return jnp.concatenate([a_squared[None], jnp.maximum(a_squared[None] + self.excess, 0)])
 
 
 class Expansion(eqx.Module):
-    """One Taylor expansion, and what its polynomial says of the blow-up time."""
+    r"""What one Taylor expansion says of the blow-up time.
+
+    - `zero`: the first positive zero of $\tau$, with an estimate of its `error`.
+    - `falls`: whether $\tau$ falls there, as it does at its first zero.
+    - `table`: the coefficients of $\tau$ and of its first three derivatives.
+    """
 
     zero: Float[Array, " lanes"]
     error: Float[Array, " lanes"]
-    falls: Bool[Array, " lanes"]  # as tau does at its first zero
-    coefficients: Float[Array, "powers k lanes"]
-    norms: Float[Array, "squares lanes"]
-    tau: Float[Array, "powers lanes"]
+    falls: Bool[Array, " lanes"]
+    table: Float[Array, "4 filled lanes"]
 
     def suffices(self, rtol: Float[Array, "..."]) -> Bool[Array, " lanes"]:
         """Whether its zero is as exact as is asked for."""
@@ -127,7 +129,7 @@ class Expansion(eqx.Module):
         return (self.error <= allowed * total) & jnp.isfinite(total)
 
 
-def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Array, " lanes"]:
+def _first_zero(table: Float[Array, "3 filled lanes"], problem: Problem) -> Float[Array, " lanes"]:
     r"""The first positive zero of $\tau$, approached from the left.
 
     Each step is a lower bound on the time left, so the zero cannot be passed, let alone a later one
@@ -137,7 +139,7 @@ def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Ar
 
     def advance(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, _, count = carry
-        value, first, second = polynomial(tau, x, 2)
+        value, first, second = evaluate(table, x)
         a_squared = jnp.maximum(first * first - value * second, 0) / (value * value)
         # Carlson's algorithm broken off: the mean of what is left bounds R_F from below, since
         # R_F is an average of a convex function.
@@ -147,15 +149,15 @@ def _first_zero(tau: Float[Array, "powers lanes"], problem: Problem) -> Float[Ar
         return x, jnp.any(bound > eps / 8 * x), count + 1
 
     def newton(_: Array, x: Array) -> Array:
-        value, first = polynomial(tau, x, 1)
+        value, first, _ = evaluate(table, x)
         step = value / first
         return x - jnp.where(jnp.abs(step) < 0.01 * x, step, 0)
 
-    eps = jnp.finfo(tau.dtype).eps
+    eps = jnp.finfo(table.dtype).eps
     x, _, _ = lax.while_loop(
         lambda carry: carry[1] & (carry[2] < _NUM_ROOT_STEPS),
         advance,
-        (jnp.zeros_like(tau[0]), jnp.ones((), bool), jnp.zeros((), jnp.int32)),
+        (jnp.zeros_like(table[0, 0]), jnp.ones((), bool), jnp.zeros((), jnp.int32)),
     )
     return lax.fori_loop(0, 2, newton, x)
 
@@ -174,13 +176,13 @@ def bracket_before(
     expansion: Expansion, problem: Problem, rtol: Float[Array, "..."]
 ) -> tuple[Float[Array, " lanes"], Float[Array, " lanes"]]:
     r"""The bracket from a state shortly before the zero of $\tau$, about as narrow as `rtol`."""
-    tau, zero = expansion.tau, expansion.zero
+    zero = expansion.zero
     width = rtol * zero
 
     def narrow(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         distance = carry[0]
         x = zero - distance
-        value, first, second, third = polynomial(tau, x, 3)
+        value, first, second, third = evaluate(expansion.table, x)
         ratio = first / value
         a_squared = ratio * ratio - second / value
         energy = -0.5 * third / value + 1.5 * ratio * second / value - ratio**3
@@ -195,41 +197,36 @@ def bracket_before(
     return lower, upper
 
 
-def expand(problem: Problem, order: Int[Array, ""], size: int) -> Expansion:
-    r"""Expand the flow and find the zero of $\tau$, with an estimate of its error.
-
-    **Arguments:** `order`, of the polynomials, at most `size`, which is that of the buffers.
-    """
-    coefficients, norms, last = flow_coefficients(
-        problem.matrix, problem.a, problem.velocity, problem.width, order, size
-    )
-    tau, sizes = entire_function(norms, order)
-    zero = _first_zero(tau, problem)
-    powers = jnp.arange(size + 1)
+def find_zero(taylor: Taylor, problem: Problem, order: Int[Array, ""]) -> Expansion:
+    r"""Find the zero of $\tau$ from the Taylor coefficients, with an estimate of its error."""
+    tau = taylor.tau
+    slopes = derivatives(tau, 3)
+    powers = np.arange(slopes.shape[1])[:, None]
     # The last two terms show what truncation leaves out.
-    ends = jnp.where((powers >= order - 1)[:, None], jnp.abs(tau), 0)
-    rising = jnp.arange(2, size + 1, dtype=tau.dtype)[:, None]
-    missing = jnp.pad(last / (rising * (rising - 1)), ((2, 0), (0, 0)))
-    values, slopes = polynomial(jnp.stack([tau, ends, sizes, missing], axis=1), zero[None], 1)
-    rounding = 4 * jnp.finfo(tau.dtype).eps * values[2]
-    wrong = jnp.abs(values[0]) + values[1] + rounding
-    wrong = wrong + jnp.where(problem.truncated, _MISSING * jnp.abs(values[3]), 0)
-    error = wrong / jnp.abs(slopes[0])
-    return Expansion(zero, error, slopes[0] < 0, coefficients, norms, tau)
+    ends = jnp.where(powers >= order - 1, jnp.abs(slopes[0]), 0)
+    sizes = jnp.pad(taylor.sizes, ((0, len(powers) - len(tau)), (0, 0)))
+    last = jnp.pad(taylor.last, ((2, len(powers) - len(tau)), (0, 0)))
+    missing = last / np.maximum(powers * (powers - 1), 1).astype(tau.dtype)
+    table = jnp.concatenate([slopes, jnp.stack([ends, sizes, missing])])
+    zero = _first_zero(table[:3], problem)
+    values = evaluate(table, zero)
+    wrong = jnp.abs(values[0]) + values[4] + 4 * jnp.finfo(tau.dtype).eps * values[5]
+    wrong = wrong + jnp.where(problem.truncated, _MISSING * jnp.abs(values[6]), 0)
+    return Expansion(zero, wrong / jnp.abs(values[1]), values[1] < 0, table[:4])
 
 
 def advance(
-    coefficients: Float[Array, "powers k lanes"],
+    a: Float[Array, "powers k lanes"],
     order: Int[Array, ""],
     pace: float | Float[Array, " lanes"] = PACE,
-) -> tuple[Array, Array, Array]:
-    """Follow an expansion part of the way: $a$, $a'$ and the step.
+) -> tuple[Float[Array, "2 k lanes"], Float[Array, " lanes"]]:
+    """Follow an expansion part of the way: $(a, a')$ and the step.
 
     `pace` is the step over that at which the last terms reach rounding. To differentiation the step
     is a constant: $T^*$ does not depend on where the flow is expanded.
     """
-    size = jnp.max(jnp.abs(lax.stop_gradient(coefficients)), axis=1)
-    eps = jnp.finfo(coefficients.dtype).eps
+    size = jnp.max(jnp.abs(lax.stop_gradient(a)), axis=1)
+    eps = jnp.finfo(a.dtype).eps
     # Every second term may be missing, by symmetry.
     powers = jnp.stack([order, order - 1])
     ends, n = size[powers], powers[:, None].astype(size.dtype)
@@ -238,5 +235,4 @@ def advance(
     from_velocity = (eps * size[1:2] / last) ** (1 / (n - 1))
     reach = jnp.where(ends > 0, jnp.maximum(from_a, from_velocity), jnp.inf)
     step = pace * jnp.min(reach, axis=0)
-    a, velocity = polynomial(coefficients, step[None], 1)
-    return a, velocity, step
+    return evaluate(derivatives(a, 1), step), step

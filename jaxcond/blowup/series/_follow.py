@@ -3,12 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..._state import State
 from .._method import Raw
-from ._expansion import PACE, Problem, advance, bracket_before, expand, rough_lower_bound
+from ._expansion import PACE, Problem, advance, bracket_before, find_zero, rough_lower_bound
 
 # The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
 # above rounding itself, since close to a state that never blows up T* is far from linear.
@@ -40,7 +41,7 @@ def solve_lanes(
     """Blow-up times of states of unit scale, with the lanes on the last axis."""
     if not plan.again:
         problem = Problem.of(states, truncated, plan.width)
-        expansion = expand(problem, plan.order, plan.size)
+        expansion = find_zero(problem.expand(plan.order, plan.size), problem, plan.order)
         lower, upper = bracket_before(expansion, problem, rtol)
         narrow = jnp.abs(upper - lower) <= rtol * expansion.zero
         num_steps = jnp.ones(lower.shape, jnp.int32)
@@ -77,7 +78,8 @@ def _follow(
 
     def turn(course: _Course) -> _Course:
         problem, best, elapsed = course.problem, course.best, course.elapsed
-        expansion = expand(problem, plan.order, plan.size)
+        taylor = problem.expand(plan.order, plan.size)
+        expansion = find_zero(taylor, problem, plan.order)
         lower, upper = bracket_before(expansion, problem, rtol)
         total = elapsed + expansion.zero
         # An expansion counts what it truncates itself. What those before it did shows in the share
@@ -87,7 +89,7 @@ def _follow(
         narrow = jnp.abs(upper - lower) <= rtol * total
         reached = narrow & expansion.reaches(elapsed, rtol) & ~course.settled
         # Until an expansion reaches the zero, what is certain is a lower bound.
-        ahead = elapsed + rough_lower_bound(problem.norms(jnp.sum(problem.a**2, 0)))
+        ahead = elapsed + rough_lower_bound(problem.norms(jnp.sum(problem.point[0] ** 2, 0)))
         ahead = jnp.where(course.settled, best.lower, ahead)
         best = Raw(
             jnp.where(reached, total, best.time),
@@ -98,18 +100,15 @@ def _follow(
             best.num_steps + jnp.where(course.settled, 0, 1),
         )
         settled = course.settled | reached
-        a, velocity, step = advance(expansion.coefficients, plan.order, pace)
+        moved, step = advance(taylor.a, plan.order, pace)
         keep = settled | ~jnp.isfinite(step)
-        a, velocity = (
-            jnp.where(keep[None], old, new)
-            for old, new in ((problem.a, a), (problem.velocity, velocity))
-        )
-        problem = eqx.tree_at(lambda p: (p.a, p.velocity), problem, (a, velocity))
+        point = jnp.where(keep[None, None], problem.point, moved)
+        problem = eqx.tree_at(lambda p: p.point, problem, point)
         elapsed = elapsed + jnp.where(keep, 0, step)
         return _Course(problem, elapsed, best, settled, course.num_expansions + 1)
 
-    lanes = problem.a.shape[-1]
-    unknown = jnp.full(lanes, jnp.inf, problem.a.dtype)
+    lanes = problem.unit.shape[0]
+    unknown = jnp.full(lanes, jnp.inf, problem.unit.dtype)
     best = Raw(
         unknown, unknown, unknown, unknown, jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
     )
@@ -124,43 +123,41 @@ def _follow(
     return course.best
 
 
-def _signs(probe: int, layer: int, height: int, width: int) -> Int[Array, "height width"]:
-    """Signs that depend on their place alone, whatever the states are filled up to.
+def _signs(probe: int, layer: int, height: int, width: int) -> np.ndarray:
+    """Signs that depend on their place alone, whatever the states are padded to.
 
     The native kernel makes the same.
     """
-    i, j = (x.astype(jnp.uint32) for x in jnp.indices((height, width)))
-    h = i * jnp.uint32(0xC2B2AE3D) ^ j * jnp.uint32(0x27D4EB2F) ^ jnp.uint32(0x165667B1)
-    h = (
-        h
-        ^ jnp.uint32(probe * 0x9E3779B1 & 0xFFFFFFFF)
-        ^ jnp.uint32(layer * 0x85EBCA77 & 0xFFFFFFFF)
-    )
-    h = (h ^ h >> 15) * jnp.uint32(0x2C1B3C6D)
-    h = (h ^ h >> 12) * jnp.uint32(0x297A2D39)
-    return 1 - 2 * ((h ^ h >> 15) & 1).astype(jnp.int32)
+    i, j = np.indices((height, width), np.uint32)
+    whole = np.array([probe * 0x9E3779B1 & 0xFFFFFFFF, layer * 0x85EBCA77 & 0xFFFFFFFF], np.uint32)
+    h = i * np.uint32(0xC2B2AE3D) ^ j * np.uint32(0x27D4EB2F) ^ np.uint32(0x165667B1)
+    h = h ^ whole[0] ^ whole[1]
+    h = (h ^ h >> 15) * np.uint32(0x2C1B3C6D)
+    h = (h ^ h >> 12) * np.uint32(0x297A2D39)
+    return 1 - 2 * ((h ^ h >> 15) & 1).astype(np.int8)
 
 
 def _with_probes(states: State, width: Int[Array, ""]) -> State:
     """The states followed by copies with noise of `_NOISE` units of rounding in every layer.
 
     The same signs for every lane, so that a sample's error does not depend on its batch; none in
-    the units that states were filled up with.
+    the units that pad the states.
     """
-    inside = jnp.arange(states.b.shape[0]) < width
+    k = states.b.shape[0]
 
     def copies(number: int, layer: Array) -> Array:
         height = layer.shape[0]
         entries = width * width if number == 1 else width
-        rows = inside if number == 1 else jnp.ones(1, bool)
         mean_square = jnp.sum(layer**2, axis=(0, 1)) / entries.astype(layer.dtype)
         size = _NOISE * jnp.finfo(layer.dtype).eps * jnp.sqrt(mean_square)
-        probes = [
-            jnp.where(rows[:, None] & inside[None], _signs(probe, number, height, inside.size), 0)
-            for probe in range(1, len(_PACES))
-        ]
-        noise = [probe[..., None].astype(layer.dtype) * size[None, None] for probe in probes]
-        return jnp.concatenate([layer, *(layer + part for part in noise)], axis=-1)
+        # No noise in the state itself, which comes first.
+        signs = [np.zeros((height, k), np.int8)]
+        signs += [_signs(probe, number, height, k) for probe in range(1, len(_PACES))]
+        signs = np.stack(signs, axis=-1)[..., None].astype(layer.dtype)
+        inside = np.indices((height, k)).max(0) if number == 1 else np.arange(k)[None]
+        inside = jnp.expand_dims(jnp.asarray(inside) < width, (2, 3))
+        noise = jnp.where(inside, signs, 0) * jnp.expand_dims(size, (0, 1, 2))
+        return (layer[:, :, None] + noise).reshape(height, k, -1)
 
     layers = [copies(number, layer) for number, layer in enumerate(states.layers)]
     strength = jnp.tile(states.strength, len(_PACES))

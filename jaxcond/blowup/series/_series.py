@@ -37,8 +37,10 @@ from ._gradient import series_gradient
 from ._native import native_kernel, only_cpus, solve_natively
 
 # Sizes of the buffers of coefficients, and of states, which are filled up with units that never
-# move: orders and widths up to the same size share their programs.
-_ORDERS, _DIMS = (32, 40, 64), (10, 12, 24, 48, 64)
+# move: orders and widths up to the same size share their programs. On a GPU what is read in vain
+# costs more than another program.
+_ORDERS, _DIMS = (40, 64), (12, 24, 48, 64)
+_GPU_ORDERS, _GPU_DIMS = (32, 40, 64), (10, 12, 24, 48, 64)
 # Lanes that are solved together: what a core's second-level cache holds of their coefficients, and
 # enough for a GPU. States that a GPU reduces together.
 _CPU_LANES, _GPU_LANES, _GPU_TOGETHER = 32, 1 << 19, 256
@@ -103,29 +105,31 @@ class Series(AbstractMethod):
         """The order of the polynomials for states of a dtype."""
         return self.order or (32 if dtype == jnp.float64 else 20)
 
-    def plan(self, form: Form | State) -> Plan:
+    def plan(self, form: Form | State, orders: tuple[int, ...] = _ORDERS) -> Plan:
         """What a program is told about states of a form, as numbers."""
         width = min(max(form.widths), self.dim)
         numbers = (self.degree(form.dtype), width, self.max_expansions)
         order, width, max_expansions = (jnp.asarray(number, jnp.int32) for number in numbers)
-        size = _size_for(self.degree(form.dtype), _ORDERS)
+        size = _size_for(self.degree(form.dtype), orders)
         return Plan(order, width, max_expansions, size, self.max_expansions > 1)
 
     def kernel(self, form: Form | State) -> Kernel | None:
         return native_kernel(self, form)
 
     def batch_solver(self, form: Form | State) -> BatchSolver:
-        plan, wide = self.plan(form), self.truncates(form)
-        width = max(form.widths)
-        size = _size_for(min(width, self.dim), _DIMS)
-        filled = _size_for(width, _DIMS) if width <= _SHARED else None
+        wide, width = self.truncates(form), max(form.widths)
 
         def solve(states: State | HostStates, rtol: float, truncated: bool) -> BlowUp:
+            on_cpu = is_on_cpu(fields_of(states))
+            plan = self.plan(form, _ORDERS if on_cpu else _GPU_ORDERS)
+            dims = _DIMS if on_cpu else _GPU_DIMS
+            size = _size_for(min(width, self.dim), dims)
+            filled = _size_for(width, dims) if width <= _SHARED else None
             if filled is not None or not wide:
                 whole = _fill_up(states, filled or size)
             else:
                 whole = State(*fields_of(states))
-            on_cpu, count = is_on_cpu(whole), whole.batch_shape[0]
+            count = whole.batch_shape[0]
             together = min(1 if on_cpu else _GPU_TOGETHER, count)
             small = _reduce_batch(whole, size, plan.width, together) if wide else whole
             lanes = min(_CPU_LANES if on_cpu else _GPU_LANES, count)
@@ -160,11 +164,11 @@ class Series(AbstractMethod):
         return _solve(states, rtol, truncated | wide, self.plan(states), self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
-        plan = self.plan(state)
+        plan, room = self.plan(state), _size_for(self.max_expansions, (1, 128))
 
         def small_gradient(small: State, time: Array) -> State:
             lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
-            gradient = series_gradient(lanes, plan, self.max_expansions, rtol)
+            gradient = series_gradient(lanes, plan, room, rtol)
             gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
             # The strength of a single component sets the unit of time.
             return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)

@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import os
 import platform
+import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from .._common import err
 _LARGEST_CACHE = 1 << 30
 # Programs that compile faster than this are not worth a file, in seconds.
 _WORTH_KEEPING = 0.05
+# Seconds within which an entry may still be in the hands of another process.
+_BEING_WRITTEN = 60
 
 
 def begin(arguments: argparse.Namespace) -> None:
@@ -63,6 +67,7 @@ def _use_cache() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(folder))
+        _remove_torn(folder)
     except OSError as error:
         err.print(
             f"Warning: compiled programs are not kept: {error.filename}: {error.strerror}",
@@ -70,7 +75,22 @@ def _use_cache() -> None:
             soft_wrap=True,
         )
         return
+    # A program that cannot be read is compiled again: nothing that the user has to act on.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove entries that a killed process, or a full disk, has left without their time of use.
+
+    JAX writes an entry and then that time. An entry without one may be cut short, is never
+    replaced, and keeps JAX from writing any other. What is being written now is left alone.
+    """
+    for entry in folder.glob("*-cache"):
+        if entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
+            continue
+        if time.time() - entry.stat().st_mtime > _BEING_WRITTEN:
+            entry.unlink(missing_ok=True)
