@@ -116,7 +116,6 @@ def test_programs_are_kept(tmp_path):
     without = start(tmp_path / "without.png", **impossible)
     off = start(tmp_path / "off.png", "--no-cache", **unused)
     assert ended(damaged) == (0, "")
-    assert [path.name for path in entries(tmp_path / "cache")] == [path.name for path in kept]
     assert all(path.stat().st_size > 50 for path in kept)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "0.png").read_bytes()
     code, told = ended(without)
