@@ -1,4 +1,5 @@
 from ._checkpoints import Checkpoint as Checkpoint
+from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import read_checkpoint as read_checkpoint
 from ._course import EscapeStatus as EscapeStatus
 from ._data import LOSSES as LOSSES

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
-from ._checkpoints import Checkpoints
+from .. import networks
 from ._data import AbstractData, loss_factor
 from ._loop import Loop
 from ._modules import ThreeLayer
@@ -141,7 +141,9 @@ def gradient_descent(
     crew = Crew(starting_lanes(network, problem, key, first_iteration), problem)
     saved = None
     if checkpoint is not None:
-        saved = Checkpoints(Path(checkpoint), network, problem, observables, key, first_iteration)
+        saved = networks.Checkpoints(
+            Path(checkpoint), network, problem, observables, key, first_iteration
+        )
     with training_bar(float(first_iteration), float(last), progress) as tell:
         loop = Loop(crew, observables, stops, last, saved, every, tell)
         loop.run(first_iteration)

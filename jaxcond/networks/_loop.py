@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._checkpoints import Checkpoints
+from .. import networks
 from ._observe import Observable
 from ._run import Run, RunStatus
 from ._steps import Crew
@@ -36,7 +36,7 @@ class Loop:
         observables: Mapping[str, Observable],
         stops: np.ndarray,
         last: int,
-        saved: Checkpoints | None,
+        saved: "networks.Checkpoints | None",
         every: int,
         tell: Callable[[float, float], None],
     ):
