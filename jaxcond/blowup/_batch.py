@@ -90,7 +90,7 @@ def _program_chunk(form: Form, on_cpu: bool, count: int) -> int:
 def _kernel_chunk(form: Form, count: int) -> int:
     """Samples of a chunk for the kernel: an even share, but worth the start of a thread."""
     p, q = form.widths
-    share = -(-count // (4 * num_cores()))
+    share = -(-count // (2 * num_cores()))
     return max(-(-_WORTH_A_THREAD // (p * q + _ENTRIES_OF_EXPANSION)), min(share, _KERNEL_CHUNK))
 
 
