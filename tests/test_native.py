@@ -67,13 +67,16 @@ def assert_agree(kernel, program, dtype):
     rounding = 200 * EPS[dtype] * program["time"][both] + 2 * program["error"][both]
     for name in ("time", "lower", "upper"):
         assert np.all(np.abs(kernel[name][both] - program[name][both]) <= rounding)
-    # A sample whose error lies at the tolerance may fall on either side.
+    # A sample whose error lies at the tolerance may fall on either side: none whose errors are both
+    # far below it.
     differ = kernel["status"] != program["status"]
-    assert np.sum(differ) <= 1 + 0.05 * differ.size
+    errors = np.maximum(kernel["error"], program["error"])[differ]
+    assert np.all(errors >= 0.01 * RTOL[dtype] * kernel["time"][differ])
     for status in (1, 3):
         np.testing.assert_array_equal(kernel["status"] == status, program["status"] == status)
     decades = np.abs(np.log10(kernel["error"][both]) - np.log10(program["error"][both]))
-    assert np.all(decades < 1.5)
+    # In float32 the last terms, which it is estimated from, may be rounding and nothing else.
+    assert np.all(decades < (1.5 if dtype == np.float64 else 3))
 
 
 @settings(max_examples=40, deadline=None)
