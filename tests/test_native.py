@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -67,16 +67,18 @@ def assert_agree(kernel, program, dtype):
     rounding = 200 * EPS[dtype] * program["time"][both] + 2 * program["error"][both]
     for name in ("time", "lower", "upper"):
         assert np.all(np.abs(kernel[name][both] - program[name][both]) <= rounding)
-    # A sample whose error lies at the tolerance may fall on either side: none whose errors are both
-    # far below it.
+    # A sample whose error lies at the tolerance may fall on either side: none that one of the two
+    # settles with an error far below it.
     differ = kernel["status"] != program["status"]
-    errors = np.maximum(kernel["error"], program["error"])[differ]
-    assert np.all(errors >= 0.01 * RTOL[dtype] * kernel["time"][differ])
+    error, time = (np.minimum(kernel[name], program[name])[differ] for name in ("error", "time"))
+    assert np.all(error >= 0.01 * RTOL[dtype] * time)
+    for found in (kernel, program):
+        assert not np.any(np.isnan(found["error"][found["status"] == jc.Status.NOT_CONVERGED]))
     for status in (1, 3):
         np.testing.assert_array_equal(kernel["status"] == status, program["status"] == status)
     decades = np.abs(np.log10(kernel["error"][both]) - np.log10(program["error"][both]))
     # In float32 the last terms, which it is estimated from, may be rounding and nothing else.
-    assert np.all(decades < (1.5 if dtype == np.float64 else 3))
+    assert np.all(decades < (1.5 if dtype == np.float64 else 2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,6 +91,9 @@ def assert_agree(kernel, program, dtype):
     dtype=st.sampled_from([np.float64, np.float32]),
     truncated=st.booleans(),
 )
+@example(1, 16, (-1.0, 3.0, -1.0), 0, ONCE, np.float32, False)
+@example(1, 10, (-2.0, 3.0, 0.0), 0, ONCE, np.float32, False)
+@example(14, 19, (0.0, 3.0, 0.0), 1, ONCE, np.float32, False)  # its series overflows
 def test_the_kernel_agrees_with_the_program(p, q, scales, seed, method, dtype, truncated):
     powers = [2.0**exponent for exponent in scales]
     states = random_states(6, p, q, powers, seed, dtype)

@@ -120,6 +120,7 @@ int solve(const JaxcondSeries& s) {
         if (!(apart <= spread)) spread = apart;
       }
       error += T(kRoundingShare) * spread;
+      if (error != error) error = inf;  // of an overflow nothing is known
       const bool settled = outcome.converged[l] && error <= T(kLargestError) * time;
       const int status = !finite[l] ? 3 : rests[l] ? 1 : settled ? 0 : 2;
       const T values[] = {time, outcome.lower[l] * unit, outcome.upper[l] * unit, error};

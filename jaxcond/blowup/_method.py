@@ -173,7 +173,9 @@ def prepare(state: State) -> Prepared:
 def classify(raw: Raw, prepared: Prepared, label: str) -> BlowUp:
     """Scale back what a method found for a batch, and give every state its status."""
     scale = prepared.scale
-    known = raw.converged & (raw.error <= _LARGEST_ERROR * raw.time)
+    # Of an overflow nothing is known.
+    error = jnp.where(jnp.isnan(raw.error), jnp.inf, raw.error)
+    known = raw.converged & (error <= _LARGEST_ERROR * raw.time)
     status = jnp.where(known, Status.CONVERGED, Status.NOT_CONVERGED)
     status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
     status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
@@ -186,7 +188,7 @@ def classify(raw: Raw, prepared: Prepared, label: str) -> BlowUp:
         time=outcome(raw.time, jnp.inf),
         lower=outcome(raw.lower, jnp.inf),
         upper=outcome(raw.upper, jnp.inf),
-        error=outcome(raw.error, 0.0),
+        error=outcome(error, 0.0),
         status=status.astype(jnp.int32),
         num_steps=raw.num_steps,
         stage=jnp.zeros_like(raw.num_steps),
