@@ -15,11 +15,12 @@ from $N' = 2E$ and from $E' = \|\nabla E\|^2 \ge 9E^2/\|\theta\|^2$. Times are t
 given state.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._energy import conserved, energy, squared_norms, vector_field
+from ._energy import conserved, energy, squared_norms
 from ._state import State
 
 # Each duplication halves the logarithm of the ratio of the arguments until they are comparable,
@@ -162,6 +163,15 @@ def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
     return (energy(state) > 0) | by_balance
 
 
+def _rf_of_roots(x: Array, y: Array, z: Array) -> Array:
+    """`carlson_rf` of the squares of its arguments, which may be too small for the dtype."""
+    diverges = sum((v == 0).astype(jnp.int32) for v in (x, y, z)) >= 2
+    # A step of Carlson's duplication, by factors.
+    sums = (x + y, y + z, z + x)
+    x, y, z = (0.25 * sums[i] * sums[i - 1] for i in range(3))
+    return jnp.where(diverges, jnp.inf, carlson_rf(x, y, z))
+
+
 def aligned_blowup_time(
     alpha: Float[Array, "..."], beta: Float[Array, "..."], gamma: Float[Array, "..."]
 ) -> Float[Array, "..."]:
@@ -175,35 +185,91 @@ def aligned_blowup_time(
     infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of Chen and Luo), or when two of the
     three vanish. With $E = 0$ and one zero the two formulas agree.
 
-    **Returns:** $T^*$ for unit strength.
+    **Returns:** $T^*$ for unit strength, to a few units in the last place at any scale.
     """
-    small, middle, large = jnp.sort(
-        jnp.stack(jnp.broadcast_arrays(alpha**2, beta**2, gamma**2)), axis=0
-    )
-    direct = carlson_rf(small, middle, large)
-    turning = 2 * carlson_rf(jnp.zeros_like(small), middle - small, large - small) - direct
-    return jnp.where(alpha * beta * gamma < 0, turning, direct)
+    values = jnp.stack(jnp.broadcast_arrays(alpha, beta, gamma))
+    # Neither may the product underflow, nor the squares: differences of squares are taken as
+    # products of exact differences and sums.
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(values), axis=0))
+    negative = jnp.prod(jnp.sign(values), axis=0) < 0
+    low, middle, high = jnp.sort(jnp.ldexp(jnp.abs(values), -exponent), axis=0)
+    direct = _rf_of_roots(low, middle, high)
+    to_middle, to_high = (jnp.sqrt(x - low) * jnp.sqrt(x + low) for x in (middle, high))
+    turning = 2 * _rf_of_roots(jnp.zeros_like(low), to_middle, to_high) - direct
+    return jnp.ldexp(jnp.where(negative, turning, direct), -exponent)
+
+
+# Sums of the entries of a layer up to this number of units: their sixth power has no more digits
+# than the dtype.
+_LARGEST_SUMS = {64: 456, 32: 16, 16: 3}
 
 
 def comes_to_rest(state: State) -> Bool[Array, ""]:
-    """Whether one state is known exactly to never blow up.
+    """Whether it is proven that one state never blows up.
 
-    True where the vector field vanishes, and, at rank 1, where $a$, $b$, $c$ are aligned with
-    negative energy and the two smallest squares of `aligned_blowup_time` are equal: to the last
-    bit, since states near such a one do blow up. False says nothing.
+    It is at rest if its strengths or all products in the vector field vanish. At rank 1 it comes to
+    rest, too, where $a$, $b$, $c$ are aligned with negative energy and the two smallest squares of
+    `aligned_blowup_time` are equal. That is decided where nothing is rounded: entries are small
+    multiples of a power of two, or powers of two times one number. (On the host, `blowup_time` and
+    `blowup_times` decide it for all entries.) False says nothing: states near such a one do blow
+    up.
     """
-    field = vector_field(state)
-    still = jnp.all(jnp.stack([jnp.all(layer == 0) for layer in field.layers]))
+    unit, _ = state.unit_scale()
+    layers, given = jax.tree.leaves(unit.layers), jax.tree.leaves(state.layers)
+    vanished = [jnp.any((x == 0) != (y == 0)) for x, y in zip(layers, given, strict=True)]
+    exact = ~jnp.any(jnp.stack(vanished))
+    acts = state.strength != 0
+    some_a, some_b, some_c = (
+        jnp.any((unit.a != 0) & acts[:, None], 0), unit.b != 0, jnp.any((unit.c != 0) & acts[:, None], 0)
+    )  # fmt: skip
+    together = jnp.any(acts & jnp.any(unit.a != 0, -1) & jnp.any(unit.c != 0, -1))
+    moving = together | jnp.any(some_b & (some_a[:, None] | some_c[None]))
+    still = exact & ~moving
     if state.rank > 1:
         return still
-    a, c = state.a[0], state.c[0]
+
+    most = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in layers]))
+    most = jnp.where(most > 0, most, 1)
+    fractions = [jnp.abs(jnp.frexp(x / most)[0]) for x in layers]
+    alike = jnp.all(jnp.stack([jnp.all((x == 0) | (x == 0.5)) for x in fractions]))
+    a, b, c = (x / jnp.where(alike, most, 1) for x in (unit.a[0], unit.b, unit.c[0]))
+    limit = _LARGEST_SUMS[jnp.finfo(state.dtype).bits]
+
+    def whole(bits: int) -> Array:
+        scaled = [x * 2.0**bits for x in (a, b, c)]
+        sums = jnp.stack([jnp.sum(jnp.abs(x)) for x in scaled])
+        integers = jnp.stack([jnp.all(x == jnp.rint(x)) for x in scaled])
+        return jnp.all((sums <= limit) & integers)
+
+    exact = exact & jnp.any(jnp.stack([whole(bits) for bits in range(9)]))
     size_a, size_c = jnp.sum(a * a), jnp.sum(c * c)
-    # a.bc, without the strength; its sign is that of the energy.
-    sign = jnp.sign(state.strength[0])
-    onto_a, onto_c = state.b @ c, a @ state.b
+    onto_a, onto_c = (
+        jnp.einsum("ij,j->i", b, c, precision="highest"),
+        jnp.einsum("i,ij->j", a, b, precision="highest"),
+    )
     product = jnp.sum(a * onto_a)
+    moves = jnp.any(onto_a != 0) | jnp.any(onto_c != 0) | (size_a * size_c != 0)
     aligned = jnp.all(onto_a * size_a == a * product) & jnp.all(onto_c * size_c == c * product)
     scale = size_a * size_c
     # The squares times the product of the outer two, to compare without dividing.
     squares = jnp.sort(jnp.stack([size_a * scale, product * product, size_c * scale]))
-    return still | (aligned & (sign * product < 0) & (squares[0] == squares[1]))
+    # a.bc, without the strength; its sign is that of the energy.
+    falls = jnp.sign(state.strength[0]) * product < 0
+    rests = ~moves | (aligned & falls & (squares[0] == squares[1]))
+    return still | ~jnp.any(acts) | (exact & rests)
+
+
+def proven_bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`bracket` of one state of unit scale, rounded outward.
+
+    `upper` is infinite unless it is certain, whatever is rounded, that the energy is positive.
+    """
+    rounding = 16 * jnp.finfo(state.dtype).eps * max(state.widths)
+    norms, strongest = squared_norms(state), jnp.max(jnp.abs(state.strength))
+    strengths = jnp.abs(state.strength)
+    terms = jnp.sum(strengths * jnp.sum(jnp.abs(state.a) * (jnp.abs(state.c) @ jnp.abs(state.b).T), -1))
+    certain = energy(state) - rounding * terms
+    lower, upper = bracket_from_norms(norms, certain, strongest)
+    if state.rank > 1:
+        upper = jnp.where(upper < jnp.inf, jnp.sum(norms) / (3 * certain), jnp.inf)
+    return lower * (1 - rounding), upper * (1 + rounding)

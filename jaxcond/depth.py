@@ -10,24 +10,28 @@ $(R/E)' \le -L(L-2)$. Integrated, these are the two bounds of `deep_bracket`.
 Source: Chen and Luo, eqs. (3.8), (3.10) and (3.11) with another number of factors.
 """
 
+import dataclasses
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ._exact import chain_rests
+from ._noise import LARGEST_SHIFT, with_noise
 from ._state import State
 from .blowup import BlowUp, Status, resolve_rtol
-from .flow import FIRST_STEP, SAFETY, solve
+from .blowup._method import Prepared, Raw, classify
+from .flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LOOSER, SAFETY, solve
 
 # The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
 # so the trapezoidal rule of spacing h is exact to exp(-2 pi^2 / h).
 _NUM_NODES = 512
 # As in `blowup._integrate`, but longer, as layers much smaller than their mean grow slowly.
 _LONGEST_COURSE = 1e12
-_LOOSER, _ERROR_FACTOR, _LARGEST_ERROR = 30.0, 0.25, 1e-2
 
 
 def two_layer(
@@ -49,10 +53,13 @@ def two_layer(
     # By cosh and sinh small components keep their digits, by exponentials decaying ones do.
     short = jnp.abs(t) < 1
     cosh, sinh = jnp.cosh(jnp.where(short, t, 0)), jnp.sinh(jnp.where(short, t, 0))
-    # In two halves, so that the exponential does not overflow before the product.
-    half, plus, minus = jnp.exp(0.5 * t), 0.5 * a + 0.5 * c, 0.5 * a - 0.5 * c
-    growing = jnp.where(plus == 0, 0, half * (half * plus))
-    decaying = jnp.where(minus == 0, 0, minus / half / half)
+    # In two halves, so that the exponential does not overflow before the product; sums at unit
+    # scale, so that they do not underflow before it.
+    _, exponent = jnp.frexp(jnp.maximum(jnp.abs(a), jnp.abs(c)))
+    unit_a, unit_c = jnp.ldexp(a, -exponent), jnp.ldexp(c, -exponent)
+    half, plus, minus = jnp.exp(0.5 * t), 0.5 * (unit_a + unit_c), 0.5 * (unit_a - unit_c)
+    growing = jnp.where(plus == 0, 0, half * jnp.ldexp(half * plus, exponent))
+    decaying = jnp.where(minus == 0, 0, jnp.ldexp(minus / half, exponent) / half)
     later_a = jnp.where(short, a * cosh + c * sinh, growing + decaying)
     return later_a, jnp.where(short, a * sinh + c * cosh, growing - decaying)
 
@@ -135,9 +142,11 @@ def chain_blowup_time(squares: Float[Array, " depth"]) -> Float[Array, ""]:
     **Arguments:** the squares $w_l^2 \ge 0$. For $L = 3$ this is `carlson_rf` of them.
 
     **Returns:** the time for unit strength, to a few units in the last place if the second and
-    third smallest square are within 40 decades of each other; infinite where two squares vanish,
-    NaN where one is negative or NaN.
+    third smallest square are within 40 decades of each other; infinite where two squares vanish or
+    there are but two layers, NaN where one is negative or NaN.
     """
+    if squares.size < 3:
+        return jnp.full((), jnp.inf, squares.dtype)
     ordered = jnp.sort(squares)
     diverges = ordered[1] == 0
     ordered = jnp.where(diverges, 1, ordered)
@@ -256,8 +265,8 @@ def deep_blowup_time(
     r"""The blow-up time $T^*$ of the flow $W_l' = \partial E/\partial W_l$ of $L \ge 3$ layers.
 
     It is integrated in the time $ds = (R/L)^{(L-2)/2}\,dt$, in which the layers grow exponentially,
-    until `deep_bracket` closes, which it does like $(T^*-t)^{L/(L-2)}$; and again at a looser
-    tolerance to measure the error.
+    until `deep_bracket` closes, which it does like $(T^*-t)^{L/(L-2)}$; and twice more to measure
+    the error: at a looser tolerance, and from layers with noise in their last bits.
 
     **Arguments:** one `Deep`; `rtol`, on $T^*$ and on the width of its bracket, by default 1e-10
     for float64 and 1e-5 for float32; any adaptive diffrax `solver`; `max_steps` of a run.
@@ -266,32 +275,76 @@ def deep_blowup_time(
 
     **Raises:** `ValueError` for a batch, two layers, or a tolerance beyond the dtype.
 
-    **Status:** see `Status`. `no_blow_up` is reported where the vector field vanishes exactly;
-    `not_converged` also where the time itself is beyond the range of the dtype.
+    **Status:** see `Status`. `no_blow_up` is reported where no layer moves, and where layers are
+    aligned with negative energy and the two smallest of their $w_l^2$ are equal: proven, outside of
+    traced programs for one input and one output whatever the entries, inside of them for layers of
+    one entry each. `not_converged` also where the time itself is beyond the range of the dtype.
     """
-    return _blowup_time(deep, resolve_rtol(rtol, deep.target.dtype), solver, max_steps)
+    result = _blowup_time(deep, resolve_rtol(rtol, deep.target.dtype), solver, max_steps)
+    unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
+    if isinstance(result.status, Tracer) or int(result.status) not in unsettled:
+        return result
+    if deep.target.size > 1 or not chain_rests(deep.layers, float(deep.target[0, 0])):
+        return result
+    infinite, none = jnp.full_like(result.time, jnp.inf), jnp.zeros_like(result.error)
+    status = jnp.full_like(result.status, Status.NO_BLOW_UP)
+    fields = {"time": infinite, "lower": infinite, "upper": infinite, "error": none}
+    return dataclasses.replace(result, **fields, status=status)
+
+
+def _comes_to_rest(deep: Deep) -> Bool[Array, ""]:
+    """Whether it is proven in floating point: nothing is rounded."""
+    # Which entries of the gradient are not zero, if none of them cancels.
+    counts = Deep(
+        tuple((layer != 0).astype(deep.target.dtype) for layer in deep.layers),
+        (deep.target != 0).astype(deep.target.dtype),
+    )
+    still = jnp.all(_squares(deep_vector_field(counts)) == 0)
+    entries = jnp.stack([jnp.sum(x != 0) for x in (*deep.layers, deep.target)])
+    sizes = jnp.sort(jnp.stack([jnp.max(jnp.abs(layer)) for layer in deep.layers]))
+    signs = deep_energy(jax.tree.map(jnp.sign, deep))
+    single = jnp.all(entries == 1) & (signs < 0)
+    return still | (single & (sizes[0] == sizes[1]))
 
 
 @eqx.filter_jit
 def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_steps: int) -> BlowUp:
     unit, exponent = _unit_scale(deep)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(deep)]))
-    rests = jnp.all(_squares(deep_vector_field(unit)) == 0)
+    rests = _comes_to_rest(deep)
     # What will not be solved is replaced by a point that is solved at once.
     unit = jax.tree.map(lambda x: jnp.where(finite & ~rests, x, 1), unit)
     eps = jnp.finfo(unit.target.dtype).eps
-    tolerances = jnp.array([1, _LOOSER], rtol.dtype) * jnp.maximum(SAFETY * rtol, 20 * eps)
-    runs = jax.lax.map(lambda x: _run(unit, solver, rtol, x, max_steps), tolerances)
-    times, missed, ended, num_steps = runs
-    time, loose = times[:, 0]
-    error = _ERROR_FACTOR * jnp.abs(time - loose) + 4 * eps * time + missed[0]
-    known = jnp.all(ended) & (error <= _LARGEST_ERROR * time)
-    values = jnp.ldexp(jnp.append(times[0], error), -exponent)
-    values = jnp.where(rests, jnp.array([jnp.inf, jnp.inf, jnp.inf, 0], times.dtype), values)
-    time, lower, upper, error = jnp.where(finite, values, jnp.nan)
-    known = known & (time > 0) & (time < jnp.inf)
-    codes = [Status.INVALID_INPUT, Status.NO_BLOW_UP, Status.CONVERGED]
-    status = jnp.select([~finite, rests, known], codes, Status.NOT_CONVERGED).astype(jnp.int32)
-    num_steps = jnp.sum(num_steps).astype(jnp.int32)
-    label = f"deep, {type(solver).__name__}"
-    return BlowUp(time, lower, upper, error, status, num_steps, 0 * num_steps, (label,))
+    tolerances = jnp.array([1, LOOSER, 1], rtol.dtype) * jnp.maximum(SAFETY * rtol, 20 * eps)
+    copies = [unit.layers, with_noise(unit.layers, 1), with_noise(unit.layers, 2)]
+    copies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
+
+    def run(copy: tuple[tuple[Array, ...], Array]) -> tuple[Array, Array, Array, Array]:
+        return _run(Deep(copy[0], unit.target), solver, CLOSED * rtol, copy[1], max_steps)
+
+    times, missed, ended, num_steps = jax.lax.map(run, (copies, tolerances))
+    time, lower, upper = times[0]
+    apart = jnp.abs(jnp.where(ended, times[:, 0], jnp.inf) - time)
+    error = ERROR_FACTOR * apart[1] + 4 * eps * time + missed[0]
+    error = jnp.where(apart[1] <= LARGEST_SHIFT * time, error, jnp.inf)
+    # Where the energy may be negative by rounding, no upper bound is certain at the start.
+    start = _bracket(unit, jnp.linalg.norm(unit.target, ord=2))
+    raw = Raw(
+        time,
+        lower,
+        upper,
+        error,
+        apart[2],
+        ended[0] & jnp.isfinite(error),
+        jnp.any(ended),
+        jnp.sum(num_steps).astype(jnp.int32),
+    )
+    begun = 1 - 16 * eps * max(max(layer.shape) for layer in unit.layers)
+    none = jnp.zeros_like(time)
+    prepared = Prepared(
+        None, begun * start[0], none + jnp.inf, jnp.ldexp(none + 1, exponent), finite, rests
+    )
+    result = classify(raw, prepared, rtol, f"deep, {type(solver).__name__}")
+    known = (result.time > 0) & (result.time < jnp.inf) | (result.status != Status.CONVERGED)
+    status = jnp.where(known, result.status, Status.NOT_CONVERGED)
+    return dataclasses.replace(result, status=status)

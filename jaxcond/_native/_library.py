@@ -12,7 +12,7 @@ import numpy as np
 FILE = Path(__file__).parent / "libjaxcond.so"
 FFI_TARGETS = ("jaxcond_ffi_series_f64", "jaxcond_ffi_series_f32")
 # Of library.cpp.
-_VERSION = 1
+_VERSION = 2
 _SUFFIXES = {np.dtype(np.float64): "f64", np.dtype(np.float32): "f32"}
 
 
@@ -23,7 +23,7 @@ class _Series(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("count", "p", "q")),
         *((name, ctypes.c_void_p) for name in ("a", "b", "c", "strength", "rtol", "truncated")),
         *((name, ctypes.c_int64) for name in ("rtol_stride", "truncated_stride")),
-        *((name, ctypes.c_int32) for name in ("order", "dim", "max_expansions")),
+        *((name, ctypes.c_int32) for name in ("order", "dim", "max_expansions", "extended")),
         *((name, ctypes.c_void_p) for name in ("time", "lower", "upper", "error")),
         *((name, ctypes.c_void_p) for name in ("status", "num_steps")),
     )
@@ -122,6 +122,7 @@ def solve_series(
     order: int,
     dim: int,
     max_expansions: int,
+    extended: bool,
 ) -> dict[str, np.ndarray] | None:
     """Blow-up times of many states of rank 1: see `blowup.series.Series`.
 
@@ -140,7 +141,7 @@ def solve_series(
     results |= {name: np.empty(count, np.int32) for name in ("status", "num_steps")}
     inputs = [x.ctypes.data for x in (a, b, c, strength, tolerance, flag)]
     outputs = [x.ctypes.data for x in results.values()]
-    sizes = (0, 0, order, dim, max_expansions)
+    sizes = (0, 0, order, dim, max_expansions, extended)
     _call(function, _Series(count, p, q, *inputs, *sizes, *outputs))
     return results
 

@@ -8,10 +8,19 @@ namespace {
 
 // Constants of _expansion.py and _series.py.
 constexpr int kRootSteps = 14;
-constexpr double kMissing = 0.25, kNoise = 64, kRoundingShare = 0.125, kLargestError = 1e-2;
-constexpr double kPaces[3] = {0.85, 1.0, 0.7};
-constexpr int kCopies = 3;  // a state and its two probes
+constexpr double kEarlierTerms = 0.125;
+constexpr double kMissing = 0.25, kNoise = 64, kRoundingShare = 2, kLargestShift = 0x1p-8;
+constexpr double kPaces[4] = {0.85, 1.0, 0.7, 0.78};
+constexpr int kCopies = 4;  // a state and its three probes
 constexpr int kBlock = 12;  // components whose sums are held in registers
+
+// Signs of the noise in the probes: `_signs` of _follow.py.
+inline int sign_of(uint32_t probe, uint32_t layer, uint32_t i, uint32_t j) {
+  uint32_t h = probe * 0x9E3779B1u ^ layer * 0x85EBCA77u ^ i * 0xC2B2AE3Du ^ j * 0x27D4EB2Fu;
+  h ^= 0x165667B1u;
+  h ^= h >> 15, h *= 0x2C1B3C6Du, h ^= h >> 12, h *= 0x297A2D39u, h ^= h >> 15;
+  return 1 - 2 * int(h & 1);
+}
 
 template <class T>
 inline void duplicate(Vec<T>& x, Vec<T>& y, Vec<T>& z) {
@@ -81,23 +90,59 @@ struct Group {
     result[2] = larger(a_squared + other_excess, V{});
   }
 
-  M prepare(V strength, M& finite, int (&exponents)[LANES]);
-  void make_problem(V strength);
+  APART M rests_exactly(V strength, bool divides, V divisor);
+  APART M prepare(V strength, M& finite, int (&exponents)[LANES]);
+  APART void make_problem(V strength);
+  void start(V (&of_norms)[3], V& energy) const;
   void expand_flow();
   void expand_tau();
   V first_zero() const;
   void bracket(V zero, V distance, V& lower, V& upper) const;
-  Outcome<T> expand(V rtol);
-  V advance(V pace, M moving);
-  void follow(V rtol, V pace, int max_expansions, Outcome<T>& best, M& steps);
+  APART Outcome<T> expand(V rtol);
+  template <class Size>
+  V step_within(const Size& size, int order, T eps, V pace, M& moving) const;
+  APART V advance(V pace, M moving);
+  void disturb(int turn);
+  template <class Advance>
+  void follow(V rtol, int max_expansions, const Advance& go_on, Outcome<T>& best, M& steps);
 };
 
+// Where the loaded states are known exactly to stay or come to rest, if nothing is rounded:
+// `comes_to_rest` of bounds.py, with entries that are divided by one number if `divides`.
+template <class T>
+Mask<T> Group<T>::rests_exactly(V strength, bool divides, V divisor) {
+  const int k = width;
+  V size_a{}, size_c{}, product{}, *onto_a = a, *onto_c = velocity;  // for a moment
+  M moves{}, bent{};
+  auto entry = [&](V x) { return divides ? x / divisor : x; };
+  for (int i = 0; i < k; ++i) {
+    V sum{}, other{}, of_a = entry(left[i]), of_c = entry(right[i]);
+    for (int j = 0; j < k; ++j) {
+      sum += entry(middle[i * k + j]) * entry(right[j]);
+      other += entry(middle[j * k + i]) * entry(left[j]);
+    }
+    onto_a[i] = sum, onto_c[i] = other;
+    moves |= (sum != 0) | (other != 0);
+    size_a += of_a * of_a, size_c += of_c * of_c, product += of_a * sum;
+  }
+  moves |= size_a * size_c != 0;
+  for (int i = 0; i < k; ++i) {
+    bent |= onto_a[i] * size_a != entry(left[i]) * product;
+    bent |= onto_c[i] * size_c != entry(right[i]) * product;
+  }
+  V scale = size_a * size_c, x = size_a * scale, y = product * product, z = size_c * scale;
+  V low = smaller(x, y), high = larger(x, y);
+  V least = smaller(low, z), middle_one = larger(low, smaller(high, z));
+  V sign = strength > 0 ? product : -product;
+  return ~moves | (~bent & (sign < 0) & (least == middle_one));
+}
+
 // Brings the loaded states to unit scale; the lanes that cannot be solved are replaced by ones.
-// Returns where the flow is at rest or comes to rest, as `comes_to_rest` of bounds.py.
+// Returns where it is proven that the flow is at rest or comes to rest.
 template <class T>
 Mask<T> Group<T>::prepare(V strength, M& finite, int (&exponents)[LANES]) {
   const int k = width;
-  V largest{}, all = strength - strength;
+  V largest{}, all = strength - strength, one = V{} + 1;
   V* layers[] = {left, middle, right};
   const int lengths[] = {k, k * k, k};
   for (int part = 0; part < 3; ++part)
@@ -115,36 +160,59 @@ Mask<T> Group<T>::prepare(V strength, M& finite, int (&exponents)[LANES]) {
   }
   V rest_of_factor;
   FOR_LANES rest_of_factor[l] = std::ldexp(T(1), -exponents[l] + exponents[l] / 2);
+  M lost{};  // an entry that is too small beside the others
   for (int part = 0; part < 3; ++part)
-    for (int i = 0; i < lengths[part]; ++i)
-      layers[part][i] = layers[part][i] * factor * rest_of_factor;
-
-  V size_a{}, size_c{}, product{}, of_a{}, of_c{};
-  M moves{}, bent{};
-  // coefficients holds the images b c and b^T a for a moment.
-  V *onto_a = a, *onto_c = velocity;
-  for (int i = 0; i < k; ++i) {
-    V sum{}, other{};
-    for (int j = 0; j < k; ++j) {
-      sum += middle[i * k + j] * right[j];
-      other += middle[j * k + i] * left[j];
+    for (int i = 0; i < lengths[part]; ++i) {
+      V entry = layers[part][i];
+      layers[part][i] = entry * factor * rest_of_factor;
+      lost |= (entry != 0) & (layers[part][i] == 0);
     }
-    onto_a[i] = sum, onto_c[i] = other;
-    moves |= (strength * sum != 0) | (strength * other != 0);
-    size_a += left[i] * left[i], size_c += right[i] * right[i];
-    of_a = larger(of_a, absolute(left[i])), of_c = larger(of_c, absolute(right[i]));
-    product += left[i] * sum;
-  }
-  moves |= strength * of_a * of_c != 0;
+
+  // At rest since every product vanishes.
+  M moving{}, some_a{}, some_c{};
+  for (int i = 0; i < k; ++i) some_a |= left[i] != 0, some_c |= right[i] != 0;
+  moving = some_a & some_c;
   for (int i = 0; i < k; ++i)
-    bent |= (onto_a[i] * size_a != left[i] * product) | (onto_c[i] * size_c != right[i] * product);
-  V scale = size_a * size_c, x = size_a * scale, y = product * product, z = size_c * scale;
-  V low = smaller(x, y), high = larger(x, y);
-  V least = smaller(low, z), middle_one = larger(low, smaller(high, z));
-  V sign = strength > 0 ? product : -product;
-  M rests = ~moves | (~bent & (sign < 0) & (least == middle_one));
+    for (int j = 0; j < k; ++j)
+      moving |= (middle[i * k + j] != 0) & ((left[i] != 0) | (right[j] != 0));
+  M rests = (strength == 0) | (~lost & ~moving);
+  if (any(~lost & ~rests & rests_exactly(strength, false, one))) {
+    // Whether nothing is rounded there: all entries are small multiples of one power of two, or
+    // powers of two times one number.
+    V most{};
+    for (int part = 0; part < 3; ++part)
+      for (int i = 0; i < lengths[part]; ++i) most = larger(most, absolute(layers[part][i]));
+    M alike = ~M{};
+    for (int part = 0; part < 3; ++part)
+      for (int i = 0; i < lengths[part]; ++i) {
+        FOR_LANES {
+          int exponent;
+          const T entry = layers[part][i][l] / (most[l] > 0 ? most[l] : 1);
+          const T fraction = std::fabs(std::frexp(entry, &exponent));
+          if (fraction != 0 && fraction != T(0.5)) alike[l] = 0;
+        }
+      }
+    V divisor = alike & (most > 0) ? most : one;
+    const T limit = sizeof(T) == 8 ? 456 : 16;  // its sixth power is below 1 / eps
+    M exact{};
+    for (int bits = 0; bits < 9; ++bits) {
+      M whole = ~M{};
+      for (int part = 0; part < 3; ++part) {
+        V sum{};
+        for (int i = 0; i < lengths[part]; ++i) {
+          V entry = layers[part][i] / divisor * T(1 << bits);
+          FOR_LANES {
+            if (entry[l] != std::rint(entry[l])) whole[l] = 0;
+          }
+          sum += absolute(entry);
+        }
+        whole &= sum <= limit;
+      }
+      exact |= whole;
+    }
+    rests |= exact & ~lost & rests_exactly(strength, true, divisor);
+  }
   M solvable = finite & ~rests;
-  V one = V{} + 1;
   if (any(~solvable))
     for (int part = 0; part < 3; ++part)
       for (int i = 0; i < lengths[part]; ++i)
@@ -202,6 +270,25 @@ void Group<T>::make_problem(V strength) {
       if (i - j > band && any(gram != 0)) band = i - j;
     }
   }
+}
+
+// What the bracket of the state at the start needs: its squared norms, and the energy less what may
+// be rounded. Of `proven_bracket` in bounds.py.
+template <class T>
+void Group<T>::start(V (&of_norms)[3], V& energy) const {
+  V size_a{}, size_b{}, size_c{}, terms{};
+  energy = V{};
+  for (int i = 0; i < width; ++i) {
+    V sum{};
+    for (int j = 0; j < width; ++j) {
+      sum += absolute(middle[i * width + j] * right[j]);
+      size_b += middle[i * width + j] * middle[i * width + j];
+    }
+    size_a += a[i] * a[i], size_c += right[i] * right[i];
+    energy += a[i] * velocity[i], terms += absolute(a[i]) * sum;
+  }
+  of_norms[0] = size_a, of_norms[1] = size_b, of_norms[2] = size_c;
+  energy -= 16 * Numbers<T>::eps * T(width) * terms;
 }
 
 // The next coefficient of a, B of its components, and what they add to that of |a|^2.
@@ -336,9 +423,11 @@ Outcome<T> Group<T>::expand(V rtol) {
   const V zero = first_zero();
   V values[2], rounding[1], weight[1];
   polynomial<T, 1>(tau, order, zero, values);
-  V power = V{} + 1;
-  for (int n = 0; n < order - 1; ++n) power *= zero;
-  V tail = (absolute(tau[order - 1]) + absolute(tau[order]) * zero) * power;
+  V power = V{} + 1, square = zero * zero;
+  for (int n = 0; n < order - 3; ++n) power *= zero;
+  V tail = (absolute(tau[order - 1]) + absolute(tau[order]) * zero) * square;
+  tail += T(kEarlierTerms) * (absolute(tau[order - 3]) + absolute(tau[order - 2]) * zero);
+  tail *= power;
   polynomial<T, 0>(sizes, order, zero, rounding);
   V wrong = absolute(values[0]) + tail + 4 * Numbers<T>::eps * rounding[0];
   if (any(truncated)) {
@@ -363,33 +452,40 @@ Outcome<T> Group<T>::expand(V rtol) {
   return outcome;
 }
 
-// Follows the expansion part of the way in the lanes that move; the step, 0 in the others.
+// How far an expansion is followed in the lanes that move, 0 in the others: `pace` times as far as
+// its last terms stay below rounding. `size` of a power and a lane is the largest coefficient.
 template <class T>
-Vec<T> Group<T>::advance(V pace, M moving) {
+template <class Size>
+Vec<T> Group<T>::step_within(const Size& size, int order, T eps, V pace, M& moving) const {
   V step{};
   FOR_LANES {
     if (!moving[l]) continue;
-    auto size = [&](int n) {
-      T most = 0;
-      for (int i = 0; i < width; ++i) {
-        T entry = std::fabs(coefficients[n * width + i][l]);
-        if (!(entry <= most)) most = entry;
-      }
-      return most;
-    };
-    T first = size(0), second = size(1), shortest = Numbers<T>::infinity;
+    T first = size(0, l), second = size(1, l), shortest = Numbers<T>::infinity;
     for (int n = order - 1; n <= order; ++n) {
-      T end = size(n);  // every second term may be missing, by symmetry
+      T end = size(n, l);  // every second term may be missing, by symmetry
       if (!(end > 0)) continue;
-      T from_a = std::pow(Numbers<T>::eps * first / end, T(1) / n);
-      T from_velocity = std::pow(Numbers<T>::eps * second / end, T(1) / (n - 1));
+      T from_a = std::pow(eps * first / end, T(1) / n);
+      T from_velocity = std::pow(eps * second / end, T(1) / (n - 1));
       T reach = from_a > from_velocity ? from_a : from_velocity;
       if (reach < shortest) shortest = reach;
     }
     step[l] = pace[l] * shortest;
   }
   moving &= is_finite<T>(step);
-  step = moving ? step : V{};
+  return moving ? step : V{};
+}
+
+template <class T>
+Vec<T> Group<T>::advance(V pace, M moving) {
+  auto size = [&](int n, int l) {
+    T most = 0;
+    for (int i = 0; i < width; ++i) {
+      T entry = std::fabs(coefficients[n * width + i][l]);
+      if (!(entry <= most)) most = entry;
+    }
+    return most;
+  };
+  V step = step_within(size, order, Numbers<T>::eps, pace, moving);
   for (int i = 0; i < width; ++i) {
     V value{}, slope{};
     for (int n = order; n >= 0; --n) {
@@ -401,32 +497,51 @@ Vec<T> Group<T>::advance(V pace, M moving) {
   return step;
 }
 
-// Expands again and again until an expansion reaches the zero: `_follow` of _series.py.
+// Noise in the point of each probe, as large as what is put into the states themselves: what
+// rounding does from one expansion to the next shows in it.
 template <class T>
-void Group<T>::follow(V rtol, V pace, int max_expansions, Outcome<T>& best, M& steps) {
+void Group<T>::disturb(int turn) {
+  V size{}, speed{}, noise;
+  for (int i = 0; i < width; ++i) size += a[i] * a[i], speed += velocity[i] * velocity[i];
+  size = root<T>(size / T(width)), speed = root<T>(speed / T(width));
+  for (int i = 0; i < width; ++i)
+    for (int part = 0; part < 2; ++part) {
+      FOR_LANES {
+        const int probe = l % kCopies;
+        noise[l] = probe ? T(kNoise) * Numbers<T>::eps * T(sign_of(probe, 3 + part, turn, i)) : 0;
+      }
+      (part ? velocity : a)[i] += noise * (part ? speed : size);
+    }
+}
+
+// Expands again and again until an expansion reaches the zero: `_follow` of _follow.py.
+// `go_on` follows an expansion in the lanes that move, for a step that it returns.
+template <class T>
+template <class Advance>
+void Group<T>::follow(V rtol, int max_expansions, const Advance& go_on, Outcome<T>& best,
+                      M& steps) {
   V infinite = (V{} + 1) * Numbers<T>::infinity, elapsed{};
   best = {infinite, infinite, infinite, infinite, M{}};
   M settled{};
   steps = M{};
   for (int turn = 0; turn < max_expansions && any(~settled); ++turn) {
-    V size{}, of_norms[3];
+    V size{};
     for (int i = 0; i < width; ++i) size += a[i] * a[i];
     V end = a[width - 1] * a[width - 1] / (size > 0 ? size : V{} + 1);
-    norms_at(size, of_norms);
-    V ahead = elapsed + rough_lower_bound<T>(of_norms);
     Outcome<T> outcome = expand(rtol);
     V total = elapsed + outcome.time, lost = truncated ? end * total : V{};
     V allowed = larger(V{} + 16 * Numbers<T>::eps, T(0.01) * rtol) * total;
     M narrow = absolute(outcome.upper - outcome.lower) <= rtol * total;
     M reached = narrow & (outcome.error <= allowed) & is_finite<T>(total) & ~settled;
     best.time = reached ? total : best.time;
-    best.lower = reached ? elapsed + outcome.lower : (settled ? best.lower : ahead);
+    best.lower = reached ? elapsed + outcome.lower : best.lower;
     best.upper = reached ? elapsed + outcome.upper : best.upper;
-    best.error = reached ? outcome.error + lost : best.error;
+    // Adding up the steps rounds, too; most of them are short beside the last ones.
+    best.error = reached ? outcome.error + lost + 2 * Numbers<T>::eps * total : best.error;
     best.converged |= reached & (lost <= rtol * total);
     steps -= ~settled;  // a mask is -1
     settled |= reached;
-    elapsed += advance(pace, ~settled);
+    elapsed += go_on(turn, ~settled);
   }
 }
 

@@ -12,18 +12,11 @@
 #include <cstring>
 
 #include "expansion.h"
+#include "extended.h"
 #include "random.h"
 #include "reduction.h"
 
 namespace {
-
-// Signs of the noise in the probes: `_signs` of _series.py.
-inline int sign_of(uint32_t probe, uint32_t layer, uint32_t i, uint32_t j) {
-  uint32_t h = probe * 0x9E3779B1u ^ layer * 0x85EBCA77u ^ i * 0xC2B2AE3Du ^ j * 0x27D4EB2Fu;
-  h ^= 0x165667B1u;
-  h ^= h >> 15, h *= 0x2C1B3C6Du, h ^= h >> 12, h *= 0x297A2D39u, h ^= h >> 15;
-  return 1 - 2 * int(h & 1);
-}
 
 template <class T>
 void copy_lane(Vec<T>* to, int lane, const T* from, int rows, int columns, int stride, int k,
@@ -60,12 +53,15 @@ int solve(const JaxcondSeries& s) {
   const int k = wide ? s.dim : int(s.p > s.q ? s.p : s.q);
   const int copies = s.max_expansions == 1 ? 1 : kCopies, together = LANES / copies;
   const size_t group_bytes = Group<T>::vectors(k, s.order) * sizeof(Vec<T>);
+  const bool extended = s.extended != 0;
+  const size_t extended_bytes = extended ? Extended::pairs(k) * sizeof(Pair) : 0;
   const size_t numbers = wide ? Reduction<T>::numbers(k, s.p, s.q) + size_t(k) * k + 2 * k : 0;
-  const size_t bytes = (group_bytes + numbers * sizeof(T) + 127) / 64 * 64;
+  const size_t bytes = (group_bytes + extended_bytes + numbers * sizeof(T) + 127) / 64 * 64;
   char* memory = static_cast<char*>(std::aligned_alloc(64, bytes));
   if (!memory) return 1;
   Group<T> group(reinterpret_cast<Vec<T>*>(memory), k, s.order);
-  T* small = reinterpret_cast<T*>(memory + group_bytes);
+  Extended finer(reinterpret_cast<Pair*>(memory + group_bytes), k);
+  T* small = reinterpret_cast<T*>(memory + group_bytes + extended_bytes);
   T *small_b = small + 2 * k, *small_c = small + k;
   Reduction<T> reduction(small_b + size_t(k) * k, k, s.p, s.q);
   const T *a = static_cast<const T*>(s.a), *b = static_cast<const T*>(s.b);
@@ -86,9 +82,11 @@ int solve(const JaxcondSeries& s) {
           reduction.reduce(from_a, from_b, from_c, k, small, small_b, small_c);
         from_a = small, from_b = small_b, from_c = small_c, p = q = k;
       }
-      copy_lane(group.left, l, from_a, 1, p, p, k, probe, 0);
-      copy_lane(group.middle, l, from_b, p, q, q, k, probe, 1);
-      copy_lane(group.right, l, from_c, 1, q, q, k, probe, 2);
+      // The noise of finer probes is finer than the numbers of the state.
+      const int noisy = extended ? 0 : probe;
+      copy_lane(group.left, l, from_a, 1, p, p, k, noisy, 0);
+      copy_lane(group.middle, l, from_b, p, q, q, k, noisy, 1);
+      copy_lane(group.right, l, from_c, 1, q, q, k, noisy, 2);
       strength[l] = strengths[index];
       rtol[l] = tolerances[index * s.rtol_stride];
       group.truncated[l] = wide || s.truncated[index * s.truncated_stride] ? -1 : 0;
@@ -101,29 +99,70 @@ int solve(const JaxcondSeries& s) {
       if (!finite[l] || rests[l]) strength[l] = 1;
     }
     group.make_problem(strength);
+    Vec<T> norms[3], energy;
+    group.start(norms, energy);
     Outcome<T> outcome;
+    auto plain = [&](int turn, Mask<T> moving) {
+      Vec<T> step = group.advance(pace, moving);
+      group.disturb(turn);
+      return step;
+    };
     if (copies == 1) {
       outcome = group.expand(rtol);
       steps = Mask<T>{} + 1;
+    } else if constexpr (sizeof(T) == 8) {
+      if (extended) {
+        finer.load(group);
+        auto advance = [&](int turn, Mask<T> moving) {
+          Vec<T> step = finer.advance(group, pace, moving);
+          finer.disturb(turn);
+          for (int i = 0; i < k; ++i)
+            group.a[i] = finer.a[i].high, group.velocity[i] = finer.velocity[i].high;
+          return step;
+        };
+        group.follow(rtol, s.max_expansions, advance, outcome, steps);
+      } else {
+        group.follow(rtol, s.max_expansions, plain, outcome, steps);
+      }
     } else {
-      group.follow(rtol, pace, s.max_expansions, outcome, steps);
+      group.follow(rtol, s.max_expansions, plain, outcome, steps);
     }
+    // Of the states that are not settled, the bracket at the start is all that is certain.
+    const Vec<T> ahead = carlson_rf<T>(norms[0], norms[1], norms[2]);
+    const T rounding = 16 * Numbers<T>::eps * T(k);
     for (int i = 0; i < states; ++i) {
       const int l = i * copies;
       const int64_t index = start + i;
-      const T unit = group.unit[l], inf = Numbers<T>::infinity;
+      const T unit = group.unit[l], inf = Numbers<T>::infinity, eps = Numbers<T>::eps;
       T time = outcome.time[l] * unit, error = outcome.error[l] * unit, spread = 0;
+      bool some_reach = outcome.converged[l];
       for (int probe = 1; probe < copies; ++probe) {
         const T other = outcome.time[l + probe] * group.unit[l + probe];
         // Noise may have taken its largest entry past a power of two.
         const T apart = std::fabs(std::ldexp(other, exponents[l] - exponents[l + probe]) - time);
         if (!(apart <= spread)) spread = apart;
+        some_reach |= outcome.converged[l + probe];
       }
-      error += T(kRoundingShare) * spread;
+      // Noise that moves the time that far is beyond where its effect is proportional to it, and a
+      // state that comes to rest may lie as close.
+      const T condition = spread <= T(kLargestShift) * time ? T(kRoundingShare) * spread : inf;
+      error += condition;
       if (error != error) error = inf;  // of an overflow nothing is known
-      const bool settled = outcome.converged[l] && error <= T(kLargestError) * time;
-      const int status = !finite[l] ? 3 : rests[l] ? 1 : settled ? 0 : 2;
-      const T values[] = {time, outcome.lower[l] * unit, outcome.upper[l] * unit, error};
+      const bool settled = outcome.converged[l] && error <= rtol[l] * time;
+      const bool limited = copies > 1 && some_reach && !(condition <= rtol[l] * time);
+      const int status = !finite[l] ? 3 : rests[l] ? 1 : settled ? 0 : limited ? 4 : 2;
+      T lower = ahead[l] * unit * (1 - rounding), upper = inf;
+      if (energy[l] > 0) upper = unit / std::cbrt(energy[l]) * (1 + rounding);
+      if (status == 4 && error == inf) time = inf;
+      if (error < inf && outcome.lower[l] < inf) {
+        // What is proven of the state that was reached, and how far it may be from the true one.
+        const T margin = error + 4 * eps * time;
+        const T low = outcome.lower[l] * unit, high = outcome.upper[l] * unit;
+        lower = larger(lower, smaller(low, time) - margin);
+        upper = smaller(upper, larger(high, time) + margin);
+        time = smaller(larger(time, lower), upper);
+      }
+      const T values[] = {time, lower, upper, error};
       void* const results[] = {s.time, s.lower, s.upper, s.error};
       for (int r = 0; r < 4; ++r) {
         T value = std::ldexp(values[r], -exponents[l]);

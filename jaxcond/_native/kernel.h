@@ -12,6 +12,7 @@ struct JaxcondSeries {
   const uint8_t* truncated;          // likewise: whether the states stand for wider ones
   int64_t rtol_stride, truncated_stride;
   int32_t order, dim, max_expansions;
+  int32_t extended;  // whether to follow the flow in double-double arithmetic, from doubles only
   void *time, *lower, *upper, *error;  // (count) each
   int32_t *status, *num_steps;         // codes of `Status`
 };

@@ -63,7 +63,7 @@ Target& target() {
 extern "C" {
 
 // Raised whenever an entry point changes, so that a stale library is not taken for this one.
-int jaxcond_version() { return 1; }
+int jaxcond_version() { return 2; }
 
 const char* jaxcond_target() { return target().name; }
 
@@ -153,7 +153,7 @@ ffi::Error series(ffi::ThreadPool pool, int (*solve)(const JaxcondSeries&), int3
   whole.strength = strength.untyped_data(), whole.rtol = rtol.untyped_data();
   whole.truncated = static_cast<const uint8_t*>(truncated.untyped_data());
   whole.rtol_stride = whole.truncated_stride = 1;
-  whole.order = order, whole.dim = dim, whole.max_expansions = max_expansions;
+  whole.order = order, whole.dim = dim, whole.max_expansions = max_expansions, whole.extended = 0;
   whole.time = time->untyped_data(), whole.lower = lower->untyped_data();
   whole.upper = upper->untyped_data(), whole.error = error->untyped_data();
   whole.status = static_cast<int32_t*>(status->untyped_data());

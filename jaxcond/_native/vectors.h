@@ -31,6 +31,9 @@ using Vec = typename Vectors<T>::V;
 template <class T>
 using Mask = typename Vectors<T>::M;
 
+// Large functions are compiled once, not into every place that calls them.
+#define APART __attribute__((noinline))
+
 #define LANES Vectors<T>::lanes
 #define FOR_LANES for (int l = 0; l < Vectors<T>::lanes; ++l)
 

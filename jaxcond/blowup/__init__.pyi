@@ -17,4 +17,5 @@ from ._source import Stored as Stored
 from ._source import as_indices as as_indices
 from .integration import Direct as Direct
 from .integration import Reduced as Reduced
+from .series import ExtendedSeries as ExtendedSeries
 from .series import Series as Series

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
+from .._exact import state_rests
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
 from . import integration
@@ -21,7 +22,8 @@ from ._method import AbstractMethod, Form, HostStates, Kernel, fields_of, is_on_
 from ._result import BlowUp, Status
 from ._solve import check_rtol
 from ._source import AbstractSource, Samples, Stored
-from .series import Series
+from .series import ExtendedSeries, Series
+from .series._extended import LARGEST_WIDTH
 
 # Rank-one states up to this width are expanded as they are.
 _UNREDUCED = 16
@@ -36,6 +38,8 @@ _LANES = 32
 # Of a GPU; while one thread takes results to the host another keeps it busy.
 _GPU_CHUNK, _GPU_BYTES, _GPU_THREADS = 1 << 19, 1 << 31, 2
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
+
+_NEVER_TRIED = -1
 
 _compiled: set[Hashable] = set()
 
@@ -66,7 +70,11 @@ def escalation(form: Form | State, rtol: float, *, truncated: bool) -> Iterator[
         order, dim = order + 4, max(width, dim)
     yield Series(order=order, dim=dim, max_expansions=1)
     yield Series(dim=24)
-    yield Series(dim=48)
+    if width > 24 or truncated:
+        yield Series(dim=48)
+    extended = ExtendedSeries()
+    if (width <= LARGEST_WIDTH or truncated) and extended.kernel(form) is not None:
+        yield extended
     yield integration.Reduced(dim=64)
     if not truncated:
         yield integration.Direct()
@@ -192,10 +200,12 @@ def blowup_times(
 ) -> BlowUp:
     """The blow-up times of many states, each by the cheapest method that settles it.
 
-    The first method runs on every state; those that report `not_converged`, and only those, go on
-    to the next: one Taylor expansion, then re-expansion in more dimensions, then diffrax on the
-    reduced and at last on the full state. No state holds up the others, none is dropped, and what
-    a state comes to does not depend on the batch it is in.
+    The first method runs on every state; those that report `not_converged` or `ill_conditioned`,
+    and only those, go on to the next: one Taylor expansion, then re-expansion in more dimensions,
+    then with more digits, then diffrax on the reduced and at last on the full state. What knows the
+    time best is kept, and no method after the one with more digits is asked about a state that it
+    finds ill-conditioned. No state holds up the others, none is dropped, and what a state comes to
+    does not depend on the batch it is in.
 
     **Arguments:**
 
@@ -234,6 +244,34 @@ def blowup_times(
     return _escalate(samples, tolerance, chosen, progress or (lambda _: None))
 
 
+def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarray) -> None:
+    """Exact arithmetic for the states that a method could not settle, where it may say more."""
+    if not samples.source.is_given:
+        return
+    unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
+    open_ones = tried[np.isin(fields["status"][tried], unsettled)]
+    if open_ones.size == 0:
+        return
+    states = samples.source.on_host()(samples.indices[open_ones])
+    for place, *state in zip(open_ones, *states, strict=True):
+        if state_rests(*state):
+            for name in ("time", "lower", "upper"):
+                fields[name][place] = np.inf
+            fields["error"][place], fields["status"][place] = 0, Status.NO_BLOW_UP
+
+
+def _better(new: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> np.ndarray:
+    """Where the results of a method say more than those before it."""
+    unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
+    settled = ~np.isin(new["status"], unsettled)
+    gave_up = new["status"] == Status.NOT_CONVERGED
+    first = old["status"] == _NEVER_TRIED
+    before = np.where(old["status"] == Status.ILL_CONDITIONED, old["error"], np.inf)
+    return settled | first | (~gave_up & (new["error"] <= before)) | (
+        gave_up & (old["status"] == Status.NOT_CONVERGED)
+    )
+
+
 def _escalate(
     samples: Samples,
     rtol: float,
@@ -243,6 +281,7 @@ def _escalate(
     source, count, dtype = samples.source, len(samples), samples.source.form.dtype
     fields = {name: np.empty(count, dtype) for name in _FIELDS[:4]}
     fields |= {name: np.zeros(count, np.int32) for name in _FIELDS[4:]}
+    fields["status"][:] = _NEVER_TRIED
     waiting, labels = np.arange(count), []
     for stage, method in enumerate(methods):
         if waiting.size == 0:
@@ -250,9 +289,15 @@ def _escalate(
         report = progress if stage == 0 else (lambda _: None)
         suited = source.suited_to(method)
         results = _solve_all(suited, samples.indices[waiting], method, rtol, report)
+        better = _better(results, {name: values[waiting] for name, values in fields.items()})
         for name, values in results.items():
-            fields[name][waiting] = values
-        fields["stage"][waiting] = stage
+            fields[name][waiting[better]] = values[better]
+        fields["stage"][waiting[better]] = stage
         labels.append(method.label)
-        waiting = waiting[results["status"] == Status.NOT_CONVERGED]
+        if stage == 0:
+            _prove_rest(samples, fields, waiting)
+        goes_on = fields["status"][waiting] == Status.NOT_CONVERGED
+        if not method.is_finest:
+            goes_on |= fields["status"][waiting] == Status.ILL_CONDITIONED
+        waiting = waiting[goes_on]
     return BlowUp(**jax.device_put(fields), methods=tuple(labels))

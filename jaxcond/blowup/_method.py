@@ -11,12 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .._noise import LARGEST_SHIFT, ROUNDING_SHARE
 from .._state import State
-from ..bounds import comes_to_rest
+from ..bounds import comes_to_rest, proven_bracket
 from ._result import BlowUp, Status
-
-# Beyond this relative error a time is not called converged, however narrow its bracket.
-_LARGEST_ERROR = 1e-2
 
 
 class Form(NamedTuple):
@@ -67,20 +65,31 @@ BatchSolver = Callable[[State | HostStates, float, bool], BlowUp]
 
 
 class Raw(eqx.Module):
-    """What a method makes of states of unit scale, before it is scaled back and classified."""
+    """What a method makes of states of unit scale, before it is scaled back and classified.
+
+    - `lower`, `upper`: the bracket of the state that it has reached, `error` that of the way there.
+    - `spread`: by how much the times of copies with noise differ from `time`; infinite where one of
+      them, or the state itself, does not reach the blow-up.
+    - `settled`: whether the state reaches the blow-up with all the digits asked for but for its
+      condition; `limited`: whether some copy does, so that the condition is what limits it.
+    """
 
     time: Float[Array, "*batch"]
     lower: Float[Array, "*batch"]
     upper: Float[Array, "*batch"]
     error: Float[Array, "*batch"]
-    converged: Bool[Array, "*batch"]
+    spread: Float[Array, "*batch"]
+    settled: Bool[Array, "*batch"]
+    limited: Bool[Array, "*batch"]
     num_steps: Int[Array, "*batch"]
 
 
 class Prepared(eqx.Module):
-    """A state at unit scale, with what classifies it before it is solved."""
+    """A state at unit scale, with what is known of it before it is solved."""
 
     state: State
+    lower: Float[Array, "*batch"]
+    upper: Float[Array, "*batch"]
     scale: Float[Array, "*batch"]
     finite: Bool[Array, "*batch"]
     rests: Bool[Array, "*batch"]
@@ -106,6 +115,11 @@ class AbstractMethod(eqx.Module):
         """Whether a state is wider than `reduced_dim`, and so loses directions to reduction."""
         dim = self.reduced_dim(state.rank)
         return dim is not None and max(state.widths) > dim
+
+    @property
+    def is_finest(self) -> bool:
+        """Whether methods after it cannot know more of a state that it finds ill-conditioned."""
+        return False
 
     @property
     def integrator(self) -> Integrator | None:
@@ -164,30 +178,46 @@ def prepare(state: State) -> Prepared:
     """
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
     unit, scale = state.unit_scale()
-    rests = comes_to_rest(unit)
+    rests = comes_to_rest(state)
     solvable = finite & ~rests
     unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
-    return Prepared(unit, scale, finite, rests)
+    return Prepared(unit, *proven_bracket(unit), scale, finite, rests)
 
 
-def classify(raw: Raw, prepared: Prepared, label: str) -> BlowUp:
+def classify(
+    raw: Raw, prepared: Prepared, rtol: Float[Array, "..."], label: str
+) -> BlowUp:
     """Scale back what a method found for a batch, and give every state its status."""
-    scale = prepared.scale
-    # Of an overflow nothing is known.
-    error = jnp.where(jnp.isnan(raw.error), jnp.inf, raw.error)
-    known = raw.converged & (error <= _LARGEST_ERROR * raw.time)
-    status = jnp.where(known, Status.CONVERGED, Status.NOT_CONVERGED)
+    scale, eps = prepared.scale, jnp.finfo(prepared.scale.dtype).eps
+    allowed = rtol * raw.time
+    proportional = raw.spread <= LARGEST_SHIFT * raw.time
+    condition = jnp.where(proportional, ROUNDING_SHARE * raw.spread, jnp.inf)
+    error = raw.error + condition
+    error = jnp.where(jnp.isnan(error), jnp.inf, error)  # of an overflow nothing is known
+    converged = raw.settled & (error <= allowed)
+    limited = raw.limited & ~(condition <= allowed)
+    unsettled = jnp.where(limited, Status.ILL_CONDITIONED, Status.NOT_CONVERGED)
+    status = jnp.where(converged, Status.CONVERGED, unsettled)
     status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
     status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
+    unseen = (status == Status.ILL_CONDITIONED) & (error == jnp.inf)
+    time = jnp.where(unseen, jnp.inf, raw.time)
+    margin = error + 4 * eps * time
+    lower = jnp.maximum(prepared.lower, jnp.minimum(raw.lower, time) - margin)
+    upper = jnp.minimum(prepared.upper, jnp.maximum(raw.upper, time) + margin)
+    found = (error < jnp.inf) & (raw.lower < jnp.inf)
+    lower = jnp.where(found, lower, prepared.lower)
+    upper = jnp.where(found, upper, prepared.upper)
+    time = jnp.where(found, jnp.clip(time, lower, upper), time)
 
     def outcome(value: Array, at_rest: float) -> Array:
         value = jnp.where(prepared.rests, at_rest, value / scale)
         return jnp.where(prepared.finite, value, jnp.nan)
 
     return BlowUp(
-        time=outcome(raw.time, jnp.inf),
-        lower=outcome(raw.lower, jnp.inf),
-        upper=outcome(raw.upper, jnp.inf),
+        time=outcome(time, jnp.inf),
+        lower=outcome(lower, jnp.inf),
+        upper=outcome(upper, jnp.inf),
         error=outcome(error, 0.0),
         status=status.astype(jnp.int32),
         num_steps=raw.num_steps,

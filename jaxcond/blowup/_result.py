@@ -5,20 +5,24 @@ import enum
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Status(enum.IntEnum):
     """Outcome of one sample."""
 
     CONVERGED = 0
-    """The time is finite and known to `BlowUp.error`."""
+    """The time is known to the tolerance asked for: `BlowUp.error` is at most `rtol` of it."""
     NO_BLOW_UP = 1
-    """The flow comes to rest: the time is infinite."""
+    """It is proven that the flow comes to rest: the time is infinite, the error zero."""
     NOT_CONVERGED = 2
-    """The method gave up; `lower` is still a bound, `time` is its best guess."""
+    """The method gave up; `lower` and `upper` still hold."""
     INVALID_INPUT = 3
     """The state holds NaN or infinite entries; all values are NaN."""
+    ILL_CONDITIONED = 4
+    """The arithmetic cannot give the time to the tolerance asked for, since digits beyond its last
+    ones decide it. `error` says how well it is known: infinite, as the time, where the state comes
+    to rest as far as can be seen."""
 
 
 class BlowUp(eqx.Module):
@@ -27,12 +31,13 @@ class BlowUp(eqx.Module):
     All fields are scalars for one state and have the batch's shape for a batch.
 
     - `time`: the blow-up time $T^*$, in units of the effective model; infinite where the flow comes
-      to rest.
-    - `lower`, `upper`: the rigorous bracket of `jaxcond.bracket`, evaluated on the state shortly
-      before $T^*$. It is exact for that state; the numerical error up to there is separate:
-    - `error`: the method's own estimate of its absolute numerical error (truncation, rounding and
-      the condition of $T^*$ itself). Where it exceeds the bracket's width, it is what limits
-      `time`.
+      to rest, or does as far as can be seen.
+    - `lower`, `upper`: a bracket of $T^*$, which holds `time`. That of `jaxcond.bracket` is a
+      theorem for the state that a method has reached, and is widened by `error`, an estimate of how
+      far the blow-up time of that state is from the one asked for. Where `error` is infinite it is
+      the theorem for the state given.
+    - `error`: an estimate, meant not to be exceeded, of the absolute error of `time`: truncation,
+      rounding, and the condition of $T^*$, measured on copies with noise in their last bits.
     - `status`: a `Status` code.
     - `num_steps`: Taylor expansions or solver steps taken.
     - `stage`: index into `methods` of the method that settled the sample.
@@ -47,6 +52,12 @@ class BlowUp(eqx.Module):
     num_steps: Int[Array, "*batch"]
     stage: Int[Array, "*batch"]
     methods: tuple[str, ...] = eqx.field(static=True)
+
+    def is_known(self) -> Bool[np.ndarray, "*batch"]:
+        """Where the time is finite and its error known: converged or not to `rtol`. On the host."""
+        status, time = np.asarray(self.status), np.asarray(self.time)
+        limited = (status == Status.ILL_CONDITIONED) & np.isfinite(time)
+        return (status == Status.CONVERGED) | limited
 
     def counts(self) -> dict[str, int]:
         """Number of samples per status name, in the order of the codes. On the host."""

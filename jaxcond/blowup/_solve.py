@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from .._state import State
 from . import integration
 from ._method import AbstractMethod, host_states, is_on_cpu, tolerance_floor
-from ._result import BlowUp
+from ._result import BlowUp, Status
 from .series import Series
 
 
@@ -63,7 +63,9 @@ def blowup_time(
     **Arguments:**
 
     - `state`: one `State`; batch with `jax.vmap`, or with `blowup_times` for many.
-    - `method`: `Series` (default at rank 1), `Reduced` (default at higher rank) or `Direct`.
+    - `method`: `Series`, `Reduced` or `Direct`. By default `Series` at rank 1 and `Reduced` at
+      higher rank, and for a state that these cannot settle, outside of traced programs, what
+      `blowup_times` goes on to.
     - `rtol`: relative tolerance on $T^*$ and on the width of its bracket, by default 1e-10 for
       float64 and 1e-5 for float32.
 
@@ -73,8 +75,8 @@ def blowup_time(
     **Raises:** `ValueError` for a batch, a tolerance beyond the dtype, or a method that does not
     apply to the rank.
 
-    **Status:** see `Status`. `no_blow_up` is reported for states known exactly to come to rest (as
-    Example 1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known.
+    **Status:** see `Status`. `no_blow_up` is reported for states proven to come to rest (as Example
+    1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known.
 
     **Derivatives:** `time` has them by every field of the state, in forward and reverse mode and
     under `jax.vmap`; second ones by forward over reverse (`jax.hessian`). The gradient lies in the
@@ -90,13 +92,17 @@ def blowup_time(
             f"`blowup_time` takes one state, but got a batch of shape {state.batch_shape}: use "
             "`blowup_times`, or `jax.vmap`."
         )
-    method = default_method(state.rank) if method is None else method
-    method.check(state)
+    chosen = default_method(state.rank) if method is None else method
+    chosen.check(state)
     rtol = check_rtol(rtol, state.dtype)
     if not any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(state), rtol)):
-        return _of_known_state(state, method, float(rtol))
+        result = _of_known_state(state, chosen, float(rtol))
+        unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
+        if method is None and int(result.status) in unsettled:
+            result = _of_hard_state(state, float(rtol))
+        return result
     rtol = jnp.asarray(rtol, state.dtype)
-    return _traced(state, method, rtol)
+    return _traced(state, chosen, rtol)
 
 
 def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp:
@@ -112,6 +118,14 @@ def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp
     results["stage"] = np.zeros(1, np.int32)
     fields = jax.device_put({name: values[0] for name, values in results.items()})
     return BlowUp(**fields, methods=(method.label,))
+
+
+def _of_hard_state(state: State, rtol: float) -> BlowUp:
+    """By one method after another, as `blowup_times` would."""
+    from ._batch import blowup_times
+
+    result = blowup_times(jax.tree.map(_alone, state), rtol=rtol)
+    return jax.tree.map(lambda leaf: leaf[0], result)
 
 
 def _alone(array: Any) -> Any:

@@ -36,6 +36,11 @@ class AbstractSource(eqx.Module):
     def __call__(self, index: Integer[Array, ""]) -> State:
         """The state at an index; may be traced."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether its states were given one by one, so that special ones are no coincidence."""
+        return False
+
     def on_host(self) -> Callable[[np.ndarray], HostStates] | None:
         """A function of indices that gives their states, where that takes no program of JAX."""
         return None
@@ -45,6 +50,11 @@ class Stored(AbstractSource):
     """The states of a batch along the leading axis."""
 
     states: State
+
+    @property
+    def is_given(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def truncated(self) -> bool:

@@ -5,12 +5,15 @@ from ._clocks import desingularised_time as desingularised_time
 from ._clocks import follow as follow
 from ._clocks import follow_densely as follow_densely
 from ._clocks import physical_time as physical_time
+from ._runs import CLOSED as CLOSED
+from ._runs import ERROR_FACTOR as ERROR_FACTOR
 from ._runs import FIRST_STEP as FIRST_STEP
+from ._runs import LOOSER as LOOSER
 from ._runs import SAFETY as SAFETY
-from ._runs import TwoRuns as TwoRuns
+from ._runs import Runs as Runs
 from ._runs import desingularised as desingularised
+from ._runs import run_copies as run_copies
 from ._runs import run_to_distance as run_to_distance
-from ._runs import run_twice as run_twice
 from ._runs import speed_of as speed_of
 from ._runs import time_left as time_left
 from ._solve import Layerwise as Layerwise

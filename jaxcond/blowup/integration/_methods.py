@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..._reduction import pad, reduce, truncation
 from ..._state import State
-from ...flow import run_twice
+from ...flow import run_copies
 from .._gradient import gradient_in_reduction
 from .._method import AbstractMethod, Form, Integrator, Prepared, Raw, classify, prepare
 from .._result import BlowUp
@@ -18,8 +18,8 @@ from ._adjoint import adjoint_gradient
 class _Integration(AbstractMethod):
     """Integration in desingularised time by a diffrax solver, any rank.
 
-    The error is measured by a second, looser run, and for reduced states by the weight of the last
-    state on the last basis vectors.
+    The error is measured by a second, looser run and by one of a copy with noise in its last bits,
+    and for reduced states by the weight of the last state on the last basis vectors.
     """
 
     solver: diffrax.AbstractSolver = eqx.field(default_factory=diffrax.Dopri8)
@@ -37,15 +37,22 @@ class _Integration(AbstractMethod):
             if dim is not None:
                 state = reduce(state, dim).state if wide else pad(state, max(state.widths))
             prepared = prepare(state)
-            runs = run_twice(prepared.state, self.solver, rtol, self.max_steps)
+            runs = run_copies(prepared.state, self.solver, rtol, self.max_steps)
             lost = jnp.where(truncated | wide, truncation(runs.last) * runs.time, 0)
-            converged = runs.reached & (lost <= rtol * runs.time)
-            error = runs.error + lost
-            raw = Raw(runs.time, runs.lower, runs.upper, error, converged, runs.num_steps)
+            raw = Raw(
+                runs.time,
+                runs.lower,
+                runs.upper,
+                runs.error + lost,
+                runs.spread,
+                runs.reached & (lost <= rtol * runs.time),
+                runs.some_reach,
+                runs.num_steps,
+            )
             return raw, prepared
 
         raw, prepared = jax.vmap(one)(states)
-        return classify(raw, prepared, self.label)
+        return classify(raw, prepared, rtol, self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
         """By the adjoint equation, in the coordinates of the reduced state."""
@@ -68,7 +75,8 @@ class Direct(_Integration):
     - `max_steps`: after so many steps the sample is `not_converged`.
 
     The simplest method, and the slowest by far on wide states: it makes about 1,000 products with
-    $b$ where the reduction makes a dozen. Its error is measured by a second, looser run.
+    $b$ where the reduction makes a dozen. Its error is measured by two more runs: a
+    looser one, and one of a copy with noise in its last bits.
     """
 
     @property
@@ -92,8 +100,8 @@ class Reduced(_Integration):
       more. Narrower states are solved as they are.
     - `solver`, `max_steps`: as for `Direct`.
 
-    The error is measured by a second, looser run, and by the weight of the last state on the last
-    basis vectors.
+    The error is measured as by `Direct`, and by the weight of the last state on the last basis
+    vectors.
     """
 
     dim: int | None = eqx.field(static=True, default=None, kw_only=True)

@@ -7,17 +7,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..._noise import NOISE, signs
 from ..._state import State
 from .._method import Raw
-from ._expansion import PACE, Problem, advance, bracket_before, find_zero, rough_lower_bound
+from ._expansion import PACE, Problem, advance, bracket_before, find_zero
 
-# The condition of T* is measured by the effect of noise of this size, in units of rounding: not far
-# above rounding itself, since close to a state that never blows up T* is far from linear.
-_NOISE = 64
-# What rounding does, as a share of what that noise does.
-_ROUNDING_SHARE = 1 / 8
-# The pace of the state itself, and of its copies.
-_PACES = (PACE, 1.0, 0.7)
+# The pace of the state itself, and of its copies with noise.
+_PACES = (PACE, 1.0, 0.7, 0.78)
 
 
 class Plan(eqx.Module):
@@ -45,8 +41,10 @@ def solve_lanes(
         lower, upper = bracket_before(expansion, problem, rtol)
         narrow = jnp.abs(upper - lower) <= rtol * expansion.zero
         num_steps = jnp.ones(lower.shape, jnp.int32)
-        converged = narrow & expansion.suffices(rtol)
-        raw = Raw(expansion.zero, lower, upper, expansion.error, converged, num_steps)
+        settled, none = narrow & expansion.suffices(rtol), jnp.zeros_like(lower)
+        limited = jnp.zeros_like(settled)
+        error = expansion.error
+        raw = Raw(expansion.zero, lower, upper, error, none, settled, limited, num_steps)
         return problem.in_units(raw)
     copies, lanes = len(_PACES), states.b.shape[-1]
     problem = Problem.of(_with_probes(states, plan.width), jnp.tile(truncated, copies), plan.width)
@@ -55,10 +53,11 @@ def solve_lanes(
     tolerances = jnp.tile(jnp.broadcast_to(rtol, lanes), copies)
     raw = problem.in_units(_follow(problem, plan, tolerances, pace))
     parts = jax.tree.map(lambda x: x.reshape(copies, lanes), raw)
-    raw, others = jax.tree.map(lambda x: x[0], parts), parts.time[1:]
     # A copy that does not blow up, or not in time, says that nothing is known.
-    condition = _ROUNDING_SHARE * jnp.max(jnp.abs(others - raw.time[None]), axis=0)
-    return eqx.tree_at(lambda r: r.error, raw, raw.error + condition)
+    spread = jnp.max(jnp.abs(parts.time[1:] - parts.time[:1]), axis=0)
+    limited = jnp.any(parts.settled, axis=0)
+    raw = jax.tree.map(lambda x: x[0], parts)
+    return eqx.tree_at(lambda r: (r.spread, r.limited), raw, (spread, limited))
 
 
 class _Course(eqx.Module):
@@ -88,19 +87,21 @@ def _follow(
         # Narrow against the whole time, too.
         narrow = jnp.abs(upper - lower) <= rtol * total
         reached = narrow & expansion.reaches(elapsed, rtol) & ~course.settled
-        # Until an expansion reaches the zero, what is certain is a lower bound.
-        ahead = elapsed + rough_lower_bound(problem.norms(jnp.sum(problem.point[0] ** 2, 0)))
-        ahead = jnp.where(course.settled, best.lower, ahead)
+        # Adding up the steps rounds, too; most of them are short beside the last ones.
+        wrong = expansion.error + lost + 2 * jnp.finfo(total.dtype).eps * total
         best = Raw(
             jnp.where(reached, total, best.time),
-            jnp.where(reached, elapsed + lower, ahead),
+            jnp.where(reached, elapsed + lower, best.lower),
             jnp.where(reached, elapsed + upper, best.upper),
-            jnp.where(reached, expansion.error + lost, best.error),
-            best.converged | (reached & (lost <= rtol * total)),
+            jnp.where(reached, wrong, best.error),
+            best.spread,
+            best.settled | (reached & (lost <= rtol * total)),
+            best.limited,
             best.num_steps + jnp.where(course.settled, 0, 1),
         )
         settled = course.settled | reached
         moved, step = advance(taylor.a, plan.order, pace)
+        moved = _disturbed(moved, plan.width, course.num_expansions)
         keep = settled | ~jnp.isfinite(step)
         point = jnp.where(keep[None, None], problem.point, moved)
         problem = eqx.tree_at(lambda p: p.point, problem, point)
@@ -109,9 +110,8 @@ def _follow(
 
     lanes = problem.unit.shape[0]
     unknown = jnp.full(lanes, jnp.inf, problem.unit.dtype)
-    best = Raw(
-        unknown, unknown, unknown, unknown, jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
-    )
+    no, none = jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
+    best = Raw(unknown, unknown, unknown, unknown, unknown, no, no, none)
     start = _Course(
         problem, jnp.zeros_like(unknown), best, jnp.zeros(lanes, bool), jnp.zeros((), jnp.int32)
     )
@@ -123,22 +123,26 @@ def _follow(
     return course.best
 
 
-def _signs(probe: int, layer: int, height: int, width: int) -> np.ndarray:
-    """Signs that depend on their place alone, whatever the states are padded to.
+def _disturbed(
+    point: Float[Array, "2 k lanes"], width: Int[Array, ""], turn: Int[Array, ""]
+) -> Float[Array, "2 k lanes"]:
+    """Noise in the points of the copies, as large as what is put into the states themselves.
 
-    The native kernel makes the same.
+    What rounding does from one expansion to the next shows in it.
     """
-    i, j = np.indices((height, width), np.uint32)
-    whole = np.array([probe * 0x9E3779B1 & 0xFFFFFFFF, layer * 0x85EBCA77 & 0xFFFFFFFF], np.uint32)
-    h = i * np.uint32(0xC2B2AE3D) ^ j * np.uint32(0x27D4EB2F) ^ np.uint32(0x165667B1)
-    h = h ^ whole[0] ^ whole[1]
-    h = (h ^ h >> 15) * np.uint32(0x2C1B3C6D)
-    h = (h ^ h >> 12) * np.uint32(0x297A2D39)
-    return 1 - 2 * ((h ^ h >> 15) & 1).astype(np.int8)
+    _, k, lanes = point.shape
+    copy = np.arange(lanes, dtype=np.uint32) // (lanes // len(_PACES))
+    layer, i = np.arange(3, 5, dtype=np.uint32), np.arange(k, dtype=np.uint32)
+    chosen = signs(
+        copy[None, None], layer[:, None, None], turn.astype(np.uint32), i[None, :, None]
+    )
+    chosen = jnp.where((copy > 0) & (i[:, None] < width), chosen, 0).astype(point.dtype)
+    mean_square = jnp.sum(point**2, axis=1, keepdims=True) / width.astype(point.dtype)
+    return point + NOISE * jnp.finfo(point.dtype).eps * jnp.sqrt(mean_square) * chosen
 
 
 def _with_probes(states: State, width: Int[Array, ""]) -> State:
-    """The states followed by copies with noise of `_NOISE` units of rounding in every layer.
+    """The states followed by copies with noise of `NOISE` units of rounding in every layer.
 
     The same signs for every lane, so that a sample's error does not depend on its batch; none in
     the units that pad the states.
@@ -149,14 +153,16 @@ def _with_probes(states: State, width: Int[Array, ""]) -> State:
         height = layer.shape[0]
         entries = width * width if number == 1 else width
         mean_square = jnp.sum(layer**2, axis=(0, 1)) / entries.astype(layer.dtype)
-        size = _NOISE * jnp.finfo(layer.dtype).eps * jnp.sqrt(mean_square)
+        size = NOISE * jnp.finfo(layer.dtype).eps * jnp.sqrt(mean_square)
         # No noise in the state itself, which comes first.
-        signs = [np.zeros((height, k), np.int8)]
-        signs += [_signs(probe, number, height, k) for probe in range(1, len(_PACES))]
-        signs = np.stack(signs, axis=-1)[..., None].astype(layer.dtype)
+        chosen = [np.zeros((height, k), np.int8)]
+        i, j = np.indices((height, k), np.uint32)
+        for probe in range(1, len(_PACES)):
+            chosen.append(signs(np.full_like(i, probe), np.full_like(i, number), i, j))
+        chosen = np.stack(chosen, axis=-1)[..., None].astype(layer.dtype)
         inside = np.indices((height, k)).max(0) if number == 1 else np.arange(k)[None]
         inside = jnp.expand_dims(jnp.asarray(inside) < width, (2, 3))
-        noise = jnp.where(inside, signs, 0) * jnp.expand_dims(size, (0, 1, 2))
+        noise = jnp.where(inside, chosen, 0) * jnp.expand_dims(size, (0, 1, 2))
         return (layer[:, :, None] + noise).reshape(height, k, -1)
 
     layers = [copies(number, layer) for number, layer in enumerate(states.layers)]

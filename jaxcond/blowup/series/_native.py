@@ -35,6 +35,7 @@ def native_kernel(method: "Series", form: Form | State) -> Kernel | None:
             order=method.degree(form.dtype),
             dim=method.dim,
             max_expansions=method.max_expansions,
+            extended=False,
         )
         assert results is not None
         return results

@@ -183,7 +183,7 @@ def _solve(
     prepared = jax.vmap(prepare)(states)
     lanes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), prepared.state)
     flags = jnp.broadcast_to(truncated, prepared.scale.shape)
-    return classify(solve_lanes(lanes, flags, rtol, plan), prepared, label)
+    return classify(solve_lanes(lanes, flags, rtol, plan), prepared, rtol, label)
 
 
 @functools.partial(jax.jit, static_argnames="lanes")

@@ -1,0 +1,112 @@
+"""Rest proven by exact arithmetic: floating-point numbers are fractions."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+Vector = list[Fraction]
+_NEARLY = 1e-9
+
+
+def _fractions(array: Any) -> list[Vector]:
+    return [[Fraction(float(x)) for x in row] for row in np.atleast_2d(array)]
+
+
+def _times(matrix: Sequence[Vector], vector: Vector) -> Vector:
+    return [
+        sum((x * y for x, y in zip(row, vector, strict=True) if x and y), Fraction(0))
+        for row in matrix
+    ]
+
+
+def _transposed(matrix: Sequence[Vector]) -> list[Vector]:
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def _square(vector: Vector) -> Fraction:
+    return sum((x * x for x in vector), Fraction(0))
+
+
+def _parallel(x: Vector, y: Vector) -> bool:
+    i = next((i for i, entry in enumerate(y) if entry), None)
+    return i is None or all(
+        entry * y[i] == x[i] * other for entry, other in zip(x, y, strict=True)
+    )
+
+
+def chain_rests(layers: Sequence[Any], strength: float) -> bool:
+    r"""Whether the flow of $E = \lambda W_L\cdots W_1$ provably comes to rest.
+
+    With $x_0 = 1$ and $x_l = W_l x_{l-1}$, layers are aligned where every $W_l^T x_l$ is parallel to
+    $x_{l-1}$: that is kept by the flow, which moves $w_l = \pm|x_l|/|x_{l-1}|$ as scalar layers. All
+    $w_l^2$ fall by the same amount as long as $E < 0$, and never vanish if the two smallest are
+    equal. The flow is at rest if every $\partial E/\partial W_l$ is zero.
+
+    **Arguments:** finite floating layers of shapes `(n_l, n_{l-1})`, the one next to the input
+    first, with $n_0 = n_L = 1$.
+    """
+    if not strength or not _nearly_rests(layers):
+        return not strength
+    matrices = [_fractions(layer) for layer in layers]
+    forward: list[Vector] = [[Fraction(1)]]
+    for matrix in matrices:
+        forward.append(_times(matrix, forward[-1]))
+    backward: list[Vector] = [[Fraction(1)]]
+    for matrix in reversed(matrices):
+        backward.insert(0, _times(_transposed(matrix), backward[0]))
+    # The gradient with respect to layer l is backward[l] times forward[l - 1].
+    if all(not any(backward[l + 1]) or not any(forward[l]) for l in range(len(matrices))):
+        return True
+    output = forward[-1][0] * Fraction(float(strength))
+    if output >= 0:
+        return False
+    aligned = all(
+        _parallel(_times(_transposed(matrix), forward[l + 1]), forward[l])
+        for l, matrix in enumerate(matrices)
+    )
+    squares = sorted(
+        _square(forward[l + 1]) / _square(forward[l]) for l in range(len(matrices))
+    ) if aligned else [Fraction(0), Fraction(1)]
+    return aligned and squares[0] == squares[1]
+
+
+def _nearly_rests(layers: Sequence[Any]) -> bool:
+    """Whether exact arithmetic is worth while: decided in floating point, with a wide margin."""
+    with np.errstate(all="ignore"):
+        x, sizes = np.ones(1), []
+        for layer in (np.atleast_2d(np.asarray(layer, float)) for layer in layers):
+            layer = layer / (np.max(np.abs(layer)) or 1)
+            image = layer @ x
+            size = np.linalg.norm(image)
+            if size <= _NEARLY:
+                return True
+            back = layer.T @ image
+            bent = np.linalg.norm(back - x * (x @ back))
+            if bent > _NEARLY * np.linalg.norm(back):
+                return False
+            x = image / size
+            sizes.append(size)
+    return True
+
+
+def state_rests(a: Any, b: Any, c: Any, strength: Any) -> bool:
+    """`chain_rests` of one state of rank 1, by its arrays; of any rank, whether nothing moves."""
+    arrays = [np.asarray(x, float) for x in (a, b, c, strength)]
+    if not all(np.all(np.isfinite(x)) for x in arrays):
+        return False
+    a, b, c, strength = arrays
+    if strength.size == 1:
+        return chain_rests((c.reshape(-1, 1), b, a.reshape(1, -1)), float(strength[0]))
+    if np.any(np.abs(strength[:, None] * (c @ b.T)) > _NEARLY * np.max(np.abs(b) + 1)):
+        return False
+    weights, left, middle, right = [Fraction(float(x)) for x in strength], *map(_fractions, (a, b, c))
+    components = range(len(weights))
+    moved = any(any(_times(middle, right[i])) for i in components if weights[i])
+    moved |= any(any(_times(_transposed(middle), left[i])) for i in components if weights[i])
+    pairs = ((j, k) for j in range(b.shape[0]) for k in range(b.shape[1]))
+    return not moved and not any(
+        sum((weights[i] * left[i][j] * right[i][k] for i in components), Fraction(0))
+        for j, k in pairs
+    )

@@ -1,0 +1,53 @@
+"""Noise in the last bits, by which the condition of a blow-up time is measured."""
+
+import functools
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+# Of every entry in units of rounding of its layer's root mean square: not far above rounding itself,
+# since close to a state that never blows up the time is far from linear.
+NOISE = 64
+# What rounding does to a time, as a share of what that noise does.
+ROUNDING_SHARE = 2.0
+# Where noise moves the time by more than this share of it, its effect is no longer proportional to
+# it, and nothing is known: a state that comes to rest may lie as close.
+LARGEST_SHIFT = 2.0**-8
+
+
+def signs(probe: Any, layer: Any, i: Any, j: Any) -> Any:
+    """Signs that depend on their place alone, whatever the states are padded to.
+
+    **Arguments:** unsigned whole numbers of 32 bits, whose products go round, that broadcast.
+
+    The native kernel makes the same.
+    """
+    factors = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+    h = functools.reduce(
+        operator.xor,
+        (x * np.uint32(factor) for x, factor in zip((probe, layer, i, j), factors, strict=True)),
+    )
+    h = h ^ np.uint32(0x165667B1)
+    h = (h ^ h >> 15) * np.uint32(0x2C1B3C6D)
+    h = (h ^ h >> 12) * np.uint32(0x297A2D39)
+    return 1 - 2 * ((h ^ h >> 15) & 1).astype(np.int8)
+
+
+def with_noise(layers: PyTree[Array], probe: int) -> PyTree[Array]:
+    """Layers with noise in every entry, each `probe` with signs of its own."""
+    leaves, structure = jax.tree.flatten(layers)
+
+    def noisy(number: int, layer: Array) -> Array:
+        places = np.arange(layer.size, dtype=np.uint32).reshape(layer.shape)
+        chosen = signs(*(np.full_like(places, n) for n in (probe, number)), places, 0 * places)
+        # Squares of the entries must neither overflow nor vanish.
+        most = jnp.max(jnp.abs(layer))
+        most = jnp.where(most > 0, most, 1)
+        size = most * jnp.sqrt(jnp.mean((layer / most) ** 2))
+        return layer + NOISE * jnp.finfo(layer.dtype).eps * size * chosen
+
+    return jax.tree.unflatten(structure, [noisy(i, x) for i, x in enumerate(leaves)])
