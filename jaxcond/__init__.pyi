@@ -17,6 +17,8 @@ from ._reduction import Reduction as Reduction
 from ._reduction import reduce as reduce
 from ._state import State as State
 from ._trajectory import Onset as Onset
+from ._certify import Certificate as Certificate
+from ._certify import certify as certify
 from ._trajectory import OnsetStatus as OnsetStatus
 from ._trajectory import PointStatus as PointStatus
 from ._trajectory import Trajectory as Trajectory
@@ -24,6 +26,7 @@ from ._trajectory import final_stage_time as final_stage_time
 from ._trajectory import trajectory as trajectory
 from .blowup import BlowUp as BlowUp
 from .blowup import Direct as Direct
+from .blowup import ExtendedSeries as ExtendedSeries
 from .blowup import Reduced as Reduced
 from .blowup import Series as Series
 from .blowup import Status as Status

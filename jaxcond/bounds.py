@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._energy import conserved, energy, squared_norms
+from ._energy import conserved, energy, squared_norms, vector_field
 from ._state import State
 
 # Each duplication halves the logarithm of the ratio of the arguments until they are comparable,
@@ -219,11 +219,9 @@ def comes_to_rest(state: State) -> Bool[Array, ""]:
     vanished = [jnp.any((x == 0) != (y == 0)) for x, y in zip(layers, given, strict=True)]
     exact = ~jnp.any(jnp.stack(vanished))
     acts = state.strength != 0
-    some_a, some_b, some_c = (
-        jnp.any((unit.a != 0) & acts[:, None], 0), unit.b != 0, jnp.any((unit.c != 0) & acts[:, None], 0)
-    )  # fmt: skip
+    some_a, some_c = (jnp.any((x != 0) & acts[:, None], axis=0) for x in (unit.a, unit.c))
     together = jnp.any(acts & jnp.any(unit.a != 0, -1) & jnp.any(unit.c != 0, -1))
-    moving = together | jnp.any(some_b & (some_a[:, None] | some_c[None]))
+    moving = together | jnp.any((unit.b != 0) & (some_a[:, None] | some_c[None]))
     still = exact & ~moving
     if state.rank > 1:
         return still

@@ -24,7 +24,7 @@ from ._exact import chain_rests
 from ._noise import LARGEST_SHIFT, with_noise
 from ._state import State
 from .blowup import BlowUp, Status, resolve_rtol
-from .blowup._method import Prepared, Raw, classify
+from .blowup._method import Known, Raw, classify
 from .flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LOOSER, SAFETY, solve
 
 # The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
@@ -327,7 +327,6 @@ def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_st
     apart = jnp.abs(jnp.where(ended, times[:, 0], jnp.inf) - time)
     error = ERROR_FACTOR * apart[1] + 4 * eps * time + missed[0]
     error = jnp.where(apart[1] <= LARGEST_SHIFT * time, error, jnp.inf)
-    # Where the energy may be negative by rounding, no upper bound is certain at the start.
     start = _bracket(unit, jnp.linalg.norm(unit.target, ord=2))
     raw = Raw(
         time,
@@ -339,12 +338,11 @@ def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_st
         jnp.any(ended),
         jnp.sum(num_steps).astype(jnp.int32),
     )
+    # What is rounded; and no upper bound is certain where the energy may be negative by rounding.
     begun = 1 - 16 * eps * max(max(layer.shape) for layer in unit.layers)
-    none = jnp.zeros_like(time)
-    prepared = Prepared(
-        None, begun * start[0], none + jnp.inf, jnp.ldexp(none + 1, exponent), finite, rests
-    )
-    result = classify(raw, prepared, rtol, f"deep, {type(solver).__name__}")
-    known = (result.time > 0) & (result.time < jnp.inf) | (result.status != Status.CONVERGED)
-    status = jnp.where(known, result.status, Status.NOT_CONVERGED)
+    scale, infinite = jnp.ldexp(jnp.ones_like(time), exponent), jnp.full_like(time, jnp.inf)
+    known = Known(begun * start[0], infinite, scale, finite, rests)
+    result = classify(raw, known, rtol, f"deep, {type(solver).__name__}")
+    within = (result.time > 0) & (result.time < jnp.inf) | (result.status != Status.CONVERGED)
+    status = jnp.where(within, result.status, Status.NOT_CONVERGED)
     return dataclasses.replace(result, status=status)

@@ -84,10 +84,13 @@ class Raw(eqx.Module):
     num_steps: Int[Array, "*batch"]
 
 
-class Prepared(eqx.Module):
-    """A state at unit scale, with what is known of it before it is solved."""
+class Known(eqx.Module):
+    """What is known of a state before it is solved at unit scale.
 
-    state: State
+    - `lower`, `upper`: a bracket at unit scale; `scale`, by which times are divided afterwards.
+    - `finite`, `rests`: whether its entries are, and whether it provably comes to rest.
+    """
+
     lower: Float[Array, "*batch"]
     upper: Float[Array, "*batch"]
     scale: Float[Array, "*batch"]
@@ -171,7 +174,7 @@ def _solve_batch(
     return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
 
-def prepare(state: State) -> Prepared:
+def prepare(state: State) -> tuple[State, Known]:
     """Bring one state to unit scale.
 
     What cannot be solved is replaced by a state that is solved at once.
@@ -181,14 +184,14 @@ def prepare(state: State) -> Prepared:
     rests = comes_to_rest(state)
     solvable = finite & ~rests
     unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
-    return Prepared(unit, *proven_bracket(unit), scale, finite, rests)
+    return unit, Known(*proven_bracket(unit), scale, finite, rests)
 
 
 def classify(
-    raw: Raw, prepared: Prepared, rtol: Float[Array, "..."], label: str
+    raw: Raw, known: Known, rtol: Float[Array, "..."], label: str
 ) -> BlowUp:
     """Scale back what a method found for a batch, and give every state its status."""
-    scale, eps = prepared.scale, jnp.finfo(prepared.scale.dtype).eps
+    scale, eps = known.scale, jnp.finfo(known.scale.dtype).eps
     allowed = rtol * raw.time
     proportional = raw.spread <= LARGEST_SHIFT * raw.time
     condition = jnp.where(proportional, ROUNDING_SHARE * raw.spread, jnp.inf)
@@ -198,21 +201,21 @@ def classify(
     limited = raw.limited & ~(condition <= allowed)
     unsettled = jnp.where(limited, Status.ILL_CONDITIONED, Status.NOT_CONVERGED)
     status = jnp.where(converged, Status.CONVERGED, unsettled)
-    status = jnp.where(prepared.rests, Status.NO_BLOW_UP, status)
-    status = jnp.where(prepared.finite, status, Status.INVALID_INPUT)
+    status = jnp.where(known.rests, Status.NO_BLOW_UP, status)
+    status = jnp.where(known.finite, status, Status.INVALID_INPUT)
     unseen = (status == Status.ILL_CONDITIONED) & (error == jnp.inf)
     time = jnp.where(unseen, jnp.inf, raw.time)
     margin = error + 4 * eps * time
-    lower = jnp.maximum(prepared.lower, jnp.minimum(raw.lower, time) - margin)
-    upper = jnp.minimum(prepared.upper, jnp.maximum(raw.upper, time) + margin)
+    lower = jnp.maximum(known.lower, jnp.minimum(raw.lower, time) - margin)
+    upper = jnp.minimum(known.upper, jnp.maximum(raw.upper, time) + margin)
     found = (error < jnp.inf) & (raw.lower < jnp.inf)
-    lower = jnp.where(found, lower, prepared.lower)
-    upper = jnp.where(found, upper, prepared.upper)
+    lower = jnp.where(found, lower, known.lower)
+    upper = jnp.where(found, upper, known.upper)
     time = jnp.where(found, jnp.clip(time, lower, upper), time)
 
     def outcome(value: Array, at_rest: float) -> Array:
-        value = jnp.where(prepared.rests, at_rest, value / scale)
-        return jnp.where(prepared.finite, value, jnp.nan)
+        value = jnp.where(known.rests, at_rest, value / scale)
+        return jnp.where(known.finite, value, jnp.nan)
 
     return BlowUp(
         time=outcome(time, jnp.inf),

@@ -10,7 +10,7 @@ from ..._reduction import pad, reduce, truncation
 from ..._state import State
 from ...flow import run_copies
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, Form, Integrator, Prepared, Raw, classify, prepare
+from .._method import AbstractMethod, Form, Integrator, Known, Raw, classify, prepare
 from .._result import BlowUp
 from ._adjoint import adjoint_gradient
 
@@ -33,11 +33,11 @@ class _Integration(AbstractMethod):
         dim = self.reduced_dim(states.rank)
         wide = self.truncates(states)
 
-        def one(state: State) -> tuple[Raw, Prepared]:
+        def one(state: State) -> tuple[Raw, Known]:
             if dim is not None:
                 state = reduce(state, dim).state if wide else pad(state, max(state.widths))
-            prepared = prepare(state)
-            runs = run_copies(prepared.state, self.solver, rtol, self.max_steps)
+            unit, known = prepare(state)
+            runs = run_copies(unit, self.solver, rtol, self.max_steps)
             lost = jnp.where(truncated | wide, truncation(runs.last) * runs.time, 0)
             raw = Raw(
                 runs.time,
@@ -49,10 +49,10 @@ class _Integration(AbstractMethod):
                 runs.some_reach,
                 runs.num_steps,
             )
-            return raw, prepared
+            return raw, known
 
-        raw, prepared = jax.vmap(one)(states)
-        return classify(raw, prepared, rtol, self.label)
+        raw, known = jax.vmap(one)(states)
+        return classify(raw, known, rtol, self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
         """By the adjoint equation, in the coordinates of the reduced state."""

@@ -83,7 +83,7 @@ class ExtendedSeries(AbstractMethod):
 def _rounded(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Results in single precision, with the bracket rounded outward."""
     rounded = {**results}
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for name, away in (("time", 0), ("lower", -1), ("upper", 1), ("error", 1)):
             values = results[name].astype(np.float32)
             inexact = values.astype(np.float64) != results[name]

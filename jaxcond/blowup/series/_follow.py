@@ -136,7 +136,7 @@ def _disturbed(
     chosen = signs(
         copy[None, None], layer[:, None, None], turn.astype(np.uint32), i[None, :, None]
     )
-    chosen = jnp.where((copy > 0) & (i[:, None] < width), chosen, 0).astype(point.dtype)
+    chosen = jnp.where((copy > 0)[None, None] & (i < width)[None, :, None], chosen, 0).astype(point.dtype)
     mean_square = jnp.sum(point**2, axis=1, keepdims=True) / width.astype(point.dtype)
     return point + NOISE * jnp.finfo(point.dtype).eps * jnp.sqrt(mean_square) * chosen
 

@@ -180,10 +180,10 @@ def _solve(
     states: State, rtol: Float[Array, "..."], truncated: Bool[Array, "..."], plan: Plan, label: str
 ) -> BlowUp:
     """States of equal widths, none of them to be reduced, with one leading axis."""
-    prepared = jax.vmap(prepare)(states)
-    lanes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), prepared.state)
-    flags = jnp.broadcast_to(truncated, prepared.scale.shape)
-    return classify(solve_lanes(lanes, flags, rtol, plan), prepared, rtol, label)
+    units, known = jax.vmap(prepare)(states)
+    lanes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), units)
+    flags = jnp.broadcast_to(truncated, known.scale.shape)
+    return classify(solve_lanes(lanes, flags, rtol, plan), known, rtol, label)
 
 
 @functools.partial(jax.jit, static_argnames="lanes")
