@@ -91,6 +91,27 @@ def _nearly_rests(layers: Sequence[Any]) -> bool:
     return True
 
 
+def may_rest(a: Any, b: Any, c: Any, strength: Any) -> np.ndarray:
+    """Which states of a batch are worth asking `state_rests` about, by floating point."""
+    with np.errstate(all="ignore"):
+        a, b, c = (np.asarray(x, float) for x in (a, b, c))
+        scales = [np.max(np.abs(x), axis=(1, 2), keepdims=True) for x in (a, b, c)]
+        a, b, c = (x / np.where(s > 0, s, 1) for x, s in zip((a, b, c), scales, strict=True))
+        weights = np.sign(strength)[:, :, None]
+        onto_a, onto_c = weights * (c @ np.swapaxes(b, 1, 2)), weights * (a @ b)
+        still = np.max(np.abs(onto_a), (1, 2)) + np.max(np.abs(onto_c), (1, 2)) <= _NEARLY
+        if a.shape[1] > 1:
+            return still
+
+        def bent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+            x, y = x[:, 0], y[:, 0]
+            sizes = [np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y)]
+            x, y = (z / np.where(n > 0, n, 1) for z, n in zip((x, y), sizes, strict=True))
+            return np.linalg.norm(x - y * np.sum(x * y, 1, keepdims=True), axis=1)
+
+        return still | (bent(onto_a, a) + bent(onto_c, c) <= _NEARLY) | ~np.any(strength, 1)
+
+
 def state_rests(a: Any, b: Any, c: Any, strength: Any) -> bool:
     """`chain_rests` of one state of rank 1, by its arrays; of any rank, whether nothing moves."""
     arrays = [np.asarray(x, float) for x in (a, b, c, strength)]

@@ -38,7 +38,7 @@ def wrong_claims(found, truth):
                 holds &= error == decimal.Decimal("inf")
         else:
             exact = decimal.Decimal(exact)
-            half = abs(exact) * decimal.Decimal(1e-20)  # of the digits that the table keeps
+            half = abs(exact) * decimal.Decimal(1e-17)  # of what the table leaves open
             holds = status != jc.Status.NO_BLOW_UP and lower - half <= exact <= upper + half
             if status in SETTLED:
                 holds &= lower <= time <= upper or time.is_infinite()

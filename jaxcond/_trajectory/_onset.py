@@ -128,7 +128,7 @@ def _onset(setting: Setting, course: Array, conditions: tuple[int, ...], num: in
     reached = followed.reached & found & jnp.isfinite(time) & (course > 0)
     status = jnp.where(last_failure < 0, OnsetStatus.FROM_START, OnsetStatus.FOUND)
     status = jnp.where(last_failure == num - 1, OnsetStatus.NOT_REACHED, status)
-    known = reached & (blow_up.status == Status.CONVERGED)
+    known = reached & blow_up.is_known()
     status = jnp.where(known, status, OnsetStatus.NOT_CONVERGED)
     status = jnp.where(blow_up.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
     status = jnp.where(start.finite, status, OnsetStatus.INVALID_INPUT)

@@ -171,7 +171,7 @@ def stops_for(start: Start, kind: str, values: Float[Array, " num"]) -> Stops:
 def _even_stops(start: Start, values: Array, status: Array) -> Stops:
     end, blow_up = values[-1], start.blow_up
     status = _mark(status, blow_up.status == Status.NO_BLOW_UP, PointStatus.NEVER_REACHED)
-    known = (blow_up.status == Status.CONVERGED) & (end > 0)
+    known = blow_up.is_known() & (end > 0)
     status = _mark(status, ~known, PointStatus.NOT_CONVERGED)
     begin = jnp.zeros((), values.dtype)
     return Stops(desingularised_time, begin, jnp.linspace(0, end, values.size), status)
@@ -194,7 +194,8 @@ def _energy_stops(start: Start, values: Array, status: Array) -> Stops:
 
 def _time_stops(start: Start, values: Array, status: Array, relative: bool) -> Stops:
     blow_up = start.blow_up
-    unknown = blow_up.status == Status.NOT_CONVERGED
+    rests = blow_up.status == Status.NO_BLOW_UP
+    unknown = ~(blow_up.is_known() | rests) & start.finite
     status = _mark(status, unknown, PointStatus.NOT_CONVERGED)
     if relative:
         rests = blow_up.status == Status.NO_BLOW_UP

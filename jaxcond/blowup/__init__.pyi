@@ -6,6 +6,7 @@ from ._method import Integrator as Integrator
 from ._method import tolerance_floor as tolerance_floor
 from ._result import BlowUp as BlowUp
 from ._result import Status as Status
+from ._result import is_known as is_known
 from ._solve import blowup_time as blowup_time
 from ._solve import check_rtol as check_rtol
 from ._solve import resolve_rtol as resolve_rtol

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
-from .._exact import state_rests
+from .._exact import may_rest, state_rests
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
 from . import integration
@@ -253,7 +253,8 @@ def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarr
     if open_ones.size == 0:
         return
     states = samples.source.on_host()(samples.indices[open_ones])
-    for place, *state in zip(open_ones, *states, strict=True):
+    worth = may_rest(*states)
+    for place, *state in zip(open_ones[worth], *(x[worth] for x in states), strict=True):
         if state_rests(*state):
             for name in ("time", "lower", "upper"):
                 fields[name][place] = np.inf

@@ -1,6 +1,7 @@
 """What a blow-up time computation returns, and its status codes."""
 
 import enum
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -23,6 +24,16 @@ class Status(enum.IntEnum):
     """The arithmetic cannot give the time to the tolerance asked for, since digits beyond its last
     ones decide it. `error` says how well it is known: infinite, as the time, where the state comes
     to rest as far as can be seen."""
+
+
+def is_known(time: Any, status: Any) -> Any:
+    """Where a time is finite with a finite error, be it within the tolerance asked for or not.
+
+    Converged samples, and ill-conditioned ones of which something is known: those that statistics
+    take. Arrays of NumPy or JAX that broadcast.
+    """
+    limited = (status == Status.ILL_CONDITIONED) & (time < np.inf)
+    return (status == Status.CONVERGED) | limited
 
 
 class BlowUp(eqx.Module):
@@ -53,11 +64,9 @@ class BlowUp(eqx.Module):
     stage: Int[Array, "*batch"]
     methods: tuple[str, ...] = eqx.field(static=True)
 
-    def is_known(self) -> Bool[np.ndarray, "*batch"]:
-        """Where the time is finite and its error known: converged or not to `rtol`. On the host."""
-        status, time = np.asarray(self.status), np.asarray(self.time)
-        limited = (status == Status.ILL_CONDITIONED) & np.isfinite(time)
-        return (status == Status.CONVERGED) | limited
+    def is_known(self) -> Bool[Array, "*batch"]:
+        """`is_known` of its times: where they are finite with a finite error."""
+        return is_known(self.time, self.status)
 
     def counts(self) -> dict[str, int]:
         """Number of samples per status name, in the order of the codes. On the host."""

@@ -209,6 +209,8 @@ class Course:
         }
         if solved in by_solver:
             return by_solver[Status(solved)]
+        if not self.blow_up.is_known():
+            return EscapeStatus.NOT_CONVERGED
         if np.any(np.asarray(self.path.trajectory.status) > PointStatus.TRUNCATED):
             return EscapeStatus.NOT_CONVERGED
         until = self.times <= (self.times[-1] if np.isnan(crossing) else crossing)

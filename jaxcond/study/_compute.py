@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from ..blowup import Form, Samples, Status, Stored, blowup_times, check_rtol, escalation
+from ..blowup import Form, Samples, Stored, blowup_times, check_rtol, escalation, is_known
 from ..ensembles import Gaussian
 from ..statistics import Moments
 from ._config import Study
@@ -105,5 +105,5 @@ def compute(
         }
         observed = observe(samples, study.observables, study.fractions)
         arrays = {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}
-    known = arrays["status"] == Status.CONVERGED
+    known = is_known(arrays["blowup_time"], arrays["status"])
     return arrays, Outcome(Moments.of(arrays["blowup_time"][known]), found.counts())

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from .._threads import chosen_device
-from ..blowup import Status
+from ..blowup import Status, is_known
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
@@ -244,7 +244,7 @@ def _read_tallies(store: Store) -> list[Tally]:
                 continue
             status = store.read("status", point, chunk, int(count))
             times = store.read("blowup_time", point, chunk, int(count))
-            known = times[status == Status.CONVERGED]
+            known = times[is_known(times, status)]
             statuses = {s.name.lower(): int(np.sum(status == s)) for s in Status}
             tally.add(Outcome(Moments.of(known), statuses))
         tallies.append(tally)
@@ -354,7 +354,7 @@ def _of_chunk(store: Store, task: Task, outcome: Outcome) -> Moments:
 def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments:
     status = store.read("status", point, chunk, count)
     times = store.read("blowup_time", point, chunk, count)
-    return Moments.of(times[status == Status.CONVERGED])
+    return Moments.of(times[is_known(times, status)])
 
 
 def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Prefix]:

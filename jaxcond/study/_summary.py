@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from ..blowup import Status
+from ..blowup import Status, is_known
 from ..sampling import entry_moments, infinite_width_times
 from ..statistics import (
     Controls,
@@ -185,11 +185,11 @@ def limits_of(study: Study) -> np.ndarray:
 
 
 def converged_times(store: Store, point: int) -> Iterator[np.ndarray]:
-    """The finite, converged blow-up times of a sweep point, a chunk at a time."""
+    """The finite blow-up times, of a known error, of a sweep point, a chunk at a time."""
     for times, status in zip(
         store.stream("blowup_time", point), store.stream("status", point), strict=True
     ):
-        yield times[status == Status.CONVERGED]
+        yield times[is_known(times, status)]
 
 
 def _point_summary(
@@ -202,7 +202,7 @@ def _point_summary(
     bracket = error = math.nan
     streams = (store.stream(n, point) for n in ("blowup_time", "status", "lower", "upper", "error"))
     for times, status, lower, upper, errors in zip(*streams, strict=True):
-        known = status == Status.CONVERGED
+        known = is_known(times, status)
         moments = moments.merge(Moments.of(times[known]))
         statuses += np.bincount(np.maximum(status, 0), minlength=len(Status))[: len(Status)]
         if known.any():
@@ -275,7 +275,7 @@ def _best(store: Store, point: int, plain: Estimate, confidence: float) -> Estim
     streams = (store.stream(name, point) for name in ("blowup_time", "status", "entries"))
     lost = 0
     for times, status, entries in zip(*streams, strict=True):
-        known = status == Status.CONVERGED
+        known = is_known(times, status)
         lost += int(np.sum(~known))
         columns = quadratic_controls(entries[known], means, variances, NUM_ENTRIES)
         controls = Controls(columns.shape[1]) if controls is None else controls
@@ -296,11 +296,11 @@ def _best(store: Store, point: int, plain: Estimate, confidence: float) -> Estim
 
 
 def _indexed(store: Store, point: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Global indices and times of the converged samples of a point."""
+    """Global indices and times of the samples of a point whose time is known."""
     for chunk, count in enumerate(store.finished_at(point)):
         if count:
             times = store.read("blowup_time", point, chunk, int(count))
-            known = store.read("status", point, chunk, int(count)) == Status.CONVERGED
+            known = is_known(times, store.read("status", point, chunk, int(count)))
             yield (chunk * store.chunk + np.arange(count))[known], times[known]
 
 
