@@ -9,6 +9,8 @@ from . import plotting as plotting
 from . import sampling as sampling
 from . import statistics as statistics
 from . import study as study
+from ._certify import Certificate as Certificate
+from ._certify import certify as certify
 from ._energy import Conserved as Conserved
 from ._energy import conserved as conserved
 from ._energy import energy as energy
@@ -17,8 +19,6 @@ from ._reduction import Reduction as Reduction
 from ._reduction import reduce as reduce
 from ._state import State as State
 from ._trajectory import Onset as Onset
-from ._certify import Certificate as Certificate
-from ._certify import certify as certify
 from ._trajectory import OnsetStatus as OnsetStatus
 from ._trajectory import PointStatus as PointStatus
 from ._trajectory import Trajectory as Trajectory

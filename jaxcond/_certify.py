@@ -5,14 +5,14 @@ intervals that hold whatever is rounded. The flow goes in Taylor steps whose coe
 an exact number with a bound on the error each, and whose remainders are bounded as follows.
 
 With $m$ the mean of the $L$ squared norms of the layers and $n_l$ one of them, along every ray
-$t = s e^{i\varphi}$ in the complex plane $|n_l'| \le 2\Lambda\prod_l\sqrt{n_l} \le 2\Lambda m^{L/2}$
-with $\Lambda$ the spectral norm of the target, so that
+$t = s e^{i\varphi}$ in the complex plane $|n_l'| \le 2\Lambda\prod_l\sqrt{n_l} \le 2\Lambda
+m^{L/2}$ with $\Lambda$ the spectral norm of the target, so that
 
 $$m(s) \le m(0)\,(1 - s/\rho)^{-2/(L-2)}, \qquad \rho = \frac{m(0)^{1-L/2}}{(L-2)\Lambda} .$$
 
 The flow is analytic for $|t| < \rho$, no entry exceeds $M = \sqrt{L\,m(\sigma\rho)}$ for $|t| \le
-\sigma\rho$, and by Cauchy's estimate the terms beyond power $N$ of a step $h = q\sigma\rho$ add up to
-at most $M q^{N+1}/(1-q)$. $T^*$ lies between $t + \rho$ and the upper bound of `bracket` or
+\sigma\rho$, and by Cauchy's estimate the terms beyond power $N$ of a step $h = q\sigma\rho$ add up
+to at most $M q^{N+1}/(1-q)$. $T^*$ lies between $t + \rho$ and the upper bound of `bracket` or
 `deep_bracket` at any state that is reached; close to blow-up they close in on each other.
 """
 
@@ -65,7 +65,7 @@ class Certificate:
 
     @property
     def digits(self) -> int:
-        """How many decimal digits of $T^*$ are certain, at most 1000: the enclosure's relative width."""
+        """Certain decimal digits of $T^*$, by the width of the enclosure, at most 1000."""
         if self.lower is None or self.upper is None:
             return 0
         width, digits = self.upper - self.lower, 0
@@ -100,7 +100,9 @@ def _decimal(value: Fraction, digits: int, *, up: bool) -> str:
     """A positive number with some digits, rounded to one side."""
     if value <= 0:
         return "0"
-    exponent = math.floor((math.log2(value.numerator) - math.log2(value.denominator)) * math.log10(2))
+    exponent = math.floor(
+        (math.log2(value.numerator) - math.log2(value.denominator)) * math.log10(2)
+    )
     scaled = value * Fraction(10) ** (digits - 1 - exponent)
     whole = math.ceil(scaled) if up else math.floor(scaled)
     text = str(whole)
@@ -122,8 +124,8 @@ def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -
 
     - `state`: one `State` of any rank, or one `Deep` of at least 3 layers; every entry is taken for
       the exact number that it is.
-    - `digits`: decimal digits of $T^*$ asked for: the enclosure is at most $10^{-\mathtt{digits}}$ of
-      it wide. The numbers get more bits until it is.
+    - `digits`: decimal digits of $T^*$ asked for: the enclosure is at most
+      $10^{-\mathtt{digits}}$ of it wide. The numbers get more bits until it is.
     - `max_steps`: Taylor steps in all, after which it is `"not decided"`, with what is proven by
       then.
 
@@ -136,7 +138,9 @@ def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -
 
     A state of width 30 takes some seconds. Runs on the host.
     """
-    if isinstance(state, State) and state.batch_shape or not isinstance(state, State) and state.target.ndim != 2:
+    if (isinstance(state, State) and state.batch_shape) or (
+        not isinstance(state, State) and state.target.ndim != 2
+    ):
         raise ValueError("Argument `state` must be one state, but is a batch.")
     if not isinstance(state, State) and state.depth < 3:
         raise ValueError("Argument `state` must have at least 3 layers: two never blow up.")
@@ -158,9 +162,11 @@ def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -
 
     a_state = isinstance(state, State)
     *layers, target = arrays
-    if a_state and state_rests(*arrays) or not a_state and target.size == 1 and chain_rests(
-        layers, float(target[0, 0])
-    ) or not np.any(target):
+    if (
+        (a_state and state_rests(*arrays))
+        or (not a_state and target.size == 1 and chain_rests(layers, float(target[0, 0])))
+        or not np.any(target)
+    ):
         return Certificate(None, None, "comes to rest", 0, 0)
     best: list[Any] = [Fraction(0), None]
     num_steps, bits = 0, _FEWEST_BITS + 4 * digits
@@ -170,9 +176,9 @@ def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -
             run, narrow = _follow(flow, digits, bits, max_steps - num_steps, best)
         num_steps += run
         if narrow:
-            return Certificate(*best, "blows up", num_steps, bits)
+            return Certificate(best[0], best[1], "blows up", num_steps, bits)
         if num_steps >= max_steps or bits >= _MOST_BITS:
-            return Certificate(*best, "not decided", num_steps, bits)
+            return Certificate(best[0], best[1], "not decided", num_steps, bits)
         bits *= 2
 
 
@@ -306,8 +312,8 @@ class _ThreeLayers(_Flow):
 
     $$Y'' = Y S(Z^TZ)S + (A + YY^T)Y S^2, \qquad A = bb^T - YY^T \text{ conserved,}$$
 
-    and likewise for $Z$ with $C = b^Tb - ZZ^T$. At rank 1 the smaller of both suffices, as $\|c\|^2 -
-    \|a\|^2$ is conserved.
+    and likewise for $Z$ with $C = b^Tb - ZZ^T$. At rank 1 the smaller of both suffices, as
+    $\|c\|^2 - \|a\|^2$ is conserved.
     """
 
     depth = 3
@@ -328,7 +334,9 @@ class _ThreeLayers(_Flow):
         sides = [(left, middle, right), (right, middle.transpose(), left)]
         self.points = [near for near, _, _ in sides]
         self.slopes = [onto * far * self.scaling for _, onto, far in sides]
-        self.conserved = [onto * onto.transpose() - near * near.transpose() for near, onto, _ in sides]
+        self.conserved = [
+            onto * onto.transpose() - near * near.transpose() for near, onto, _ in sides
+        ]
         self.excess = _squares(right) - _squares(left)  # of c over a, at rank 1
         self.middle = _squares(middle) - _squares(left)
         if self.single:
@@ -428,7 +436,9 @@ class _Chain(_Flow):
         depth, inputs = self.depth, self.layers[0].ncols()
         series = [[layer] for layer in self.layers]
         flipped = [[layer.transpose()] for layer in self.layers]
-        identity = arb_mat(inputs, inputs, [int(i == j) for i in range(inputs) for j in range(inputs)])
+        identity = arb_mat(
+            inputs, inputs, [int(i == j) for i in range(inputs) for j in range(inputs)]
+        )
         # W_l ... W_1, and W_{l+1}^T ... W_L^T V.
         forward: list[list[Any]] = [[] for _ in range(depth + 1)]
         backward: list[list[Any]] = [[] for _ in range(depth + 1)]
@@ -440,9 +450,7 @@ class _Chain(_Flow):
 
         for n in range(order):
             forward[0].append(identity if n == 0 else arb_mat(inputs, inputs))
-            backward[depth].append(
-                self.target if n == 0 else arb_mat(self.target.nrows(), inputs)
-            )
+            backward[depth].append(self.target if n == 0 else arb_mat(self.target.nrows(), inputs))
             for i in range(1, depth + 1):
                 rows = self.layers[i - 1].nrows()
                 forward[i].append(convolved(series[i - 1], forward[i - 1], n, rows, inputs))

@@ -31,17 +31,15 @@ def _square(vector: Vector) -> Fraction:
 
 def _parallel(x: Vector, y: Vector) -> bool:
     i = next((i for i, entry in enumerate(y) if entry), None)
-    return i is None or all(
-        entry * y[i] == x[i] * other for entry, other in zip(x, y, strict=True)
-    )
+    return i is None or all(entry * y[i] == x[i] * other for entry, other in zip(x, y, strict=True))
 
 
 def chain_rests(layers: Sequence[Any], strength: float) -> bool:
     r"""Whether the flow of $E = \lambda W_L\cdots W_1$ provably comes to rest.
 
-    With $x_0 = 1$ and $x_l = W_l x_{l-1}$, layers are aligned where every $W_l^T x_l$ is parallel to
-    $x_{l-1}$: that is kept by the flow, which moves $w_l = \pm|x_l|/|x_{l-1}|$ as scalar layers. All
-    $w_l^2$ fall by the same amount as long as $E < 0$, and never vanish if the two smallest are
+    With $x_0 = 1$ and $x_l = W_l x_{l-1}$, layers are aligned where every $W_l^T x_l$ is parallel
+    to $x_{l-1}$: that is kept by the flow, which moves $w_l = \pm|x_l|/|x_{l-1}|$ as scalar layers.
+    All $w_l^2$ fall by the same amount as long as $E < 0$, and never vanish if the two smallest are
     equal. The flow is at rest if every $\partial E/\partial W_l$ is zero.
 
     **Arguments:** finite floating layers of shapes `(n_l, n_{l-1})`, the one next to the input
@@ -56,20 +54,17 @@ def chain_rests(layers: Sequence[Any], strength: float) -> bool:
     backward: list[Vector] = [[Fraction(1)]]
     for matrix in reversed(matrices):
         backward.insert(0, _times(_transposed(matrix), backward[0]))
-    # The gradient with respect to layer l is backward[l] times forward[l - 1].
-    if all(not any(backward[l + 1]) or not any(forward[l]) for l in range(len(matrices))):
+    # The gradient with respect to layer i + 1 is backward[i + 1] times forward[i].
+    numbers = range(len(matrices))
+    if all(not any(backward[i + 1]) or not any(forward[i]) for i in numbers):
         return True
-    output = forward[-1][0] * Fraction(float(strength))
-    if output >= 0:
+    if forward[-1][0] * Fraction(float(strength)) >= 0:
         return False
-    aligned = all(
-        _parallel(_times(_transposed(matrix), forward[l + 1]), forward[l])
-        for l, matrix in enumerate(matrices)
-    )
-    squares = sorted(
-        _square(forward[l + 1]) / _square(forward[l]) for l in range(len(matrices))
-    ) if aligned else [Fraction(0), Fraction(1)]
-    return aligned and squares[0] == squares[1]
+    images = (_times(_transposed(matrices[i]), forward[i + 1]) for i in numbers)
+    if not all(_parallel(image, forward[i]) for i, image in enumerate(images)):
+        return False
+    squares = sorted(_square(forward[i + 1]) / _square(forward[i]) for i in numbers)
+    return squares[0] == squares[1]
 
 
 def _nearly_rests(layers: Sequence[Any]) -> bool:
@@ -122,7 +117,10 @@ def state_rests(a: Any, b: Any, c: Any, strength: Any) -> bool:
         return chain_rests((c.reshape(-1, 1), b, a.reshape(1, -1)), float(strength[0]))
     if np.any(np.abs(strength[:, None] * (c @ b.T)) > _NEARLY * np.max(np.abs(b) + 1)):
         return False
-    weights, left, middle, right = [Fraction(float(x)) for x in strength], *map(_fractions, (a, b, c))
+    weights, left, middle, right = (
+        [Fraction(float(x)) for x in strength],
+        *map(_fractions, (a, b, c)),
+    )
     components = range(len(weights))
     moved = any(any(_times(middle, right[i])) for i in components if weights[i])
     moved |= any(any(_times(_transposed(middle), left[i])) for i in components if weights[i])

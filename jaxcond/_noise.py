@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-# Of every entry in units of rounding of its layer's root mean square: not far above rounding itself,
-# since close to a state that never blows up the time is far from linear.
+# Of every entry in units of rounding of its layer's root mean square: not far above rounding
+# itself, since close to a state that never blows up the time is far from linear.
 NOISE = 64
 # What rounding does to a time, as a share of what that noise does.
 ROUNDING_SHARE = 2.0
@@ -43,7 +43,8 @@ def with_noise(layers: PyTree[Array], probe: int) -> PyTree[Array]:
 
     def noisy(number: int, layer: Array) -> Array:
         places = np.arange(layer.size, dtype=np.uint32).reshape(layer.shape)
-        chosen = signs(*(np.full_like(places, n) for n in (probe, number)), places, 0 * places)
+        alike = (np.full_like(places, probe), np.full_like(places, number))
+        chosen = signs(alike[0], alike[1], places, 0 * places)
         # Squares of the entries must neither overflow nor vanish.
         most = jnp.max(jnp.abs(layer))
         most = jnp.where(most > 0, most, 1)

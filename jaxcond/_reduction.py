@@ -51,11 +51,16 @@ class Reduction(eqx.Module):
         )
 
 
+# Units of rounding of a vector below which nothing of it is a direction of its own.
+_ROUNDING = 64
+
+
 def _new_direction(vector: Array, basis: Array) -> Array:
     """The unit vector of what `vector` has outside `basis` (rows), or zero if it has nothing.
 
     Two passes of classical Gram-Schmidt leave a result orthogonal to working precision; where the
-    second pass still removes most of the first one's result, that result was rounding error.
+    second pass still removes most of the first one's result, that result was rounding error, as is
+    what lies below `_ROUNDING` of the vector.
     """
     # Squares of the entries must neither overflow nor vanish, whatever the scale of the state.
     largest = jnp.max(jnp.abs(vector))
@@ -64,7 +69,7 @@ def _new_direction(vector: Array, basis: Array) -> Array:
     twice = once - (basis @ once) @ basis
     size, size_once, size_vector = (jnp.sqrt(jnp.sum(v * v)) for v in (twice, once, vector))
     eps = jnp.finfo(vector.dtype).eps
-    independent = (size > 8 * eps * size_vector) & (size > 0.1 * size_once)
+    independent = (size > _ROUNDING * eps * size_vector) & (size > 0.1 * size_once)
     return jnp.where(independent, twice / jnp.where(independent, size, 1), 0)
 
 
@@ -95,7 +100,11 @@ def reduce(state: State, dim: int) -> Reduction:
         left, right, of_left, of_right = carry
         left = left.at[j].set(_new_direction(of_left[j], left))
         right = right.at[j].set(_new_direction(of_right[j], right))
-        of_left = of_left.at[j + rank].set(state.b @ right[j])
+        image = state.b @ right[j]
+        of_left = of_left.at[j + rank].set(image)
+        # Where a layer vanishes, the images of one side lag behind those of the other.
+        lagging = jnp.all(left[j] == 0)
+        left = left.at[j].set(jnp.where(lagging, _new_direction(image, left), left[j]))
         of_right = of_right.at[j + rank].set(left[j] @ state.b)
         return left, right, of_left, of_right
 

@@ -201,7 +201,7 @@ def aligned_blowup_time(
 
 # Sums of the entries of a layer up to this number of units: their sixth power has no more digits
 # than the dtype.
-_LARGEST_SUMS = {64: 456, 32: 16, 16: 3}
+_LARGEST_SUMS = {64: 456, 32: 16, 16: 3, 8: 1}
 
 
 def comes_to_rest(state: State) -> Bool[Array, ""]:
@@ -265,7 +265,9 @@ def proven_bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
     rounding = 16 * jnp.finfo(state.dtype).eps * max(state.widths)
     norms, strongest = squared_norms(state), jnp.max(jnp.abs(state.strength))
     strengths = jnp.abs(state.strength)
-    terms = jnp.sum(strengths * jnp.sum(jnp.abs(state.a) * (jnp.abs(state.c) @ jnp.abs(state.b).T), -1))
+    terms = jnp.sum(
+        strengths * jnp.sum(jnp.abs(state.a) * (jnp.abs(state.c) @ jnp.abs(state.b).T), -1)
+    )
     certain = energy(state) - rounding * terms
     lower, upper = bracket_from_norms(norms, certain, strongest)
     if state.rank > 1:

@@ -343,6 +343,6 @@ def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_st
     scale, infinite = jnp.ldexp(jnp.ones_like(time), exponent), jnp.full_like(time, jnp.inf)
     known = Known(begun * start[0], infinite, scale, finite, rests)
     result = classify(raw, known, rtol, f"deep, {type(solver).__name__}")
-    within = (result.time > 0) & (result.time < jnp.inf) | (result.status != Status.CONVERGED)
-    status = jnp.where(within, result.status, Status.NOT_CONVERGED)
+    lost = (result.status == Status.CONVERGED) & ~(result.time > 0)
+    status = jnp.where(lost, Status.NOT_CONVERGED, result.status)
     return dataclasses.replace(result, status=status)

@@ -26,7 +26,7 @@ def stack(states):
 
 
 def wrong_claims(found, truth):
-    """The places where something is said that is not so; `truth` holds decimals, `None` for rest."""
+    """Where something is said that is not so; `truth` holds decimals, or `None` for rest."""
     fields = (found.time, found.lower, found.upper, found.error, found.status)
     wrong = []
     for place, (exact, *claims) in enumerate(zip(truth, *map(np.asarray, fields), strict=True)):
@@ -38,7 +38,7 @@ def wrong_claims(found, truth):
                 holds &= error == decimal.Decimal("inf")
         else:
             exact = decimal.Decimal(exact)
-            half = abs(exact) * decimal.Decimal(1e-17)  # of what the table leaves open
+            half = abs(exact) * decimal.Decimal("1e-17")  # of what the table leaves open
             holds = status != jc.Status.NO_BLOW_UP and lower - half <= exact <= upper + half
             if status in SETTLED:
                 holds &= lower <= time <= upper or time.is_infinite()
@@ -103,8 +103,6 @@ def test_adversarial_chains():
         ]
         points = []
         for deep, _ in chosen:
-            ends = [(0, int(i > 0)) for i in range(depth)], [(int(i < depth - 1),) for i in range(depth)]
-            del ends
             layers = [
                 np.pad(
                     layer,
@@ -123,7 +121,9 @@ def test_adversarial_chains():
 
 def test_all_states_of_width_1_with_small_entries():
     values = np.array(list(itertools.product(range(-2, 3), repeat=3)), float)
-    found = jc.blowup_times(jc.State.from_vectors(values[:, :1], values[:, 1:2, None], values[:, 2:]))
+    found = jc.blowup_times(
+        jc.State.from_vectors(values[:, :1], values[:, 1:2, None], values[:, 2:])
+    )
     exact = jax.vmap(jc.aligned_blowup_time)(*values.T)
     truth = [f"{float(t):.17e}" if np.isfinite(t) else None for t in exact]
     rests = ~np.isfinite(np.asarray(exact))

@@ -150,7 +150,7 @@ int solve(const JaxcondSeries& s) {
       if (error != error) error = inf;  // of an overflow nothing is known
       const bool settled = outcome.converged[l] && error <= rtol[l] * time;
       const bool limited = copies > 1 && some_reach && !(condition <= rtol[l] * time);
-      const int status = !finite[l] ? 3 : rests[l] ? 1 : settled ? 0 : limited ? 4 : 2;
+      int status = !finite[l] ? 3 : rests[l] ? 1 : settled ? 0 : limited ? 4 : 2;
       T lower = ahead[l] * unit * (1 - rounding), upper = inf;
       if (energy[l] > 0) upper = unit / std::cbrt(energy[l]) * (1 + rounding);
       if (status == 4 && error == inf) time = inf;
@@ -166,6 +166,9 @@ int solve(const JaxcondSeries& s) {
       void* const results[] = {s.time, s.lower, s.upper, s.error};
       for (int r = 0; r < 4; ++r) {
         T value = std::ldexp(values[r], -exponents[l]);
+        // Beyond the range of the numbers.
+        if (r == 0 && status == 0 && value == inf) status = 2;
+        if (r == 1 && value == inf) value = Numbers<T>::largest;
         if (status == 1) value = r == 3 ? 0 : inf;
         if (status == 3) value = inf - inf;
         static_cast<T*>(results[r])[index] = value;

@@ -36,6 +36,7 @@ T dot(const T* x, const T* y, int64_t size) {
   return sum_of<T>(sums[0] + sums[1]);
 }
 
+constexpr double kRounding = 64;  // of _reduction.py
 constexpr int kRows = 4;  // that are worked on together, so that sums do not wait for each other
 
 // image = b right and other = left b in one pass over the rows of b, which are `stride` apart; their
@@ -92,7 +93,7 @@ void project_out(T* vector, const T* basis, int num, int64_t size) {
 // The unit vector of what `vector` has outside `num` rows of a basis, or zero if it has nothing;
 // written to the next row. Decides as `_new_direction` of _reduction.py.
 template <class T>
-void grow(const T* vector, T* basis, int num, int64_t size) {
+bool grow(const T* vector, T* basis, int num, int64_t size) {
   T* next = basis + num * size;
   Vec<T> most{};
   for (int64_t j = 0; j < size; j += LANES) most = larger(most, absolute(load(vector + j)));
@@ -105,11 +106,12 @@ void grow(const T* vector, T* basis, int num, int64_t size) {
   const T once = std::sqrt(dot(next, next, size));
   project_out(next, basis, num, size);
   const T twice = std::sqrt(dot(next, next, size));
-  const bool independent = twice > 8 * Numbers<T>::eps * before && twice > T(0.1) * once;
+  const bool independent = twice > T(kRounding) * Numbers<T>::eps * before && twice > T(0.1) * once;
   for (int64_t j = 0; j < size; j += LANES) {
     Vec<T> entry = load(next + j);
     store(next + j, independent ? entry / twice : Vec<T>{});
   }
+  return independent;
 }
 
 template <class T>
@@ -150,15 +152,20 @@ struct Reduction {
     T *of_a = image + size_p, *of_c = other + size_q;  // the layers, filled up
     std::memset(of_a, 0, size_p * sizeof(T)), std::memcpy(of_a, a, p * sizeof(T));
     std::memset(of_c, 0, size_q * sizeof(T)), std::memcpy(of_c, c, q * sizeof(T));
-    grow(of_a, left, 0, size_p), grow(of_c, right, 0, size_q);
+    bool lagging = !grow(of_a, left, 0, size_p);
+    grow(of_c, right, 0, size_q);
     small_a[0] = dot(of_a, left, size_p), small_c[0] = dot(of_c, right, size_q);
     for (int j = 0; j < k; ++j) {
       const T* row = left + j * size_p;
       products(b, stride, p, q, whole, row, right + j * size_q, image, other);
+      // Where a layer vanishes, the images of one side lag behind those of the other.
+      if (lagging && grow(image, left, j, size_p))
+        products(b, stride, p, q, whole, row, right + j * size_q, image, other);
       small_b[j * k + j] = dot(row, image, size_p);
       if (j > 0) small_b[(j - 1) * k + j] = dot(row - size_p, image, size_p);
       if (j + 1 == k) break;
-      grow(image, left, j + 1, size_p), grow(other, right, j + 1, size_q);
+      lagging = !grow(image, left, j + 1, size_p);
+      grow(other, right, j + 1, size_q);
       small_b[(j + 1) * k + j] = dot(row + size_p, image, size_p);
     }
   }

@@ -12,11 +12,13 @@ template <>
 struct Numbers<double> {
   using Word = int64_t;
   static constexpr double eps = 0x1p-52, infinity = __builtin_inf();
+  static constexpr double largest = 0x1.fffffffffffffp1023;
 };
 template <>
 struct Numbers<float> {
   using Word = int32_t;
   static constexpr float eps = 0x1p-23f, infinity = __builtin_inff();
+  static constexpr float largest = 0x1.fffffep127f;
 };
 
 template <class T>

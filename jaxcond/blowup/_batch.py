@@ -246,13 +246,14 @@ def blowup_times(
 
 def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarray) -> None:
     """Exact arithmetic for the states that a method could not settle, where it may say more."""
-    if not samples.source.is_given:
+    at = samples.source.on_host()
+    if at is None or not samples.source.is_given:
         return
     unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
     open_ones = tried[np.isin(fields["status"][tried], unsettled)]
     if open_ones.size == 0:
         return
-    states = samples.source.on_host()(samples.indices[open_ones])
+    states = at(samples.indices[open_ones])
     worth = may_rest(*states)
     for place, *state in zip(open_ones[worth], *(x[worth] for x in states), strict=True):
         if state_rests(*state):
@@ -268,8 +269,11 @@ def _better(new: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> np.ndarra
     gave_up = new["status"] == Status.NOT_CONVERGED
     first = old["status"] == _NEVER_TRIED
     before = np.where(old["status"] == Status.ILL_CONDITIONED, old["error"], np.inf)
-    return settled | first | (~gave_up & (new["error"] <= before)) | (
-        gave_up & (old["status"] == Status.NOT_CONVERGED)
+    return (
+        settled
+        | first
+        | (~gave_up & (new["error"] <= before))
+        | (gave_up & (old["status"] == Status.NOT_CONVERGED))
     )
 
 

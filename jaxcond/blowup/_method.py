@@ -187,9 +187,7 @@ def prepare(state: State) -> tuple[State, Known]:
     return unit, Known(*proven_bracket(unit), scale, finite, rests)
 
 
-def classify(
-    raw: Raw, known: Known, rtol: Float[Array, "..."], label: str
-) -> BlowUp:
+def classify(raw: Raw, known: Known, rtol: Float[Array, "..."], label: str) -> BlowUp:
     """Scale back what a method found for a batch, and give every state its status."""
     scale, eps = known.scale, jnp.finfo(known.scale.dtype).eps
     allowed = rtol * raw.time
@@ -217,9 +215,14 @@ def classify(
         value = jnp.where(known.rests, at_rest, value / scale)
         return jnp.where(known.finite, value, jnp.nan)
 
+    # Beyond the range of the dtype.
+    time = outcome(time, jnp.inf)
+    lost = (status == Status.CONVERGED) & jnp.isinf(time)
+    status = jnp.where(lost, Status.NOT_CONVERGED, status)
+    lower = outcome(jnp.minimum(lower, jnp.finfo(lower.dtype).max * scale), jnp.inf)
     return BlowUp(
-        time=outcome(time, jnp.inf),
-        lower=outcome(lower, jnp.inf),
+        time=time,
+        lower=lower,
         upper=outcome(upper, jnp.inf),
         error=outcome(error, 0.0),
         status=status.astype(jnp.int32),

@@ -24,6 +24,11 @@ def check_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> float
     **Raises:** `ValueError` for others; what is traced is taken as it is.
     """
     floor = tolerance_floor(dtype)
+    if jnp.finfo(dtype).bits < 32:
+        raise ValueError(
+            f"Blow-up times need states in float32 or float64, but the dtype is {dtype}: convert "
+            "them with `jax.tree.map(lambda x: x.astype('float32'), state)`."
+        )
     if rtol is None:
         rtol = 1e-10 if floor < 1e-10 else max(1e-5, floor)
     if isinstance(rtol, Tracer):

@@ -173,10 +173,9 @@ def run_copies(state: State, solver: diffrax.AbstractSolver, rtol: Array, max_st
     copies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
 
     def run(copy: tuple[Any, Array]) -> End:
-        layers, tolerance = copy
-        return run_to_end(
-            State(*layers, state.strength), solver, CLOSED * rtol, tolerance, max_steps
-        )
+        (a, b, c), tolerance = copy
+        start = State(a, b, c, state.strength)
+        return run_to_end(start, solver, CLOSED * rtol, tolerance, max_steps)
 
     ends = jax.lax.map(run, (copies, tolerances))
     elapsed = ends.elapsed

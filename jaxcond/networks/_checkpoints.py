@@ -29,7 +29,7 @@ def _digest(tree: Any) -> str:
 
 
 def _name(activation: Activation) -> str:
-    named = [name for name, known in ACTIVATIONS.items() if known is activation]
+    named = [name for name, known in ACTIVATIONS.items() if known == activation]
     return named[0] if named else getattr(activation, "__name__", repr(activation))
 
 

@@ -6,6 +6,9 @@ Source: Chen and Luo, eqs. (3.1), (3.3); the linear network of their appendix A 
 $\sigma(z) = z$.
 """
 
+import dataclasses
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -34,13 +37,27 @@ def gelu(z: Array) -> Array:
     return jax.nn.gelu(z, approximate=False)
 
 
+_PUBLIC_MODULES = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Public:
+    """A function of JAX by its public name: jitted ones themselves cannot be pickled."""
+
+    module: str
+    name: str
+
+    def __call__(self, z: Array) -> Array:
+        return getattr(importlib.import_module(self.module), self.name)(z)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": jnp.tanh,
-    "sin": jnp.sin,
-    "arctan": jnp.arctan,
-    "softsign": jax.nn.soft_sign,
+    "tanh": _Public("jax.numpy", "tanh"),
+    "sin": _Public("jax.numpy", "sin"),
+    "arctan": _Public("jax.numpy", "arctan"),
+    "softsign": _Public("jax.nn", "soft_sign"),
     "gelu": gelu,
-    "silu": jax.nn.silu,
+    "silu": _Public("jax.nn", "silu"),
     "z_tanh_z": z_tanh_z,
     "linear": linear,
 }
@@ -48,14 +65,18 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def _resolve(activation: str | Activation) -> Activation:
-    if not isinstance(activation, str):
-        return activation
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"Argument `activation` must be a function or one of {', '.join(ACTIVATIONS)}, but is "
-            f"{activation!r}."
-        )
-    return ACTIVATIONS[activation]
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Argument `activation` must be a function or one of {', '.join(ACTIVATIONS)}, but "
+                f"is {activation!r}."
+            )
+        return ACTIVATIONS[activation]
+    name = getattr(activation, "__name__", "")
+    for module in _PUBLIC_MODULES:
+        if getattr(sys.modules.get(module), name, None) is activation:
+            return _Public(module, name)
+    return activation
 
 
 class ThreeLayer(eqx.Module):
@@ -82,7 +103,7 @@ class ThreeLayer(eqx.Module):
     w1: Float[Array, "*batch q features"]
     w2: Float[Array, "*batch p q"]
     w3: Float[Array, "*batch outputs p"]
-    activation: Activation = eqx.field(static=True, converter=_resolve, default=jnp.tanh)
+    activation: Activation = eqx.field(static=True, converter=_resolve, default="tanh")
     bias: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):

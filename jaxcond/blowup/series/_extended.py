@@ -59,8 +59,12 @@ class ExtendedSeries(AbstractMethod):
 
         def solve(states: HostStates, rtol: float, truncated: bool) -> dict[str, np.ndarray]:
             fields = (states.a[:, 0], states.b, states.c[:, 0], states.strength[:, 0])
+            a, b, c, strength = (np.asarray(x, np.float64) for x in fields)
             results = _native.solve_series(
-                *(np.asarray(x, np.float64) for x in fields),
+                a,
+                b,
+                c,
+                strength,
                 rtol,
                 truncated,
                 order=32,
@@ -74,7 +78,9 @@ class ExtendedSeries(AbstractMethod):
         return solve
 
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
-        raise ValueError("Method `ExtendedSeries` cannot be used in a traced program: use `Series`.")
+        raise ValueError(
+            "Method `ExtendedSeries` cannot be used in a traced program: use `Series`."
+        )
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
         return Series(max_expansions=self.max_expansions).gradient(state, time, rtol)

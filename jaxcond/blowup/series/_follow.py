@@ -133,10 +133,10 @@ def _disturbed(
     _, k, lanes = point.shape
     copy = np.arange(lanes, dtype=np.uint32) // (lanes // len(_PACES))
     layer, i = np.arange(3, 5, dtype=np.uint32), np.arange(k, dtype=np.uint32)
-    chosen = signs(
-        copy[None, None], layer[:, None, None], turn.astype(np.uint32), i[None, :, None]
+    chosen = signs(copy[None, None], layer[:, None, None], turn.astype(np.uint32), i[None, :, None])
+    chosen = jnp.where((copy > 0)[None, None] & (i < width)[None, :, None], chosen, 0).astype(
+        point.dtype
     )
-    chosen = jnp.where((copy > 0)[None, None] & (i < width)[None, :, None], chosen, 0).astype(point.dtype)
     mean_square = jnp.sum(point**2, axis=1, keepdims=True) / width.astype(point.dtype)
     return point + NOISE * jnp.finfo(point.dtype).eps * jnp.sqrt(mean_square) * chosen
 
