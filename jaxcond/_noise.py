@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 # Of every entry in units of rounding of its layer's root mean square: not far above rounding
 # itself, since close to a state that never blows up the time is far from linear.
-NOISE = 64
+NOISE = 32
 # What rounding does to a time, as a share of what that noise does.
 ROUNDING_SHARE = 2.0
 # Where noise moves the time by more than this share of it, its effect is no longer proportional to

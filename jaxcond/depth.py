@@ -25,7 +25,7 @@ from ._noise import LARGEST_SHIFT, with_noise
 from ._state import State
 from .blowup import BlowUp, Status, resolve_rtol
 from .blowup._method import Known, Raw, classify
-from .flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LOOSER, SAFETY, solve
+from .flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LEAST_ERROR, LOOSER, SAFETY, solve
 
 # The integrand of `chain_blowup_time` is analytic in a strip of half-width pi about the real axis,
 # so the trapezoidal rule of spacing h is exact to exp(-2 pi^2 / h).
@@ -325,7 +325,7 @@ def _blowup_time(deep: Deep, rtol: Array, solver: diffrax.AbstractSolver, max_st
     times, missed, ended, num_steps = jax.lax.map(run, (copies, tolerances))
     time, lower, upper = times[0]
     apart = jnp.abs(jnp.where(ended, times[:, 0], jnp.inf) - time)
-    error = ERROR_FACTOR * apart[1] + 4 * eps * time + missed[0]
+    error = ERROR_FACTOR * apart[1] + LEAST_ERROR * tolerances[0] * time + missed[0]
     error = jnp.where(apart[1] <= LARGEST_SHIFT * time, error, jnp.inf)
     start = _bracket(unit, jnp.linalg.norm(unit.target, ord=2))
     raw = Raw(

@@ -22,7 +22,7 @@ from jaxcond.depth import (
 # What the quadrature and everything without a solver must reach.
 ROUNDING = 16 * EPS
 # What is asked of the solver; scipy and the closed forms must agree within it.
-RTOL, TIGHT = 1e-10, 1e-13
+RTOL, TIGHT = 1e-10, 1e-12
 WIDTH, BATCH = 5, 8
 
 

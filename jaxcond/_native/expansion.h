@@ -9,7 +9,7 @@ namespace {
 // Constants of _expansion.py and _series.py.
 constexpr int kRootSteps = 14;
 constexpr double kEarlierTerms = 0.125;
-constexpr double kMissing = 0.25, kNoise = 64, kRoundingShare = 2, kLargestShift = 0x1p-8;
+constexpr double kMissing = 0.25, kNoise = 32, kRoundingShare = 2, kLargestShift = 0x1p-8;
 constexpr double kPaces[4] = {0.85, 1.0, 0.7, 0.78};
 constexpr int kCopies = 4;  // a state and its three probes
 constexpr int kBlock = 12;  // components whose sums are held in registers

@@ -8,6 +8,7 @@ from ._clocks import physical_time as physical_time
 from ._runs import CLOSED as CLOSED
 from ._runs import ERROR_FACTOR as ERROR_FACTOR
 from ._runs import FIRST_STEP as FIRST_STEP
+from ._runs import LEAST_ERROR as LEAST_ERROR
 from ._runs import LOOSER as LOOSER
 from ._runs import SAFETY as SAFETY
 from ._runs import Runs as Runs

@@ -27,11 +27,13 @@ Point = tuple[tuple[Array, Array, Array], Array]
 LONGEST_COURSE, FIRST_STEP = 1e6, 1e-3
 # The solver's tolerance is this fraction of the one asked for, and the companion run that measures
 # the error is this much looser.
-SAFETY = 0.01
+SAFETY = 0.003
 LOOSER = 30.0
 # The ratio of the two errors is `LOOSER` on average. Where it happens to be as small as 3/2, twice
 # their difference still covers that of the better run.
 ERROR_FACTOR = 2.0
+# By chance it may be smaller still: what steps add up to at least, in units of their tolerance.
+LEAST_ERROR = 10.0
 # Share of the tolerance that the width of the bracket takes.
 CLOSED = 0.25
 
@@ -184,7 +186,7 @@ def run_copies(state: State, solver: diffrax.AbstractSolver, rtol: Array, max_st
     times = jnp.where(ends.reached, times, jnp.inf)
     time, apart = times[0], jnp.abs(times - times[0])
     # The looser run, too, shows whether errors act in proportion.
-    error = ERROR_FACTOR * apart[1] + 4 * eps * time
+    error = ERROR_FACTOR * apart[1] + LEAST_ERROR * finest * time
     error = jnp.where(apart[1] <= LARGEST_SHIFT * time, error, jnp.inf)
     if state.rank > 1:
         # Components that do not dominate may still grow, and `time_left` leaves them out.
