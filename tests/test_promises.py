@@ -235,6 +235,12 @@ def test_rest_is_proven_exactly():
     u, w = np.array([0.3, 0.4]), np.array([0.5, 1.25, 0.25])
     exactly = jc.State.from_vectors(np.float32(u).astype(float), np.outer(np.float32(u), w), -w)
     assert int(jc.blowup_time(exactly).status) in (jc.Status.NO_BLOW_UP, jc.Status.CONVERGED)
+    # Nor by what a reduction rounds.
+    wide = np.zeros((40, 30))
+    wide[0, 0], wide[1, 0] = 1, small
+    state = jc.State.from_vectors(wide[:, 0], wide, -np.eye(30)[0])
+    for method in (None, jc.Series(dim=8), jc.Reduced(dim=8)):
+        assert int(jc.blowup_time(state, method).status) != jc.Status.NO_BLOW_UP
     # Layers that vanish beside the others have not vanished.
     tiny = jc.State.from_vectors(np.array([1e-300]), np.array([[1e100]]), np.array([1e-300]))
     assert int(jc.blowup_time(tiny, jc.Series()).status) != jc.Status.NO_BLOW_UP

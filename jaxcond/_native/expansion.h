@@ -91,7 +91,7 @@ struct Group {
   }
 
   APART M rests_exactly(V strength, bool divides, V divisor);
-  APART M prepare(V strength, M& finite, int (&exponents)[LANES]);
+  APART M prepare(V strength, bool reduced, M& finite, int (&exponents)[LANES]);
   APART void make_problem(V strength);
   void start(V (&of_norms)[3], V& energy) const;
   void expand_flow();
@@ -140,7 +140,7 @@ Mask<T> Group<T>::rests_exactly(V strength, bool divides, V divisor) {
 // Brings the loaded states to unit scale; the lanes that cannot be solved are replaced by ones.
 // Returns where it is proven that the flow is at rest or comes to rest.
 template <class T>
-Mask<T> Group<T>::prepare(V strength, M& finite, int (&exponents)[LANES]) {
+Mask<T> Group<T>::prepare(V strength, bool reduced, M& finite, int (&exponents)[LANES]) {
   const int k = width;
   V largest{}, all = strength - strength, one = V{} + 1;
   V* layers[] = {left, middle, right};
@@ -176,7 +176,9 @@ Mask<T> Group<T>::prepare(V strength, M& finite, int (&exponents)[LANES]) {
     for (int j = 0; j < k; ++j)
       moving |= (middle[i * k + j] != 0) & ((left[i] != 0) | (right[j] != 0));
   M rests = (strength == 0) | (~lost & ~moving);
-  if (any(~lost & ~rests & rests_exactly(strength, false, one))) {
+  // The entries of reduced states are rounded.
+  if (reduced) rests = (strength == 0) | (~lost & ~some_a & ~some_c);
+  if (!reduced && any(~lost & ~rests & rests_exactly(strength, false, one))) {
     // Whether nothing is rounded there: all entries are small multiples of one power of two, or
     // powers of two times one number.
     V most{};

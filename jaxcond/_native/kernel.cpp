@@ -94,7 +94,7 @@ int solve(const JaxcondSeries& s) {
     }
     Mask<T> finite, steps;
     int exponents[LANES];
-    Mask<T> rests = group.prepare(strength, finite, exponents);
+    Mask<T> rests = group.prepare(strength, wide, finite, exponents);
     FOR_LANES {
       if (!finite[l] || rests[l]) strength[l] = 1;
     }

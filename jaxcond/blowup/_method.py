@@ -174,14 +174,17 @@ def _solve_batch(
     return jax.tree.map(lambda leaf: leaf.reshape(-1), results)
 
 
-def prepare(state: State) -> tuple[State, Known]:
+def prepare(state: State, reduced: bool | Bool[Array, ""] = False) -> tuple[State, Known]:
     """Bring one state to unit scale.
 
-    What cannot be solved is replaced by a state that is solved at once.
+    What cannot be solved is replaced by a state that is solved at once. `reduced` says that the
+    state is a wider one's reduction: its entries are rounded, and prove rest only by outer layers
+    that vanish.
     """
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
     unit, scale = state.unit_scale()
-    rests = comes_to_rest(state)
+    outer = jnp.any(state.a != 0) | jnp.any(state.c != 0)
+    rests = jnp.where(reduced, ~outer, comes_to_rest(state))
     solvable = finite & ~rests
     unit = jax.tree.map(lambda leaf: jnp.where(solvable, leaf, 1), unit)
     return unit, Known(*proven_bracket(unit), scale, finite, rests)

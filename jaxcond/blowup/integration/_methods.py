@@ -36,7 +36,7 @@ class _Integration(AbstractMethod):
         def one(state: State) -> tuple[Raw, Known]:
             if dim is not None:
                 state = reduce(state, dim).state if wide else pad(state, max(state.widths))
-            unit, known = prepare(state)
+            unit, known = prepare(state, wide)
             runs = run_copies(unit, self.solver, rtol, self.max_steps)
             lost = jnp.where(truncated | wide, truncation(runs.last) * runs.time, 0)
             raw = Raw(

@@ -21,12 +21,14 @@ class Plan(eqx.Module):
 
     - `order`: of the polynomials; `width`: of the states before they were filled up.
     - `size`: of the buffers of coefficients, at least `order`.
+    - `reduced`: whether the states are reductions of wider ones.
     - `again`: whether the flow is expanded again, and its condition measured by probes.
     """
 
     order: Int[Array, ""]
     width: Int[Array, ""]
     max_expansions: Int[Array, ""]
+    reduced: Bool[Array, ""]
     size: int = eqx.field(static=True)
     again: bool = eqx.field(static=True)
 

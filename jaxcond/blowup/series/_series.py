@@ -111,7 +111,8 @@ class Series(AbstractMethod):
         numbers = (self.degree(form.dtype), width, self.max_expansions)
         order, width, max_expansions = (jnp.asarray(number, jnp.int32) for number in numbers)
         size = _size_for(self.degree(form.dtype), orders)
-        return Plan(order, width, max_expansions, size, self.max_expansions > 1)
+        reduced = jnp.asarray(self.truncates(form))
+        return Plan(order, width, max_expansions, reduced, size, self.max_expansions > 1)
 
     def kernel(self, form: Form | State) -> Kernel | None:
         return native_kernel(self, form)
@@ -156,12 +157,12 @@ class Series(AbstractMethod):
         self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]
     ) -> BlowUp:
         """`solve` by a JAX program, whether or not the native kernel is in use."""
-        wide = self.truncates(states)
+        wide, plan = self.truncates(states), self.plan(states)
         if wide:
             states = jax.vmap(lambda state: reduce(state, self.dim).state)(states)
         else:
             states = jax.vmap(lambda state: pad(state, max(state.widths)))(states)
-        return _solve(states, rtol, truncated | wide, self.plan(states), self.label)
+        return _solve(states, rtol, truncated | wide, plan, self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
         plan, room = self.plan(state), _size_for(self.max_expansions, (1, 128))
@@ -180,7 +181,7 @@ def _solve(
     states: State, rtol: Float[Array, "..."], truncated: Bool[Array, "..."], plan: Plan, label: str
 ) -> BlowUp:
     """States of equal widths, none of them to be reduced, with one leading axis."""
-    units, known = jax.vmap(prepare)(states)
+    units, known = jax.vmap(lambda state: prepare(state, plan.reduced))(states)
     lanes = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), units)
     flags = jnp.broadcast_to(truncated, known.scale.shape)
     return classify(solve_lanes(lanes, flags, rtol, plan), known, rtol, label)
