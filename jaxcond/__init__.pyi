@@ -12,8 +12,10 @@ from . import study as study
 from ._certify import Certificate as Certificate
 from ._certify import certify as certify
 from ._energy import Conserved as Conserved
+from ._energy import FirstIntegrals as FirstIntegrals
 from ._energy import conserved as conserved
 from ._energy import energy as energy
+from ._energy import first_integrals as first_integrals
 from ._energy import vector_field as vector_field
 from ._reduction import Reduction as Reduction
 from ._reduction import reduce as reduce

@@ -6,6 +6,8 @@ a_i' = \lambda_i b c_i, \quad b' = \sum_i \lambda_i a_i c_i^T, \quad c_i' = \lam
 Source: Chen and Luo, eqs. (3.8), (3.10), (3.11) for rank 1 and (A.8) for any rank.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -79,3 +81,69 @@ def conserved(state: State) -> Conserved:
         right=b.T @ b - c.T @ c,
         balance=jnp.sum(c * c, axis=-1) - jnp.sum(a * a, axis=-1),
     )
+
+
+class FirstIntegrals(eqx.Module):
+    r"""The integrals $F_k$ of the flow of rank 1, and what they are sums of.
+
+    - `values`: the $F_k$, one for each eigenvalue $\alpha_k$ of $A + \kappa$ in ascending order;
+      those of equal eigenvalues all hold the sum over their eigenspace.
+    - `sizes`: the sums of the absolute values of their terms, to compare them with.
+    """
+
+    values: Float[Array, " k"]
+    sizes: Float[Array, " k"]
+
+    @property
+    def rest_distance(self) -> Float[Array, ""]:
+        """The largest $|F_k|$ over the largest of `sizes`: 0 for states that come to rest."""
+        largest = self.sizes.max()
+        return abs(self.values).max() / (largest + (largest == 0))
+
+
+def first_integrals(state: State) -> FirstIntegrals:
+    r"""What makes the flow of rank 1 integrable.
+
+    In eigenvectors of $A + \kappa$, $A = bb^T - aa^T$, $\kappa = \|c\|^2 - \|a\|^2$, with
+    coordinates $x$ of $a$ and $y$ of $a' = bc$ and $W_{jk} = x_j y_k - x_k y_j$,
+
+    $$F_k = y_k^2 - \alpha_k x_k^2 - \|x\|^2 x_k^2 - \sum_{j \ne k}
+      \frac{W_{jk}^2}{\alpha_k - \alpha_j}$$
+
+    do not change along the flow. Where it comes to rest $a \to 0$ and $a' \to 0$, so that all of
+    them are zero: necessary for rest, and a measure of how near it is. Written for the smaller of
+    $a$ and $c$, in units of time of $1/|\lambda|$.
+
+    **Arguments:** one `State` of rank 1.
+
+    **Returns:** `FirstIntegrals` of length $\max(p, q)$, in units of the fourth power of the state.
+
+    **Raises:** `ValueError` for a higher rank.
+    """
+    if state.rank != 1:
+        raise ValueError(f"First integrals are known for rank 1, but the rank is {state.rank}.")
+    k = max(state.widths)
+    a, c = (jnp.pad(x[0], (0, k - x.shape[1])) for x in (state.a, state.c))
+    b = jnp.pad(state.b, [(0, k - n) for n in state.widths])
+    return FirstIntegrals(*integrals_of(a, b, jnp.sign(state.strength[0]) * c, jnp))
+
+
+def integrals_of(a: Any, b: Any, c: Any, library: Any) -> tuple[Any, Any]:
+    """The fields of `first_integrals`, of NumPy or JAX arrays of equal widths, unit strength."""
+    smaller = library.sum(a * a) <= library.sum(c * c)
+    a, c = library.where(smaller, a, c), library.where(smaller, c, a)
+    b = library.where(smaller, b, b.T)
+    size = library.sum(a * a)
+    matrix = b @ b.T - library.outer(a, a)
+    eigenvalues, vectors = library.linalg.eigh(matrix)
+    alpha = eigenvalues + library.sum(c * c) - size
+    x, y = a @ vectors, (b @ c) @ vectors
+    apart = alpha[:, None] - alpha[None]
+    eps = library.finfo(alpha.dtype).eps
+    alike = library.abs(apart) <= 64 * eps * len(alpha) * library.max(library.abs(alpha))
+    wedge = (x[:, None] * y[None] - x[None] * y[:, None]) ** 2
+    pairs = library.where(alike, 0, wedge / library.where(alike, 1, apart))
+    terms = library.stack([y * y, -alpha * x * x, -size * x * x, -library.sum(pairs, 1)])
+    sizes = library.sum(library.abs(terms), 0)
+    group = alike.astype(alpha.dtype)
+    return group @ library.sum(terms, 0), group @ sizes

@@ -95,3 +95,21 @@ def test_bad_arrays_are_refused(arrays, message):
 def test_bad_strengths_are_refused():
     with pytest.raises(ValueError, match="A state is a"):
         jc.State(np.ones(3), np.ones((3, 2)), np.ones(2), np.ones(1))
+
+
+def test_first_integrals_are_conserved_and_vanish_at_rest():
+    rng = np.random.default_rng(0)
+    state = jc.State.from_vectors(*(rng.standard_normal(n) for n in (4, (4, 3), 3)))
+    later = jc.trajectory(state, fractions=[0.5, 0.8])
+    start = jc.first_integrals(state)
+    for i in range(2):
+        now = jc.first_integrals(later.state(i))
+        np.testing.assert_allclose(now.values, start.values, atol=1e-12 * float(now.sizes.max()))
+    assert float(start.rest_distance) > 1e-2
+    rests = jc.State.from_vectors(
+        np.array([-2.0, 1]), np.array([[1.0, 2], [-1, -1]]), np.array([1.0, 2])
+    )
+    assert float(jc.first_integrals(rests).rest_distance) < 1e-14
+    assert float(jc.first_integrals(rests.transpose()).rest_distance) < 1e-14
+    with pytest.raises(ValueError, match="rank 1"):
+        jc.first_integrals(jc.State(np.ones((2, 3)), np.ones((3, 3)), np.ones((2, 3)), np.ones(2)))

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
+from .._energy import integrals_of
 from .._exact import may_rest, state_rests
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
@@ -40,6 +41,8 @@ _GPU_CHUNK, _GPU_BYTES, _GPU_THREADS = 1 << 19, 1 << 31, 2
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 
 _NEVER_TRIED = -1
+# First integrals below this share of their terms may all be zero but for rounding.
+_AT_REST = 1e-12
 
 _compiled: set[Hashable] = set()
 
@@ -262,6 +265,31 @@ def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarr
             fields["error"][place], fields["status"][place] = 0, Status.NO_BLOW_UP
 
 
+def _tell_late_from_rest(samples: Samples, fields: dict[str, np.ndarray], rank: int) -> None:
+    """States of which nothing is known, but whose first integrals say that they cannot rest."""
+    at = samples.source.on_host()
+    if rank > 1 or at is None or not samples.source.is_given:
+        return
+    limited = fields["status"] == Status.ILL_CONDITIONED
+    unknown = np.flatnonzero(limited & ~np.isfinite(fields["error"]))
+    if unknown.size == 0:
+        return
+    for place, a, b, c, strength in zip(unknown, *at(samples.indices[unknown]), strict=True):
+        if _rest_distance(a[0], b, np.sign(strength[0]) * c[0]) > _AT_REST:
+            fields["status"][place] = Status.NOT_CONVERGED
+
+
+def _rest_distance(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
+    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
+    largest = max(np.max(np.abs(x)) for x in (a, b, c))
+    a, b, c = (x / largest for x in (a, b, c))
+    k = max(b.shape)
+    a, c = (np.pad(x, (0, k - x.size)) for x in (a, c))
+    b = np.pad(b, [(0, k - n) for n in b.shape])
+    values, sizes = integrals_of(a, b, c, np)
+    return float(np.max(np.abs(values)) / (np.max(sizes) or 1))
+
+
 def _better(new: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> np.ndarray:
     """Where the results of a method say more than those before it."""
     unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
@@ -305,4 +333,5 @@ def _escalate(
         if not method.is_finest:
             goes_on |= fields["status"][waiting] == Status.ILL_CONDITIONED
         waiting = waiting[goes_on]
+    _tell_late_from_rest(samples, fields, source.form.rank)
     return BlowUp(**jax.device_put(fields), methods=tuple(labels))
