@@ -359,7 +359,7 @@ def test_infinite_width_without_a_middle_layer_is_known_in_closed_form(aspect):
     # Layers that are aligned stay so, and their squared norms N solve N' = 2 sqrt(N_a N_b N_c).
     found = limit_time(aspect=aspect, scales=(0.7, 0.0, 1.3))
     expected = special.elliprf(aspect * 0.7**2, 0, 1.3**2)
-    assert abs(float(found.time) - expected) <= float(found.error) < 1e-12
+    assert abs(float(found.time) - expected) <= float(found.error) < 2e-12
 
 
 def test_wide_samples_tend_to_the_infinite_width_state():

@@ -164,7 +164,7 @@ def test_stores_read_without_the_package(whole):
             assert data[name].attrs["units"] == "time of the effective model"
         assert data.status.dtype == data.stage.dtype == np.int8
         assert data.num_steps.dtype == np.int32
-        assert data.status.attrs["flag_values"] == [-1, 0, 1, 2, 3]
+        assert data.status.attrs["flag_values"] == [-1, 0, 1, 2, 3, 4]
         assert data.status.attrs["flag_meanings"].split()[:3] == [
             "not_run", "converged", "no_blow_up"
         ]  # fmt: skip

@@ -79,7 +79,7 @@ def mixed():
     )
     columns = []
     for scale in (0.5, 2.0):
-        status = rng.choice(len(Status), 150, p=[0.85, 0.05, 0.05, 0.05])
+        status = rng.choice(4, 150, p=[0.85, 0.05, 0.05, 0.05])
         times = scale * rng.lognormal(0, 0.3, 150)
         times[status == Status.NO_BLOW_UP] = np.inf
         times[status == Status.INVALID_INPUT] = np.nan
@@ -355,7 +355,8 @@ def test_real_records_are_summarised_as_they_are(swept):
     np.testing.assert_allclose([p.plain.mean for p in summary.points], times.mean(1), rtol=1e-13)
     assert all(p.statuses["converged"] == 20_000 for p in summary.points)
     assert all(sum(p.settled_by.values()) == 20_000 for p in summary.points)
-    assert all(p.widest_bracket < 1e-10 for p in summary.points)
+    # The error on either side, and the bracket of the state that was reached.
+    assert all(p.widest_bracket < 3.01e-10 for p in summary.points)
     assert all(p.largest_error < 1e-10 for p in summary.points)
 
 
