@@ -88,6 +88,10 @@ class Setting(eqx.Module):
         # Points are told from the blow-up by the time left, so T* should be finer than they are.
         finest = jnp.maximum(tolerance_floor(state.dtype), 0.1 * rtol).astype(state.dtype)
         blow_up = blowup_time(unit, rtol=finest)
+        # What falls short of that may still be as fine as they are.
+        enough = (blow_up.status == Status.NOT_CONVERGED) & (blow_up.error <= rtol * blow_up.time)
+        status = jnp.where(enough, Status.CONVERGED, blow_up.status)
+        blow_up = eqx.tree_at(lambda b: b.status, blow_up, status)
         start = Start(small, scale, finite, blow_up, rtol, reduction is not None, method)
         return cls(unit, reduction, start)
 
