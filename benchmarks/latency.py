@@ -77,7 +77,7 @@ SCENARIOS = {
     + BEGIN
     + "print(jc.blowup_times(jc.State.from_vectors(a, b, c), rtol=1e-8))\n",
     "value and gradient": ONE + GRADIENT,
-    "trajectory": ONE + "print(jc.trajectory(state, num=100).times[-1])\n",
+    "trajectory": ONE + "print(jc.trajectory(state)(0.05).a[0, 0])\n",
     "prediction": BEGIN + TRAINING,
 }
 COMMANDS = {

@@ -268,14 +268,15 @@ def along_the_plateau(setting: Setting) -> Row:
     worst, counts = 0.0, {2: [0, 0, 0], 3: [0, 0, 0]}
     for seed in range(setting.seeds):
         network = setting.network(seed)
-        path = jc.trajectory(model.to_state(network), fractions=FRACTIONS)
-        times = np.asarray(path.times) / float(model.rate)
+        path = jc.trajectory(model.to_state(network))
+        effective_times = path.times_of(fraction=FRACTIONS)
+        times = np.asarray(effective_times) / float(model.rate)
         run = nw.gradient_flow(
             network, data, times[-1], loss=LOSS, times=times, observe=LAYERS, rtol=1e-9
         )
         for i in range(len(FRACTIONS)):
             real = jc.State(run["a"][i], run["b"][i], run["c"][i], model.strength)
-            effective = path.state(i)
+            effective = path(effective_times[i])
             tolerance = difference(real, effective)
             worst = max(worst, tolerance)
             ours, theirs = (first_signs(state, tolerance) for state in (effective, real))
@@ -394,8 +395,8 @@ def behind_cases(quick: bool) -> list[tuple[Setting, tuple[int, ...]]]:
 def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
     """Seconds of explicit and of implicit steps from the crossing on."""
     data, network = setting.data(), setting.network(0)
-    blow_up = float(nw.predict_escape(network, data, loss=LOSS).blow_up.time)
-    start = nw.gradient_flow(network, data, 2 * blow_up, loss=LOSS, until=0.9, observe=[])
+    blowup = float(nw.predict_escape(network, data, loss=LOSS).blowup.time)
+    start = nw.gradient_flow(network, data, 2 * blowup, loss=LOSS, until=0.9, observe=[])
     solvers = {"explicit": diffrax.Tsit5(), "implicit": stiff_solver()}
     t0, rows = float(start.time), []
 

@@ -4,10 +4,12 @@
     python benchmarks/trajectories.py --part counts   # one of the following
     python benchmarks/trajectories.py --quick         # a few states of small width
 
-- agreement: full states at 0.5, 0.9, 0.99, 0.999 of T* against scipy's DOP853 (rtol 1e-12).
+- agreement: full states at 0.5, 0.9, 0.99, 0.999 of T* against scipy's DOP853 (rtol 1e-13), ranks
+  1 to 3.
 - naive: counts of condition 1 along reduced trajectories against those that NumPy takes from the
-  full states of `Direct`, for 1,000 random states.
+  states that are followed in full, for random states.
 - onset: onset of the final stage by the reduced and by the full flow, in units of T*.
+- one: a trajectory of width 200 to 1e-5 of T*, the count of condition 1 at 200 times, the onset.
 - counts: a batch of trajectories with the count of condition 1 at 200 times, against plain diffrax
   on all unknowns under `vmap` (which is told T*, and keeps the counts only).
 - gradient: value and gradient of the blow-up time against the value alone, batched by `vmap`.
@@ -39,51 +41,62 @@ NUM_TIMES = 200
 FRACTIONS = 1 - np.logspace(0, -3, NUM_TIMES)
 
 
+STRENGTHS = (1.0, -0.6, 0.3)
+
+
 def agreement(quick: bool) -> Row:
     fractions = np.array([0.5, 0.9, 0.99, 0.999])
     rows = []
-    for width in (5,) if quick else (5, 50, 200):
-        a, b, c = (x[0] for x in Batch.draw(width, 1, seed=3).arrays)
-        trajectory = jc.trajectory(jc.State.from_vectors(a, b, c), fractions=fractions)
-        times, cuts = np.asarray(trajectory.times), [width, width + width * width]
+    cases = (
+        ((5, 1), (5, 2))
+        if quick
+        else ((8, 1), (8, 2), (8, 3), (50, 1), (50, 3), (200, 1), (200, 2))
+    )
+    for width, rank in cases:
+        rng = np.random.default_rng(3)
+        shapes = (rank, width), (width, width), (rank, width)
+        layers = [rng.standard_normal(shape) for shape in shapes]
+        strength = np.array(STRENGTHS[:rank])[:, None]
+        path = jc.trajectory(jc.State(*layers, strength[:, 0]))
+        times = np.asarray(path.times_of(fraction=fractions))
+        cuts = np.cumsum([x.size for x in layers])[:2]
 
-        def field(_: float, y: np.ndarray, width: int = width, cuts: list[int] = cuts):
-            a, b, c = np.split(y, cuts)
-            b = b.reshape(width, width)
-            return np.concatenate([b @ c, np.outer(a, c).ravel(), a @ b])
+        def field(
+            _: float, y: np.ndarray, shapes: tuple = shapes, cuts: np.ndarray = cuts, s=strength
+        ) -> np.ndarray:
+            a, b, c = (x.reshape(n) for x, n in zip(np.split(y, cuts), shapes, strict=True))
+            return np.concatenate([x.ravel() for x in (s * (c @ b.T), (s * a).T @ c, s * (a @ b))])
 
-        start = np.concatenate([a, b.ravel(), c])
-        found = solve_ivp(field, (0, times[-1]), start, "DOP853", times, rtol=1e-12, atol=1e-14)
+        start = np.concatenate([x.ravel() for x in layers])
+        found = solve_ivp(field, (0, times[-1]), start, "DOP853", times, rtol=1e-13, atol=1e-300)
         for i, fraction in enumerate(fractions):
-            pairs = zip(trajectory.state(i).layers, np.split(found.y[:, i], cuts), strict=True)
+            pairs = zip(path(times[i]).layers, np.split(found.y[:, i], cuts), strict=True)
             errors = [np.linalg.norm(np.ravel(x) - y) / np.linalg.norm(y) for x, y in pairs]
             worst = dict(zip(("a", "b", "c"), map(float, errors), strict=True))
-            drift = float(trajectory.drift[i])
-            rows.append({"width": width, "t / T*": float(fraction), **worst, "drift": drift})
+            row = {"width": width, "rank": rank, "t / T*": float(fraction), **worst}
+            rows.append(row | {"drift": float(path.drift(times[i]))})
     return {
-        "reference": "scipy DOP853, rtol 1e-12; relative difference of each layer",
+        "reference": "scipy DOP853, rtol 1e-13; relative difference of each layer",
         "rows": rows,
     }
 
 
 def naive(quick: bool) -> Row:
-    width, num, together = 30, 16 if quick else 1000, 8
+    width, num = 30, 4 if quick else 100
     fractions = np.array([0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999])
-    states = Batch.draw(width, num, seed=7).state
-
-    @jax.jit
-    def along(states: jc.State) -> tuple[jax.Array, ...]:
-        def one(state: jc.State) -> tuple[jax.Array, ...]:
-            small = jc.trajectory(state, fractions=fractions, method=jc.Reduced(dim=16))
-            full = jc.trajectory(state, fractions=fractions, method=jc.Direct()).states()
-            condition = small.condition(1)
-            return condition.positive, condition.undecided, full.a[:, 0], full.b, full.c[:, 0]
-
-        return jax.lax.map(one, states, batch_size=together)
-
-    positive, undecided, a, b, c = (np.asarray(x) for x in along(states))
-    count = np.sum(c * np.einsum("ntp,ntpq->ntq", a, b) > 0, axis=-1)
-    count += np.sum(a * np.einsum("ntpq,ntq->ntp", b, c) > 0, axis=-1)
+    batch = Batch.draw(width, num, seed=7).state
+    counted, open_, expected = [], [], []
+    for index in range(num):
+        state = jax.tree.map(lambda x, i=index: x[i], batch)
+        small, full = jc.trajectory(state, dim=16), jc.trajectory(state, dim=width)
+        times = small.times_of(fraction=fractions)
+        condition, states = small.condition(1, times), full(times)
+        a, b, c = (np.asarray(x) for x in (states.a[:, 0], states.b, states.c[:, 0]))
+        count = np.sum(c * np.einsum("tp,tpq->tq", a, b) > 0, axis=-1)
+        expected.append(count + np.sum(a * np.einsum("tpq,tq->tp", b, c) > 0, axis=-1))
+        counted.append(np.asarray(condition.positive))
+        open_.append(np.asarray(condition.undecided))
+    positive, undecided, count = (np.stack(x) for x in (counted, open_, expected))
     return {
         "width": width,
         "states": num,
@@ -99,26 +112,48 @@ def naive(quick: bool) -> Row:
 def onset(quick: bool) -> Row:
     rows = []
     for width in (12,) if quick else (12, 30, 60):
-        states = Batch.draw(width, 2 if quick else 8, seed=4).state
-        reduced, direct = (
-            jax.jit(lambda s, m=method: jax.lax.map(lambda x: jc.final_stage_time(x, method=m), s))(
-                states
-            )
-            for method in (jc.Reduced(dim=10 if quick else 24), jc.Direct())
-        )
-        times = jc.blowup_times(states).time
-        difference = jnp.abs(reduced.time - direct.time) / times
+        batch = Batch.draw(width, 2 if quick else 8, seed=4).state
+        states = [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(batch.batch_shape[0])]
+        reduced = [jc.trajectory(s, dim=10 if quick else 24) for s in states]
+        found = [path.onset() for path in reduced]
+        direct = [jc.trajectory(s, dim=width).onset() for s in states]
+        times = np.array([float(path.blowup.time) for path in reduced])
+        first = np.array([float(x.time) for x in found])
+        difference = np.abs(first - np.array([float(x.time) for x in direct])) / times
+        left = np.array([float(x.time_left) for x in found])
         rows.append(
             {
                 "width": width,
                 "states": times.size,
-                "largest difference / T*": float(jnp.max(difference)),
-                "found": int(jnp.sum(reduced.status == jc.OnsetStatus.FOUND)),
-                "stay": int(jnp.sum(reduced.stays)),
-                "median (T* - onset) / T*": float(jnp.median(reduced.time_left / times)),
+                "largest difference / T*": float(np.max(difference)),
+                "found": sum(int(x.status) == jc.OnsetStatus.FOUND for x in found),
+                "median (T* - onset) / T*": float(np.median(left / times)),
             }
         )
     return {"rows": rows}
+
+
+def one(quick: bool) -> Row:
+    width = 30 if quick else 200
+    state = jax.tree.map(lambda x: x[0], Batch.draw(width, 1, seed=5).state)
+    path = jc.trajectory(state, closeness=1e-5)
+    times = path.spread(NUM_TIMES)
+    calls = {
+        "trajectory to 1e-5": lambda: jc.trajectory(state, closeness=1e-5),
+        "counts of condition 1 at 200 times": lambda: path.condition(1, times),
+        "onset": path.onset,
+        "trajectory to 1e-8": lambda: jc.trajectory(state),
+        "the state at one time": lambda: path(float(times[100])),
+    }
+    timed = interleaved(calls, 3 if quick else 30)
+    return {
+        "width": width,
+        "pieces to 1e-5": int(path.pieces.num),
+        "rows": [
+            {"call": name, "ms": 1e3 * row.seconds, "first call, s": row.first}
+            for name, row in timed.items()
+        ],
+    }
 
 
 @functools.partial(jax.jit, static_argnames="together")
@@ -126,14 +161,15 @@ def counts_reduced(states: jc.State, together: int) -> tuple[jax.Array, jax.Arra
     """Counts of condition 1 along every trajectory by jaxcond, and those left undecided."""
 
     def one(state: jc.State) -> tuple[jax.Array, jax.Array]:
-        condition = jc.trajectory(state, fractions=FRACTIONS, rtol=RTOL).condition(1)
+        path = jc.trajectory(state, closeness=5e-4, rtol=RTOL)
+        condition = path.condition(1, path.times_of(fraction=FRACTIONS))
         return condition.positive, condition.undecided
 
     return jax.lax.map(one, states, batch_size=together)
 
 
 @jax.jit
-def counts_plain(states: jc.State, blow_up: jax.Array) -> jax.Array:
+def counts_plain(states: jc.State, blowup: jax.Array) -> jax.Array:
     """The same by diffrax on all unknowns, under `vmap`; the tolerance is per unknown."""
 
     def one(state: jc.State, time: jax.Array) -> jax.Array:
@@ -156,18 +192,18 @@ def counts_plain(states: jc.State, blow_up: jax.Array) -> jax.Array:
             saveat=diffrax.SaveAt(ts=jnp.asarray(FRACTIONS) * time, fn=count),
         ).ys
 
-    return jax.vmap(one)(states, blow_up)
+    return jax.vmap(one)(states, blowup)
 
 
 def counts(quick: bool) -> Row:
     width, num, few, together = (30, 16, 4, 8) if quick else (200, 1000, 8, 16)
     batch = Batch.draw(width, num, seed=5)
     part = batch.first(few).state
-    blow_up = jc.blowup_times(part, rtol=1e-12).time
+    blowup = jc.blowup_times(part, rtol=1e-12).time
     timed = interleaved(
         {
             "jaxcond": lambda: counts_reduced(batch.state, together),
-            "diffrax vmap": lambda: counts_plain(part, blow_up),
+            "diffrax vmap": lambda: counts_plain(part, blowup),
         },
         1 if quick else 3,
     )
@@ -231,6 +267,7 @@ PARTS = {
     "agreement": agreement,
     "naive": naive,
     "onset": onset,
+    "one": one,
     "counts": counts,
     "gradient": gradient,
 }

@@ -12,10 +12,10 @@ from jaxcond import plotting  # noqa: E402
 
 def main() -> None:
     state = jc.Gaussian(50, 50).sample(key=jax.random.key(7))
-    trajectory = jc.trajectory(state, num=120, closeness=1e-5)
-    path = Path(__file__).with_name("trajectory.png")
-    plotting.save(plotting.trajectory_panel(trajectory), path)
-    print(f"{trajectory}: {path}")
+    path = jc.trajectory(state, closeness=1e-5)
+    file = Path(__file__).with_name("trajectory.png")
+    plotting.save(path.plot(), file)
+    print(f"{path}: {file}")
 
 
 if __name__ == "__main__":

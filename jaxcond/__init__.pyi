@@ -24,7 +24,6 @@ from ._trajectory import Onset as Onset
 from ._trajectory import OnsetStatus as OnsetStatus
 from ._trajectory import PointStatus as PointStatus
 from ._trajectory import Trajectory as Trajectory
-from ._trajectory import final_stage_time as final_stage_time
 from ._trajectory import trajectory as trajectory
 from .blowup import BlowUp as BlowUp
 from .blowup import Direct as Direct
@@ -32,6 +31,7 @@ from .blowup import ExtendedSeries as ExtendedSeries
 from .blowup import Reduced as Reduced
 from .blowup import Series as Series
 from .blowup import Status as Status
+from .blowup import Taylor as Taylor
 from .blowup import blowup_time as blowup_time
 from .blowup import blowup_times as blowup_times
 from .bounds import aligned_blowup_time as aligned_blowup_time

@@ -37,18 +37,31 @@ def signs(probe: Any, layer: Any, i: Any, j: Any) -> Any:
     return 1 - 2 * ((h ^ h >> 15) & 1).astype(np.int8)
 
 
-def with_noise(layers: PyTree[Array], probe: int) -> PyTree[Array]:
-    """Layers with noise in every entry, each `probe` with signs of its own."""
+def patterns(layers: PyTree[Array], probe: int) -> PyTree[np.ndarray]:
+    """Signs for every entry of layers, each `probe` with signs of its own."""
     leaves, structure = jax.tree.flatten(layers)
 
-    def noisy(number: int, layer: Array) -> Array:
+    def pattern(number: int, layer: Array) -> np.ndarray:
         places = np.arange(layer.size, dtype=np.uint32).reshape(layer.shape)
         alike = (np.full_like(places, probe), np.full_like(places, number))
-        chosen = signs(alike[0], alike[1], places, 0 * places)
+        return signs(alike[0], alike[1], places, 0 * places)
+
+    return jax.tree.unflatten(structure, [pattern(i, x) for i, x in enumerate(leaves)])
+
+
+def stirred(layers: PyTree[Array], pattern: PyTree[Any]) -> PyTree[Array]:
+    """Layers with noise in every entry, of given signs."""
+
+    def noisy(layer: Array, chosen: Any) -> Array:
         # Squares of the entries must neither overflow nor vanish.
         most = jnp.max(jnp.abs(layer))
         most = jnp.where(most > 0, most, 1)
         size = most * jnp.sqrt(jnp.mean((layer / most) ** 2))
         return layer + NOISE * jnp.finfo(layer.dtype).eps * size * chosen
 
-    return jax.tree.unflatten(structure, [noisy(i, x) for i, x in enumerate(leaves)])
+    return jax.tree.map(noisy, layers, pattern)
+
+
+def with_noise(layers: PyTree[Array], probe: int) -> PyTree[Array]:
+    """Layers with noise in every entry, each `probe` with signs of its own."""
+    return stirred(layers, patterns(layers, probe))

@@ -55,6 +55,12 @@ class Reduction(eqx.Module):
 _ROUNDING = 64
 
 
+def _norm(vector: Array) -> Float[Array, ""]:
+    """The length of a vector; that of zero has the derivative zero."""
+    square = jnp.sum(vector * vector)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
 def _new_direction(vector: Array, basis: Array) -> Array:
     """The unit vector of what `vector` has outside `basis` (rows), or zero if it has nothing.
 
@@ -67,7 +73,7 @@ def _new_direction(vector: Array, basis: Array) -> Array:
     vector = vector / jnp.where(largest == 0, 1, largest)
     once = vector - (basis @ vector) @ basis
     twice = once - (basis @ once) @ basis
-    size, size_once, size_vector = (jnp.sqrt(jnp.sum(v * v)) for v in (twice, once, vector))
+    size, size_once, size_vector = (_norm(v) for v in (twice, once, vector))
     eps = jnp.finfo(vector.dtype).eps
     independent = (size > _ROUNDING * eps * size_vector) & (size > 0.1 * size_once)
     return jnp.where(independent, twice / jnp.where(independent, size, 1), 0)

@@ -54,7 +54,7 @@ def call(capsys, monkeypatch, tmp_path):
 def test_the_plateau_ends_when_predicted(first):
     # The step of about a thousandth of the fall, and the next order of the model at this width.
     np.testing.assert_allclose(first["predicted"], first["observed"], rtol=3e-3)
-    assert np.all(first["predicted"] < first["blow_up"])
+    assert np.all(first["predicted"] < first["blowup"])
     assert first["iterations"].shape == first["loss"].shape
     assert np.all(np.diff(first["iterations"], axis=1) > 0)
 
@@ -101,8 +101,8 @@ def test_smaller_weights_fulfil_more_inequalities(exponents):
     np.testing.assert_allclose(exponents["std"], SETTING.width ** -exponents["alpha"])
     networks = SETTING.networks(float(exponents["std"][1]))
     escape = jn.predict_escape(networks, SETTING.data, loss=LOSS)
-    iterations = np.asarray(escape.blow_up.time) / SETTING.learning_rate
-    np.testing.assert_allclose(exponents["blow_up"][1], iterations)
+    iterations = np.asarray(escape.blowup.time) / SETTING.learning_rate
+    np.testing.assert_allclose(exponents["blowup"][1], iterations)
 
 
 def test_experiments_are_read_as_they_were_written(first, tmp_path):

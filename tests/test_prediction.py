@@ -86,7 +86,7 @@ def test_other_fractions_are_predicted(full):
 
 
 def test_blow_up_in_iterations(escape):
-    expected = 6_000 + (float(escape.blow_up.time) - 6_000 * RATES[0]) / RATES[6_000]
+    expected = 6_000 + (float(escape.blowup.time) - 6_000 * RATES[0]) / RATES[6_000]
     np.testing.assert_allclose(escape.iteration, expected, 10 * EPS)
     lower, upper = escape.iteration_bracket
     assert lower <= escape.iteration <= upper
@@ -119,7 +119,7 @@ def test_losses_along_the_trajectory_are_those_of_numpy(escape):
         outputs = (w3 @ np.tanh(w2 @ np.tanh(w1 @ x.T))).T
         real.append(np.sum((outputs - y) ** 2) / (2 * N))
     # Errors of 1e-10 of either solver grow by the ratio of T* and the time left.
-    tolerance = 1e-10 * 100 * escape.times[-1] / (float(escape.blow_up.time) - escape.times[-1])
+    tolerance = 1e-10 * 100 * escape.times[-1] / (float(escape.blowup.time) - escape.times[-1])
     np.testing.assert_allclose(escape.effective_loss[chosen], linear, tolerance)
     np.testing.assert_allclose(escape.network_loss[chosen], real, tolerance)
     assert linear[-1] < 0.9 * linear[0]
@@ -130,7 +130,7 @@ def test_losses_along_the_trajectory_are_those_of_numpy(escape):
     lower = times[-1] + elliprf(*norms) / values[0]
     upper = times[-1] + np.sum(norms) / (3 * np.sum((w3 @ w2 @ w1) * moment))
     assert upper - lower < 1e-3 * upper
-    assert lower <= escape.blow_up.time <= upper
+    assert lower <= escape.blowup.time <= upper
 
 
 def spoilt(value):
@@ -180,7 +180,7 @@ def test_targets_with_a_small_linear_part_are_not_predicted():
     y = np.cos(2 * x[:, :OUTPUTS]) + 0.05 * x[:, :OUTPUTS]
     escape = predict(draw(), jn.Regression(x, y))
     assert escape.status == EscapeStatus.NOT_CROSSED
-    assert np.isfinite(escape.blow_up.time)
+    assert np.isfinite(escape.blowup.time)
     assert np.isnan(escape.crossing)
     assert str(escape).startswith("Escape (not_crossed): ")
 
@@ -216,7 +216,7 @@ def test_training_goes_on_after_the_skip_as_it_would_have(full, drop):
 def test_skips_of_a_share_of_the_blow_up_time_and_of_many(escape):
     skips = jn.skip_plateau(together([draw(), draw(1)]), DATA, fraction=0.5)
     assert skips.iteration.tolist() == [-1, -1]
-    np.testing.assert_allclose(skips.effective_time[0], escape.blow_up.time / 2, 1e-9)
+    np.testing.assert_allclose(skips.effective_time[0], escape.blowup.time / 2, 1e-9)
     alone = jn.skip_plateau(draw(), DATA, fraction=0.5)
     np.testing.assert_array_equal(alone.network.w2, skips.network.w2[0])
 

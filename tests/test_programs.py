@@ -43,9 +43,10 @@ PROGRAMS = {
     "series without the kernel": (by_program, (), state()),
     "direct": (time_of, (jc.Direct(),), state()),
     "reduced, rank 2": (time_of, (jc.Reduced(),), state(rank=2)),
-    "trajectory, even": (lambda s: jc.trajectory(s, num=5).times, (), state()),
-    "trajectory, energies": (lambda s: jc.trajectory(s, energies=[50.0]).times, (), state()),
-    "onset": (lambda s: jc.final_stage_time(s).time, (), state()),
+    "taylor, rank 2": (time_of, (jc.Taylor(),), state(rank=2)),
+    "trajectory": (lambda s: jc.trajectory(s)(0.01).b, (), state()),
+    "time of an energy": (lambda s: jc.trajectory(s).times_of(energy=50.0), (), state()),
+    "onset": (lambda s: jc.trajectory(s).onset().time, (), state()),
     "deep": (lambda s: jc.deep_blowup_time(jc.Deep.from_state(s)).time, (), state()),
 }
 

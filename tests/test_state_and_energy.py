@@ -100,10 +100,10 @@ def test_bad_strengths_are_refused():
 def test_first_integrals_are_conserved_and_vanish_at_rest():
     rng = np.random.default_rng(0)
     state = jc.State.from_vectors(*(rng.standard_normal(n) for n in (4, (4, 3), 3)))
-    later = jc.trajectory(state, fractions=[0.5, 0.8])
+    path = jc.trajectory(state)
     start = jc.first_integrals(state)
-    for i in range(2):
-        now = jc.first_integrals(later.state(i))
+    for fraction in (0.5, 0.8):
+        now = jc.first_integrals(path(path.times_of(fraction=fraction)))
         np.testing.assert_allclose(now.values, start.values, atol=1e-12 * float(now.sizes.max()))
     assert float(start.rest_distance) > 1e-2
     rests = jc.State.from_vectors(

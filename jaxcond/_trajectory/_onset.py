@@ -10,34 +10,19 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._state import State
-from ..blowup import AbstractMethod, Status
-from ..flow import desingularised_time, follow_densely
+from ..blowup import Status
+from ..flow import root
 from ..indicators import CONDITIONS
-from ._result import products_along
-from ._solve import (
-    Setting,
-    Start,
-    check_closeness,
-    check_method,
-    check_num,
-    course_to,
-    resolve_trajectory_rtol,
-)
+from ._path import Trajectory, View
 from ._status import OnsetStatus
-
-# Halvings of one interval of the grid: to rounding.
-_NUM_HALVINGS = 50
-# With fewer points an interval of the grid may take more steps than are kept.
-_FEWEST = 32
-# Steps within one interval of the grid: what dense output keeps in memory.
-_INTERVAL_STEPS = 64
 
 
 class Onset(eqx.Module):
     r"""When the final stage condition begins to hold.
 
     - `time`: in units of the effective model; `time_left`: $T^*$ less that.
-    - `stays`: whether it held at every later point of the grid, as Proposition 2 says.
+    - `stays`: whether it held ever after: by Proposition 2 if all three conditions are asked for;
+      of some of them, where later pieces begin and in their middle.
     - `status`: an `OnsetStatus`.
     """
 
@@ -49,118 +34,103 @@ class Onset(eqx.Module):
     def __str__(self) -> str:
         if self.status.ndim:
             names, counts = np.unique(np.asarray(self.status), return_counts=True)
-            told = ", ".join(
+            listed = ", ".join(
                 f"{count} {OnsetStatus(code).name.lower()}"
                 for code, count in zip(names, counts, strict=True)
             )
-            return f"Onset of the final stage of {self.status.size} states: {told}"
+            return f"Onset of the final stage of {self.status.size} states: {listed}"
         status = OnsetStatus(int(self.status))
-        told = f"Onset of the final stage at t = {float(self.time):.10g} ({status.name.lower()})"
+        text = f"Onset of the final stage at t = {float(self.time):.10g} ({status.name.lower()})"
         if status > OnsetStatus.FROM_START:
-            return told
-        return f"{told}, {float(self.time_left):.6g} before T*"
+            return text
+        return f"{text}, {float(self.time_left):.6g} before T*"
 
 
-def final_stage_time(
-    state: State,
-    *,
-    conditions: int | tuple[int, ...] = (1, 2, 3),
-    num: int = 128,
-    closeness: float | Float[Array, ""] | None = None,
-    method: AbstractMethod | None = None,
-    rtol: float | Float[Array, ""] | None = None,
-) -> Onset:
-    r"""The time from which the final stage condition holds, any rank.
+def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:
+    """When some of the conditions begin to hold for good along a trajectory.
 
-    The lifted flow is looked at on a grid even in desingularised time; in the interval after the
-    last point at which the condition fails, the least margin is brought to zero by bisection on
-    dense output.
-
-    **Arguments:** `state`, one `State`; `conditions`, which of the three (see `final_stage`) have
-    to hold; `num`, points of the grid, at least 32; `closeness`, the $(T^* - t)/T^*$ at which the
-    grid ends, by default 1e-8 for float64 and 1e-4 for float32: wide states have small entries,
-    whose signs are settled late; `method` and `rtol` as for
-    `trajectory`.
-
-    **Returns:** an `Onset`. Where the condition held for a while, failed and held again (which by
-    Proposition 2 does not happen for the three together), it is the last onset, and `stays` is
-    false.
-
-    **Raises:** `ValueError` as `trajectory` does, and for conditions other than 1, 2, 3.
+    The least margin is looked at where pieces begin and in their middle, and brought to zero after
+    the last point at which it is not positive. The three conditions together hold for good once
+    they hold (Proposition 2), so that this point is found by halving.
     """
-    method = check_method(method, state, "final_stage_time")
-    if closeness is None:
-        closeness = 1e-8 if jnp.finfo(state.dtype).bits >= 64 else 1e-4
-    check_closeness(closeness)
     conditions = (conditions,) if isinstance(conditions, int) else tuple(conditions)
     if not conditions or not set(conditions) <= set(CONDITIONS):
         raise ValueError(f"Argument `conditions` must be some of 1, 2 and 3, but is {conditions}.")
-    num = check_num(num, _FEWEST)
-    rtol = resolve_trajectory_rtol(rtol, state.dtype)
-    setting = Setting.of(state, method, rtol)
-    course = course_to(setting.start, jnp.asarray(closeness, state.dtype))
-    return _onset(setting, course, tuple(sorted(set(conditions))), num)
+    return _onset(path, tuple(sorted(set(conditions))))
 
 
 @eqx.filter_jit
-def _onset(setting: Setting, course: Array, conditions: tuple[int, ...], num: int) -> Onset:
-    """The onset, looked for from the start to the end of a course."""
-    start = setting.start
-    products = products_along(setting.reduction, setting.unit)
-    exact = jnp.zeros((), course.dtype)
+def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
+    pieces, blowup, view = path.pieces, path.blowup, View.of(path)
+    exact = jnp.zeros_like(path.left)
+    cheap = tuple(number for number in conditions if number != 2)
 
-    def margin(reduced: State) -> Array:
-        seen = products(reduced)
-        margins = [CONDITIONS[number](seen, exact).margin for number in conditions]
+    def margin(state: State, numbers: tuple[int, ...] = conditions) -> Array:
+        products = view.products(state)
+        margins = [CONDITIONS[number](products, exact).margin for number in numbers]
         return jnp.min(jnp.stack(margins))
 
-    stops = jnp.linspace(0, course, num)
-    followed = start.follow(desingularised_time, stops[0], stops)
-    holds = lax.map(margin, followed.states) > 0
-    last_failure = jnp.max(jnp.where(holds, -1, jnp.arange(num)))
-    first_success = jnp.min(jnp.where(holds, jnp.arange(num), num))
-    before = jnp.clip(last_failure, 0, num - 2)
-    begin = jax.tree.map(lambda x: x[before], followed.states)
-    elapsed, found = _root(margin, begin, stops[before + 1] - stops[before], start)
-    time = jnp.where(last_failure < 0, 0, followed.times[before] + elapsed)
+    most = pieces.length.size
+    points = jnp.arange(2 * most + 1)
 
-    blow_up = start.blow_up
-    reached = followed.reached & found & jnp.isfinite(time) & (course > 0)
-    status = jnp.where(last_failure < 0, OnsetStatus.FROM_START, OnsetStatus.FOUND)
-    status = jnp.where(last_failure == num - 1, OnsetStatus.NOT_REACHED, status)
-    known = reached & blow_up.is_known()
-    status = jnp.where(known, status, OnsetStatus.NOT_CONVERGED)
-    status = jnp.where(blow_up.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
-    status = jnp.where(start.finite, status, OnsetStatus.INVALID_INPUT)
+    def holds(point: Array) -> Bool[Array, ""]:
+        """Whether the conditions hold where a piece begins or in its middle."""
+        at_end = point == 2 * pieces.num
+        state = pieces.at(jnp.where(at_end, 0, point // 2), 0.5 * (point % 2).astype(exact.dtype))
+        state = jax.tree.map(lambda x, y: jnp.where(at_end, y, x), state, pieces.end)
+        state = lax.stop_gradient(state)
+        if not cheap or cheap == conditions:
+            return margin(state) > 0
+        # The second condition costs most, and the first one fails for longest.
+        fails = margin(state, cheap) <= 0
+        return lax.cond(fails, lambda _: False, lambda state: margin(state, (2,)) > 0, state)
+
+    if conditions == tuple(CONDITIONS):
+        last_failure, stays = _last_failure(holds, 2 * pieces.num), jnp.ones((), bool)
+    else:
+        used = points <= 2 * pieces.num
+        held = lax.map(
+            lambda point: lax.cond(point[1], holds, lambda _: True, point[0]), (points, used)
+        )
+        last_failure = jnp.max(jnp.where(held, -1, points))
+        stays = jnp.min(jnp.where(held & used, points, points.size)) > last_failure
+    index = jnp.clip(last_failure // 2, 0, jnp.maximum(pieces.num - 1, 0))
+    half = 0.5 * (last_failure % 2).astype(exact.dtype)
+    place = root(lambda x: margin(pieces.at(index, half + 0.5 * x)), exact.dtype)
+    inside = (half + 0.5 * place) * pieces.length[index]
+    time = (pieces.begin[index] + (pieces.lag[index] + inside)) / path.scale
+    later = jnp.where(jnp.arange(most) > index, pieces.length, 0)
+    left = (path.left + jnp.sum(later) + (pieces.length[index] - inside)) / path.scale
+    from_start = last_failure < 0
+    time = jnp.where(from_start, 0, time)
+    left = jnp.where(from_start, blowup.time, left)
+
+    status = jnp.where(from_start, OnsetStatus.FROM_START, OnsetStatus.FOUND)
+    status = jnp.where(last_failure == 2 * pieces.num, OnsetStatus.NOT_REACHED, status)
+    status = jnp.where(pieces.ends & blowup.is_known(), status, OnsetStatus.NOT_CONVERGED)
+    status = jnp.where(blowup.status == Status.NO_BLOW_UP, OnsetStatus.NO_BLOW_UP, status)
+    invalid = blowup.status == Status.INVALID_INPUT
+    status = jnp.where(invalid, OnsetStatus.INVALID_INPUT, status)
+    known = status <= OnsetStatus.FROM_START
     never = (status == OnsetStatus.NOT_REACHED) | (status == OnsetStatus.NO_BLOW_UP)
-    time = jnp.where(status >= OnsetStatus.NOT_CONVERGED, jnp.nan, time)
-    left = jnp.where(never, jnp.nan, blow_up.time - time)
     return Onset(
-        jnp.where(never, jnp.inf, time) / start.scale,
-        left / start.scale,
-        (first_success > last_failure) & (status <= OnsetStatus.FROM_START),
-        status.astype(jnp.int32),
+        time=jnp.where(known, time, jnp.where(never, jnp.inf, jnp.nan)),
+        time_left=jnp.where(known, left, jnp.nan),
+        stays=known & stays,
+        status=status.astype(jnp.int32),
     )
 
 
-def _root(
-    margin: Callable[[State], Array], begin: State, length: Array, start: Start
-) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The time after `begin` at which the margin becomes positive, and whether it was followed."""
-    at, reached = follow_densely(
-        begin,
-        desingularised_time,
-        length,
-        start.integrator.solver,
-        start.tolerance,
-        _INTERVAL_STEPS,
-    )
+def _last_failure(
+    holds: Callable[[Array], Bool[Array, ""]], last: Int[Array, ""]
+) -> Int[Array, ""]:
+    """The last of the points 0 to `last` at which what never ends again does not hold, or -1."""
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = 0.5 * (low + high)
-        inside = margin(at(middle)[0]) > 0
-        return jnp.where(inside, low, middle), jnp.where(inside, middle, high)
+    def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        fails, held = ends
+        middle = (fails + held) // 2
+        there = holds(middle)
+        return jnp.where(there, fails, middle), jnp.where(there, middle, held)
 
-    _, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (jnp.zeros_like(length), length))
-    return at(high)[1], reached
+    ends = (jnp.full_like(last, -1), last + 1)
+    return lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, ends)[0]

@@ -1,10 +1,10 @@
-"""Status codes of points of a trajectory, and of onsets."""
+"""Status codes of times on a trajectory, and of onsets."""
 
 import enum
 
 
 class PointStatus(enum.IntEnum):
-    """What became of one point of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
+    """What is known at one time of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
 
     REACHED = 0
     """The state is known to the tolerance."""
@@ -16,10 +16,12 @@ class PointStatus(enum.IntEnum):
     """The time is negative, or the energy below that of the initial state."""
     NEVER_REACHED = 4
     """The state comes to rest: the energy, or the fraction of $T^*$, is never reached."""
-    NOT_CONVERGED = 5
-    """The solver took too many steps, or $T^*$ is not known."""
-    INVALID_INPUT = 6
-    """The initial state or the point holds NaN."""
+    TOO_CLOSE = 5
+    """Between the last piece and the blow-up: a smaller `closeness` goes further."""
+    NOT_CONVERGED = 6
+    """After the last of `max_pieces` pieces, or $T^*$ is not known."""
+    INVALID_INPUT = 7
+    """The initial state is not finite, or the time is NaN."""
 
 
 class OnsetStatus(enum.IntEnum):
@@ -30,10 +32,10 @@ class OnsetStatus(enum.IntEnum):
     FROM_START = 1
     """The initial state satisfies the condition: the time is 0."""
     NOT_REACHED = 2
-    """The condition does not hold at the last point followed: the time is infinite."""
+    """The condition does not hold where the trajectory ends: the time is infinite."""
     NO_BLOW_UP = 3
     """The flow comes to rest; there is no final stage: the time is infinite."""
     NOT_CONVERGED = 4
-    """The solver took too many steps, or $T^*$ is not known: the time is NaN."""
+    """The trajectory ends far from the blow-up, or $T^*$ is not known: the time is NaN."""
     INVALID_INPUT = 5
     """The state is not finite: the time is NaN."""

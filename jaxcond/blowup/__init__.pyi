@@ -2,7 +2,7 @@ from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation
 from ._method import AbstractMethod as AbstractMethod
-from ._method import Integrator as Integrator
+from ._method import is_on_cpu as is_on_cpu
 from ._method import tolerance_floor as tolerance_floor
 from ._result import BlowUp as BlowUp
 from ._result import Status as Status
@@ -18,5 +18,6 @@ from ._source import Stored as Stored
 from ._source import as_indices as as_indices
 from .integration import Direct as Direct
 from .integration import Reduced as Reduced
+from .integration import Taylor as Taylor
 from .series import ExtendedSeries as ExtendedSeries
 from .series import Series as Series

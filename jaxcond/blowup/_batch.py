@@ -57,7 +57,7 @@ def escalation(form: Form | State, rtol: float, *, truncated: bool) -> Iterator[
     """
     if form.rank > 1:
         yield integration.Reduced()
-        yield integration.Reduced(dim=32 * form.rank)
+        yield integration.Taylor(dim=32 * form.rank)
         yield integration.Direct()
         return
     width = max(form.widths)

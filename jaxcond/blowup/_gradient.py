@@ -28,7 +28,8 @@ def _first_order(gradient: Array, ended: Bool[Array, ""]) -> Array:
 @_first_order.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     gradient, ended = primals
-    return gradient, jnp.where(ended, jnp.nan, tangents[0])
+    # A factor, since a constant in the place of the tangent would be lost in reverse mode.
+    return gradient, tangents[0] * jnp.where(ended, jnp.nan, 1)
 
 
 def gradient_in_reduction(

@@ -68,9 +68,9 @@ def blowup_time(
     **Arguments:**
 
     - `state`: one `State`; batch with `jax.vmap`, or with `blowup_times` for many.
-    - `method`: `Series`, `Reduced` or `Direct`. By default `Series` at rank 1 and `Reduced` at
-      higher rank, and for a state that these cannot settle, outside of traced programs, what
-      `blowup_times` goes on to.
+    - `method`: `Series`, `Reduced`, `Taylor` or `Direct`. By default `Series` at rank 1 and
+      `Reduced` at higher rank, and for a state that these cannot settle, outside of traced
+      programs, what `blowup_times` goes on to.
     - `rtol`: relative tolerance on $T^*$ and on the width of its bracket, by default 1e-10 for
       float64 and 1e-5 for float32.
 

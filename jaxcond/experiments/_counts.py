@@ -42,8 +42,9 @@ def _effective_counts(
 
     @eqx.filter_jit
     def count(network: ThreeLayer) -> tuple[jax.Array, jax.Array]:
-        path = trajectory(model.to_state(network), fractions=fractions)
-        return path.times / model.rate, path.condition(1).positive
+        path = trajectory(model.to_state(network), closeness=0.5 * _CLOSEST)
+        times = path.times_of(fraction=fractions)
+        return times / model.rate, path.condition(1, times).positive
 
     found = [count(network) for network in unstacked(networks)]
     times, positive = stacked(found)
@@ -76,13 +77,13 @@ def figure_2a(
     networks, data, rate = setting.networks(), setting.data, setting.learning_rate
     escape = predict_escape(networks, data, rate, loss=LOSS)
     _require(escape, setting.deviation)
-    longest = (1 + _BEYOND) * float(np.max(np.asarray(escape.blow_up.time)))
+    longest = (1 + _BEYOND) * float(np.max(np.asarray(escape.blowup.time)))
     # Evenly, and evenly in the logarithm of the time left of each.
     shares = np.unique(
         np.concatenate([np.linspace(0, 1 + _BEYOND, num_records),
                         1 - np.geomspace(1, _CLOSEST, num_records)])
     )  # fmt: skip
-    times = np.unique(np.outer(np.asarray(escape.blow_up.time), shares))
+    times = np.unique(np.outer(np.asarray(escape.blowup.time), shares))
     if method == "descent":
         run = gradient_descent(
             networks,
@@ -144,14 +145,14 @@ def figure_2b(
     - `alpha` (num,), `std` (num,): $\alpha$ and $\varepsilon$;
     - `largest`, `at_crossing`, `first` (num, seeds): counts: the largest, the one when the loss
       falls below 90 %, and that of the initial weights; `total`: the number of inequalities;
-    - `blow_up` (num, seeds): $T^*$ in iterations at the learning rate of the setting.
+    - `blowup` (num, seeds): $T^*$ in iterations at the learning rate of the setting.
     """
     largest, at_crossing, first, times = [], [], [], []
     deviations = [float(setting.width**-alpha) for alpha in alphas]
     for std in deviations:
         networks = setting.networks(std)
         escape = predict_escape(networks, setting.data, loss=LOSS)
-        time = np.asarray(escape.blow_up.time)
+        time = np.asarray(escape.blowup.time)
         run = gradient_flow(
             networks,
             setting.data,
@@ -173,7 +174,7 @@ def figure_2b(
         "at_crossing": np.asarray(at_crossing),
         "first": np.asarray(first),
         "total": np.asarray(2 * setting.width),
-        "blow_up": np.asarray(times),
+        "blowup": np.asarray(times),
     }
     return Experiment("2b", arrays, setting.told() | {"std": None})
 

@@ -41,7 +41,7 @@ def figure_3(
     - `positive_1` ... `positive_3` and `undecided_1` ... (seeds, records): of the conditions of the
       final stage at rank two; `totals` (3,): the numbers of their inequalities;
     - `effective_times`, `effective_loss` (seeds, points): by the effective model;
-    - `crossing` (seeds,): the crossing in training time; `blow_up` (seeds,): $T^*$.
+    - `crossing` (seeds,): the crossing in training time; `blowup` (seeds,): $T^*$.
 
     **Raises:** `ValueError` for a width below 2.
     """
@@ -62,7 +62,7 @@ def figure_3(
     )(seed + jnp.arange(num_seeds))
     data = Entries(target)
     escape = predict_escape(networks, data)
-    time = np.asarray(escape.blow_up.time)
+    time = np.asarray(escape.blowup.time)
     run = gradient_flow(
         networks,
         data,
@@ -85,7 +85,7 @@ def figure_3(
         "effective_loss": escape.network_loss,
         "crossing": crossing[:, 0],
         "predicted": escape.crossing,
-        "blow_up": time,
+        "blowup": time,
     }
     told = {"width": width, "std": deviation, "seed": seed, "num_seeds": num_seeds}
     return Experiment("3", arrays, told)

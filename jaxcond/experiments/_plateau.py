@@ -74,7 +74,7 @@ def figure_1(
 
     - `iterations`, `loss` (seeds, records): of the runs;
     - `predicted` (seeds,): the iteration at which the loss falls below 90 % as predicted from the
-      initial weights, `observed` (seeds,) as it did; `blow_up` (seeds,): $T^*$ in iterations;
+      initial weights, `observed` (seeds,) as it did; `blowup` (seeds,): $T^*$ in iterations;
     - `effective_iterations`, `effective_loss`: of the first network, by the effective model;
     - `again_iterations`, `again_loss`: of the repeated run, in its own iterations from `restart`;
     - `similarity_start`, `similarity_condensed` ($m$, $m$): cosines of the rows of $W^1$ at the
@@ -142,7 +142,7 @@ def figure_1(
         "loss": loss,
         "predicted": predicted,
         "observed": late.crossings[0.9],
-        "blow_up": escape.iteration,
+        "blowup": escape.iteration,
         "effective_iterations": escape.iterations(escape.clock[0]),
         "effective_loss": escape.network_loss[0],
         "again_iterations": again.iterations,

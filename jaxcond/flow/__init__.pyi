@@ -1,10 +1,12 @@
 from ._clocks import Clock as Clock
 from ._clocks import EnergyClock as EnergyClock
 from ._clocks import Followed as Followed
-from ._clocks import desingularised_time as desingularised_time
 from ._clocks import follow as follow
-from ._clocks import follow_densely as follow_densely
-from ._clocks import physical_time as physical_time
+from ._pieces import Pieces as Pieces
+from ._pieces import drift as drift
+from ._pieces import follow_pieces as follow_pieces
+from ._pieces import pieces as pieces
+from ._root import root as root
 from ._runs import CLOSED as CLOSED
 from ._runs import ERROR_FACTOR as ERROR_FACTOR
 from ._runs import FIRST_STEP as FIRST_STEP

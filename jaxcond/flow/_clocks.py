@@ -1,13 +1,12 @@
-r"""Following the flow by diffrax to chosen values of an independent variable.
+r"""Following the flow by diffrax to chosen values of its energy, which never falls.
 
-Time itself, desingularised time, and the energy (which never falls) are one flow run by different
-clocks: with the vector field $f$ and $v$ the independent variable,
+With the vector field $f$ and $v$ the independent variable,
 
 $$\frac{d\theta}{dv} = \frac{dt}{dv} f(\theta), \qquad
-\frac{dt}{dv} = 1, \quad \frac1{\|\theta\|}, \quad \frac{\sqrt{E^2 + E_0^2}}{\|f\|^2}
-\ \text{ with } E = E_0 \sinh v .$$
+\frac{dt}{dv} = \frac{\sqrt{E^2 + E_0^2}}{\|f\|^2} \ \text{ with } E = E_0 \sinh v .$$
 
-What is asked for is then known before the integration starts, and is saved on the way.
+This is plain integration of all unknowns, which owes nothing to reduction or series: what they are
+checked against.
 """
 
 from collections.abc import Callable
@@ -22,21 +21,9 @@ from jaxtyping import Array, Bool, Float
 from .._energy import energy, squared_norms, vector_field
 from .._state import State
 from ._runs import FIRST_STEP, speed_of
-from ._solve import smallest_size, solve, visit
+from ._solve import smallest_size, visit
 
 Clock = Callable[[State, State], Array]
-
-
-def physical_time(state: State, field: State) -> Float[Array, ""]:
-    """Independent variable: the time itself."""
-    del field
-    return jnp.ones((), state.dtype)
-
-
-def desingularised_time(state: State, field: State) -> Float[Array, ""]:
-    r"""Independent variable: $s$ with $ds = \max|\lambda_i|\,\|\theta\|\,dt$, which has no end."""
-    del field
-    return speed_of(state)
 
 
 class EnergyClock(eqx.Module):
@@ -100,36 +87,3 @@ def follow(
     (a, b, c), times = visited.values
     strength = jnp.broadcast_to(state.strength, (stops.size, *state.strength.shape))
     return Followed(State(a, b, c, strength), times, visited.reached[-1])
-
-
-def follow_densely(
-    state: State,
-    clock: Clock,
-    length: Float[Array, ""],
-    solver: diffrax.AbstractSolver,
-    tolerance: Float[Array, ""],
-    max_steps: int,
-) -> tuple[Callable[[Array], tuple[State, Array]], Bool[Array, ""]]:
-    """Follow one state of unit scale over a length of a clock.
-
-    **Returns:** a function that gives the state and the time at any place in between, and whether
-    the end was reached.
-    """
-    solution = solve(
-        _by_clock(clock, vector_field),
-        (state.layers, jnp.zeros((), state.dtype)),
-        state.strength,
-        solver=solver,
-        tolerance=tolerance,
-        smallest=smallest_size(state.layers),
-        until=length,
-        first=FIRST_STEP,
-        max_steps=max_steps,
-        dense=True,
-    )
-
-    def at(place: Array) -> tuple[State, Array]:
-        (a, b, c), elapsed = solution.evaluate(place)
-        return State(a, b, c, state.strength), elapsed
-
-    return at, solution.result == diffrax.RESULTS.successful

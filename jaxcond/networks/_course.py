@@ -25,12 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from scipy.interpolate import CubicHermiteSpline
 
-from .._energy import energy, squared_norms, vector_field
-from .._state import State
-from .._trajectory import PointStatus, Trajectory, trajectory
+from .._energy import squared_norms, vector_field
+from .._trajectory import Trajectory, trajectory
 from ..blowup import Status, blowup_time
 from ._data import AbstractData, loss_factor
 from ._effective import EffectiveModel, effective_model
@@ -76,13 +75,17 @@ MEANING = {
 
 
 class Path(eqx.Module):
-    """The effective trajectory of one network, in effective time, and what the network has there.
+    """What one network has at points of its effective trajectory, in effective time.
 
     `d_effective` and `d_network` are the derivatives of the losses along the trajectory, in
-    training time; `speed` is nu; `log_size` the logarithm of the size of the effective gradient.
+    training time; `speed` is nu; `log_size` the logarithm of the size of the effective gradient;
+    `complete`, whether the trajectory comes near its blow-up.
     """
 
-    trajectory: Trajectory
+    blowup: BlowUp
+    complete: Bool[Array, ""]
+    times: Float[Array, " num"]
+    time_left: Float[Array, " num"]
     effective_loss: Float[Array, " num"]
     d_effective: Float[Array, " num"]
     network_loss: Float[Array, " num"]
@@ -98,22 +101,16 @@ def _trajectory(
     model: EffectiveModel,
     factor: float,
     drop: float,
-    num: int,
 ) -> Trajectory:
     """The effective trajectory of a network, past where its loss falls by `drop`."""
     state = model.to_state(network)
     drops = drop * data.loss(network, factor) / model.rate
     # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
     closeness = _BEYOND / (jnp.cbrt(drops) * blowup_time(state).time)
-    closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, 1e-9, 0.5), 0.5)
+    least = max(1e-9, 64 * float(jnp.finfo(network.dtype).eps))
+    closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, least, 0.5), 0.5)
     rtol = _RTOL if jnp.finfo(network.dtype).bits >= 64 else None
-    # Of a batch, outcomes are told by `Trajectory.status` and not raised; not compiled as a whole,
-    # widths share what is compiled for the reduced flow.
-    batch = jax.tree.map(lambda x: x[None], (state, closeness))
-    paths = eqx.filter_vmap(
-        lambda state, close: trajectory(state, num=num, closeness=close, rtol=rtol)
-    )(*batch)
-    return jax.tree.map(lambda x: x[0], paths)
+    return trajectory(state, closeness=closeness, rtol=rtol)
 
 
 @eqx.filter_jit
@@ -123,6 +120,7 @@ def _along(
     data: AbstractData,
     model: EffectiveModel,
     factor: float,
+    num: int,
 ) -> Path:
     """What a network has along the effective trajectory from its weights."""
 
@@ -130,8 +128,8 @@ def _along(
         outputs = model.slope**2 * data.predict_linear(network.product, network.bias)
         return data.loss_of(outputs, factor)
 
-    def at(reduced: State) -> tuple[Array, ...]:
-        full = path.lift(reduced)
+    def at(time: Array) -> tuple[Array, ...]:
+        full = path(time)
         slope = vector_field(full)
         # The effective gradient in the weights, for a unit of training time.
         moving = network.replace(
@@ -145,24 +143,35 @@ def _along(
         real, d_real = jax.jvp(lambda n: data.loss(n, factor), (here,), (moving,))
         return effective, d_effective, real, d_real, -d_real / size, 0.5 * jnp.log(size)
 
-    energies = jax.vmap(energy)(path.reduced)
-    effective, d_effective, real, d_real, speed, log_size = lax.map(at, path.reduced)
-    return Path(path, effective, d_effective, real, d_real, speed, log_size, energies)
+    times = path.spread(num)
+    effective, d_effective, real, d_real, speed, log_size = lax.map(at, times)
+    return Path(
+        blowup=path.blowup,
+        complete=path.pieces.ends,
+        times=times,
+        time_left=path.time_left(times),
+        effective_loss=effective,
+        d_effective=d_effective,
+        network_loss=real,
+        d_network=d_real,
+        speed=speed,
+        log_size=log_size,
+        energy=path.energy(times),
+    )
 
 
 class Course:
     """A path on the host: its curves by training time, and where they cross a level."""
 
     def __init__(self, path: Path, model: EffectiveModel, rate: LearningRate | None):
-        curves = path.trajectory
         per_time = float(model.rate)
         self.path = jax.tree.map(np.asarray, path)
-        self.time_left = np.asarray(curves.time_left, np.float64) / per_time
-        self.times = np.asarray(curves.times, np.float64) / per_time
-        blow_up = curves.blow_up
+        self.time_left = np.asarray(path.time_left, np.float64) / per_time
+        self.times = np.asarray(path.times, np.float64) / per_time
+        blowup = path.blowup
         names = ("time", "lower", "upper", "error")
-        scaled = tuple(np.asarray(getattr(blow_up, n), np.float64) / per_time for n in names)
-        self.blow_up = eqx.tree_at(lambda b: [getattr(b, n) for n in names], blow_up, scaled)
+        scaled = tuple(np.asarray(getattr(blowup, n), np.float64) / per_time for n in names)
+        self.blowup = eqx.tree_at(lambda b: [getattr(b, n) for n in names], blowup, scaled)
         with np.errstate(all="ignore"):
             slow = 1 / np.asarray(path.speed, np.float64) - 1
         steps = np.diff(self.times)
@@ -201,7 +210,7 @@ class Course:
 
     def status(self, crossing: float) -> EscapeStatus:
         """What is known, given the effective time of the crossing."""
-        solved = int(self.blow_up.status)
+        solved = int(self.blowup.status)
         by_solver = {
             Status.NO_BLOW_UP: EscapeStatus.NO_BLOW_UP,
             Status.NOT_CONVERGED: EscapeStatus.NOT_CONVERGED,
@@ -209,9 +218,9 @@ class Course:
         }
         if solved in by_solver:
             return by_solver[Status(solved)]
-        if not self.blow_up.is_known():
+        if not self.blowup.is_known():
             return EscapeStatus.NOT_CONVERGED
-        if np.any(np.asarray(self.path.trajectory.status) > PointStatus.TRUNCATED):
+        if not self.path.complete:
             return EscapeStatus.NOT_CONVERGED
         until = self.times <= (self.times[-1] if np.isnan(crossing) else crossing)
         speed = np.asarray(self.path.speed)
@@ -243,8 +252,8 @@ def courses(
     lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
 
     def follow(lane: ThreeLayer) -> Path:
-        path = _trajectory(lane, data, model, factor, drop, num)
-        return _along(lane, path, data, model, factor)
+        path = _trajectory(lane, data, model, factor, drop)
+        return _along(lane, path, data, model, factor, num)
 
     paths = over_lanes(follow, lanes)
     return [Course(path, model, rate) for path in unstacked(paths)], model

@@ -23,7 +23,7 @@ class Escape(eqx.Module):
     - `crossing`: when the loss falls below `fraction` of its initial value, by the clock of the
       network; `crossing_iteration` in iterations.
     - `effective_crossing`: the same by the effective model and its quadratic term alone.
-    - `blow_up`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
+    - `blowup`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
       in iterations, with `iteration_bracket`.
     - `status`: an `EscapeStatus`.
     - `correction`: relative difference of the two crossings, of order $\varepsilon$: what the
@@ -40,7 +40,7 @@ class Escape(eqx.Module):
 
     crossing: Float[np.ndarray, "*batch"]
     effective_crossing: Float[np.ndarray, "*batch"]
-    blow_up: BlowUp
+    blowup: BlowUp
     status: Int[np.ndarray, "*batch"]
     correction: Float[np.ndarray, "*batch"]
     speed: Float[np.ndarray, "*batch 2"]
@@ -70,12 +70,12 @@ class Escape(eqx.Module):
     @property
     def iteration(self) -> np.ndarray:
         """$T^*$ in iterations."""
-        return self.iterations(np.asarray(self.blow_up.time))
+        return self.iterations(np.asarray(self.blowup.time))
 
     @property
     def iteration_bracket(self) -> tuple[np.ndarray, np.ndarray]:
         """The bracket of $T^*$ in iterations."""
-        lower, upper = (np.asarray(x) for x in (self.blow_up.lower, self.blow_up.upper))
+        lower, upper = (np.asarray(x) for x in (self.blowup.lower, self.blowup.upper))
         return self.iterations(lower), self.iterations(upper)
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Escape(eqx.Module):
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
         return (
             f"Escape: the loss falls below {self.fraction:g} of its initial value at {at}; "
-            f"T* = {float(self.blow_up.time):.10g}, the effective model alone is "
+            f"T* = {float(self.blowup.time):.10g}, the effective model alone is "
             f"{100 * float(self.correction):+.2g} % off"
         )
 
@@ -157,7 +157,7 @@ def _escape(course: Course, fraction: float) -> Escape:
     return Escape(
         np.asarray(corrected),
         np.asarray(plain),
-        course.blow_up,
+        course.blowup,
         np.asarray(int(status)),
         np.asarray(plain / corrected - 1),
         np.asarray([path.speed[0], at_crossing]),

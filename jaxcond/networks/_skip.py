@@ -109,7 +109,7 @@ def _choose(
     if fraction is None:
         time = course.network_crossing((1 - drop) * float(course.path.network_loss[0]))
     else:
-        time = min(fraction * float(course.blow_up.time), float(course.times[-1]))
+        time = min(fraction * float(course.blowup.time), float(course.times[-1]))
     status = course.status(time)
     if status != EscapeStatus.PREDICTED:
         raise ValueError(f"The plateau cannot be skipped: {MEANING[status]}.")
@@ -121,8 +121,6 @@ def _choose(
     return max(course.effective_time(clock), 0.0), clock, iteration
 
 
-@eqx.filter_jit
 def _lifted(network: ThreeLayer, time: Float[jax.Array, ""], model: EffectiveModel) -> ThreeLayer:
-    state = model.to_state(network)
-    path = trajectory(state, times=(time * model.rate)[None])
-    return model.lift(network, path.lift(jax.tree.map(lambda x: x[0], path.reduced)))
+    path = trajectory(model.to_state(network))
+    return model.lift(network, path(time * model.rate))

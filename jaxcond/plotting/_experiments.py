@@ -94,11 +94,11 @@ def _loss_whole(axes: Axes, experiment: Experiment) -> None:
 
 
 def _loss_detail(axes: Axes, experiment: Experiment) -> None:
-    predicted, blow_up = (float(experiment[name][0]) for name in ("predicted", "blow_up"))
+    predicted, blowup = (float(experiment[name][0]) for name in ("predicted", "blowup"))
     restart, slower = experiment.settings["restart"], experiment.settings["slower"]
     again = restart + (experiment["again_iterations"] - restart) / slower
     # As far to both sides as the fall of the loss is wide.
-    width = max(4 * abs(blow_up - predicted), 1.0)
+    width = max(4 * abs(blowup - predicted), 1.0)
     axes.axvspan(0, 4.5 * width, **_GREY)
     axes.plot(
         experiment["iterations"][0] - predicted, experiment["loss"][0], "k-", linewidth=1.2,
@@ -116,7 +116,7 @@ def _loss_detail(axes: Axes, experiment: Experiment) -> None:
     )  # fmt: skip
     axes.plot(0, 0.9 * experiment["loss"][0, 0], "o", color="C0", fillstyle="none", markersize=5,
               label="predicted: 90 % of the initial loss")  # fmt: skip
-    axes.axvline(blow_up - predicted, color="0.4", linewidth=0.8, linestyle="-.", label="$T^*$")
+    axes.axvline(blowup - predicted, color="0.4", linewidth=0.8, linestyle="-.", label="$T^*$")
     axes.set_xlim(-width, 4.5 * width)
     axes.set_ylim(0, 1.05 * float(experiment["loss"][0, 0]))
     _legend(axes, "upper right")

@@ -1,48 +1,53 @@
 """The panel of one trajectory: energy, bracket, indicators and angles on the way to blow-up."""
 
-from typing import Literal
+from typing import NamedTuple
 
-import jax
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .._trajectory import PointStatus, Trajectory
-from ..bounds import bracket
+from .._trajectory import Trajectory
+from ..bounds import bracket_from_norms
+from ..indicators import CONDITIONS, Condition, Products, angles_of
 
-Place = Literal["upper left", "lower left", "lower right"]
 
-
-def trajectory_panel(trajectory: Trajectory) -> Figure:
+def trajectory_panel(path: Trajectory, *, num: int = 200) -> Figure:
     r"""Four views of one trajectory of rank 1 against $(T^* - t)/T^*$, at column width.
 
     1. The energy, between the lower bound of Theorem 1 and the upper bound of Theorem 2 from half
        of $T^*$ on (or where $E$ becomes positive, if that is later).
     2. How far the ends of the bracket lie from $T^*$, with the bound of Theorem 2.
-    3. The shares of the inequalities of conditions 1 and 2 of the final stage that hold.
+    3. The shares of the inequalities of conditions 1 and 2 of the final stage that hold, and where
+       each holds for good.
     4. The least cosines of the angles $\xi$ and $\psi$, and that of $\zeta$.
 
-    **Raises:** `ValueError` for a batch, a higher rank, or fewer than two points before the
-    blow-up.
+    **Arguments:** `path`; `num`, points of every line, evenly over the pieces of the trajectory.
+
+    **Raises:** `ValueError` for a batch, a higher rank, or a trajectory without blow-up.
     """
-    if trajectory.times.ndim != 1 or trajectory.initial.rank != 1:
+    if path.scale.ndim or path.initial.rank != 1:
         raise ValueError(
-            "Argument `trajectory` must be a single one of rank 1, but its times have shape "
-            f"{trajectory.times.shape} and its rank is {trajectory.initial.rank}."
+            "Argument `path` must be a single trajectory of rank 1, but its batch has shape "
+            f"{path.scale.shape} and its rank is {path.initial.rank}."
         )
-    order = np.argsort(np.asarray(trajectory.times))
-    usable = np.asarray(trajectory.status)[order] <= PointStatus.TRUNCATED
-    shown = order[usable]
-    if shown.size < 2 or not np.isfinite(float(trajectory.blow_up.time)):
-        raise ValueError("A panel needs at least two points on the way to a blow-up.")
-    time = float(trajectory.blow_up.time)
-    left = np.asarray(trajectory.time_left)[shown] / time
-    figure = Figure(figsize=(3.4, 6.6), dpi=200, layout="constrained")
+    if not bool(path.pieces.ends) or not bool(path.blowup.is_known()):
+        raise ValueError("A panel needs a trajectory that comes close to a blow-up.")
+    times = path.spread(num)
+    time = float(path.blowup.time)
+    left = np.asarray(path.time_left(times)) / time
+    # What the reduction leaves out is not known either.
+    accuracy = max(float(path.rtol), float(path.truncation(path.end)))
+    points = path.map(_Looks(accuracy), times)
+    figure = Figure(figsize=(3.4, 7.4), dpi=200, layout="constrained")
     rows = figure.subplots(4, 1, sharex=True)
-    _energy(rows[0], trajectory, shown, left)
-    _bracket(rows[1], trajectory, shown, left, time)
-    _counts(rows[2], trajectory, shown, left)
-    _angles(rows[3], trajectory, shown, left)
+    growth = _later_growth(points)
+    _energy(rows[0], path, points, growth, np.asarray(times), left)
+    _bracket(rows[1], path, points, growth, left)
+    _counts(rows[2], points, left)
+    _angles(rows[3], points, left)
     for axes, letter in zip(rows, "abcd", strict=True):
         axes.text(-0.2, 1.0, letter, transform=axes.transAxes, fontweight="bold", fontsize=9)
         axes.tick_params(labelsize=7)
@@ -51,30 +56,93 @@ def trajectory_panel(trajectory: Trajectory) -> Figure:
     rows[-1].set_xscale("log")
     rows[-1].set_xlim(1.0, float(left.min()))
     rows[-1].set_xlabel(r"relative time left $(T^*-t)\,/\,T^*$", fontsize=8)
-    p, q = trajectory.initial.widths
-    rows[0].set_title(f"width {p} × {q}, $T^*$ = {time:.6g}", fontsize=8)
+    p, q = path.initial.widths
+    figure.suptitle(f"width {p} × {q}, $T^*$ = {time:.6g}", fontsize=8)
     return figure
 
 
-def _legend(axes: Axes, place: Place) -> None:
-    axes.legend(frameon=False, fontsize=6.5, handlelength=2.2, loc=place)
+def _legend(axes: Axes) -> None:
+    """Above the axes, where no line runs through it."""
+    axes.legend(
+        frameon=False,
+        fontsize=6.5,
+        handlelength=2.0,
+        columnspacing=1.2,
+        borderaxespad=0.1,
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=2,
+    )
 
 
-def _energy(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
-    energy = np.asarray(trajectory.energy)[shown]
-    time = np.asarray(trajectory.times)[shown]
-    strength = abs(float(trajectory.initial.strength[0]))
+class Point(NamedTuple):
+    """What the lines show at one time, at unit scale and strength."""
+
+    energy: Array
+    lower: Array
+    upper: Array
+    growth: Array
+    first: Condition
+    second: Condition
+    xi: Array
+    psi: Array
+    zeta: Array
+
+
+class _Looks(eqx.Module):
+    """A `Point` from the products of a state: one program for all lines."""
+
+    accuracy: float = eqx.field(static=True)
+
+    def __call__(self, products: Products) -> Point:
+        strength = jnp.abs(products.strength[0])
+        squares = [jnp.sum(x * x) for x in (products.a, products.rows, products.c)]
+        energy = jnp.sum(products.a * products.onto_a) / strength
+        lower, upper = bracket_from_norms(jnp.stack(squares), energy, jnp.ones_like(energy))
+        speed = (jnp.sum(products.onto_a**2) + jnp.sum(products.onto_c**2)) / strength**2
+        growth = (speed + squares[0] * squares[2]) / (3 * energy ** (4 / 3))
+        accuracy = jnp.asarray(self.accuracy, energy.dtype)
+        angles = angles_of(products)
+        return Point(
+            energy=energy,
+            lower=lower,
+            upper=upper,
+            growth=jnp.where(energy > 0, growth, jnp.nan),
+            first=CONDITIONS[1](products, accuracy),
+            second=CONDITIONS[2](products, accuracy),
+            xi=jnp.nanmin(angles.xi),
+            psi=jnp.nanmin(angles.psi),
+            zeta=jnp.nanmin(angles.zeta),
+        )
+
+
+def _later_growth(points: Point) -> np.ndarray:
+    """The constant of Theorem 2 from every point on."""
+    growth = np.asarray(points.growth)
+    largest = np.maximum.accumulate(np.where(np.isnan(growth), -np.inf, growth)[::-1])[::-1]
+    return np.where(np.isnan(growth), np.nan, largest)
+
+
+def _energy(
+    axes: Axes,
+    path: Trajectory,
+    points: Point,
+    growth: np.ndarray,
+    times: np.ndarray,
+    left: np.ndarray,
+) -> None:
+    scale, strength = float(path.scale), abs(float(path.initial.strength[0]))
+    energy = np.asarray(points.energy, np.float64) * scale**3 * strength
     positive = energy > 0
     axes.plot(left[positive], energy[positive], "k-", linewidth=1.2, label="energy $E$")
     begun = np.flatnonzero(positive & (left <= 0.5))
     if begun.size:
         first = int(begun[0])
-        growth = float(np.asarray(trajectory.growth())[shown][first])
         start = (energy[first] / strength) ** (-1 / 3)
-        elapsed = strength * (time[first:] - time[first])
+        elapsed = strength * (times[first:] - times[first])
         for factor, style, label in (
-            (growth, "--", "upper, Theorem 2"),
-            (1.0, ":", "lower, Theorem 1"),
+            (growth[first], "--", "above, Theorem 2"),
+            (1.0, ":", "below, Theorem 1"),
         ):
             rest = start - factor * elapsed
             bound = np.where(rest > 0, np.abs(rest) ** -3.0, np.nan) * strength
@@ -85,56 +153,63 @@ def _energy(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndar
         axes.axvspan(1.0, left[~positive].min(), color="0.85", linewidth=0, label=r"$E \leq 0$")
     axes.set_yscale("log")
     axes.set_ylabel("energy", fontsize=8)
-    _legend(axes, "upper left")
+    _legend(axes)
 
 
 def _bracket(
-    axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray, time: float
+    axes: Axes, path: Trajectory, points: Point, growth: np.ndarray, left: np.ndarray
 ) -> None:
-    lower, upper = (np.asarray(x)[shown] for x in jax.vmap(bracket)(trajectory.reduced))
+    time = float(path.blowup.time)
+    rate = float(path.scale) * abs(float(path.initial.strength[0]))
+    lower, upper = np.asarray(points.lower) / rate, np.asarray(points.upper) / rate
     remaining = left * time
-    theorem_2 = np.asarray(trajectory.theorem_bounds()[0] - trajectory.times)[shown]
+    theorem_2 = upper / growth
     # What is left of a difference below the rounding of its parts says nothing.
-    floor = 64 * np.finfo(np.float64).eps * time + float(trajectory.tolerance) * remaining
+    floor = 64 * np.finfo(np.float64).eps * time + float(path.rtol) * remaining
     for bound, style, label in (
-        (upper, "k-", "$E^{-1/3}$ above"),
-        (lower, "k--", "$R_F$ below"),
-        (theorem_2, "k:", "$E^{-1/3}/C$ below"),
+        (upper, "k-", "$E^{-1/3}$, above"),
+        (lower, "k--", "$R_F$, below"),
+        (theorem_2, "k:", "$E^{-1/3}/C$, below"),
     ):
         gap = np.abs(bound - remaining)
         gap = np.where(np.isfinite(gap) & (gap > floor), gap, np.nan) / time
         axes.plot(left, gap, style, linewidth=1.1, label=label)
     axes.set_yscale("log")
-    axes.set_ylabel("bound $-$ $T^*$, over $T^*$", fontsize=8)
-    _legend(axes, "lower left")
+    axes.set_ylabel(r"$|$bound$\,-\,T^*|\,/\,T^*$", fontsize=8)
+    _legend(axes)
 
 
-def _counts(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
-    for number, style in ((1, "k-"), (2, "k--")):
-        condition = trajectory.condition(number)
-        share = np.asarray(condition.positive)[shown] / condition.total
+def _counts(axes: Axes, points: Point, left: np.ndarray) -> None:
+    begun = []
+    for number, condition, style in ((1, points.first, "k-"), (2, points.second, "k--")):
+        share = np.asarray(condition.positive) / condition.total
         label = f"condition {number} (of {condition.total})"
         axes.plot(left, share, style, linewidth=1.1, label=label)
-        holds = np.asarray(condition.holds)[shown]
+        holds = np.asarray(condition.holds)
         if holds[-1]:
-            begun = left[np.flatnonzero(~holds)[-1] + 1] if (~holds).any() else left[0]
-            mark = {"color": "k", "markersize": 3.5, "fillstyle": "none", "linestyle": "none"}
-            axes.plot([begun], [1.0], "o", label="all hold from here on", **mark)
+            begun.append(left[np.flatnonzero(~holds)[-1] + 1] if (~holds).any() else left[0])
+    if begun:
+        axes.plot(
+            begun,
+            np.ones(len(begun)),
+            "o",
+            color="k",
+            markersize=3.5,
+            fillstyle="none",
+            label="holds from here on",
+        )
     axes.set_ylim(None, 1.03)
     axes.set_ylabel("share that holds", fontsize=8)
-    _legend(axes, "lower right")
+    _legend(axes)
 
 
-def _angles(axes: Axes, trajectory: Trajectory, shown: np.ndarray, left: np.ndarray) -> None:
-    angles = trajectory.angles()
-    count = len(trajectory)
+def _angles(axes: Axes, points: Point, left: np.ndarray) -> None:
     for values, style, label in (
-        (angles.xi, "k-", r"least $\cos\,\xi_{ll'}$"),
-        (angles.psi, "k--", r"least $\cos\,\psi_l$"),
-        (angles.zeta, "k:", r"$\cos\,\zeta$"),
+        (points.xi, "k-", r"least $\cos\,\xi_{ll'}$"),
+        (points.psi, "k--", r"least $\cos\,\psi_l$"),
+        (points.zeta, "k:", r"$\cos\,\zeta$"),
     ):
-        least = np.min(np.asarray(values).reshape(count, -1), axis=1)[shown]
-        axes.plot(left, least, style, linewidth=1.1, label=label)
+        axes.plot(left, values, style, linewidth=1.1, label=label)
     axes.set_ylim(-1.05, 1.05)
-    axes.set_ylabel("cosine", fontsize=8)
-    _legend(axes, "lower right")
+    axes.set_ylabel("least cosine", fontsize=8)
+    _legend(axes)

@@ -62,17 +62,21 @@ def _gradient_norm(state: State, fractions: Array) -> tuple[Array, ...]:
 
 def _onset(state: State, fractions: Array) -> tuple[Array, ...]:
     del fractions
-    onset = _trajectory.final_stage_time(state)
+    onset = _trajectory.trajectory(state).onset()
     return onset.time, onset.time_left, onset.status
 
 
 def _counts(state: State, fractions: Array) -> tuple[Array, ...]:
-    along = _trajectory.trajectory(state, fractions=fractions)
-    conditions = [along.condition(number) for number in (1, 2, 3)]
+    # Past the last of the fractions, as far as the dtype tells times from the blow-up.
+    least = 64 * jnp.finfo(state.dtype).eps
+    closeness = jnp.clip(0.5 * (1 - jnp.max(fractions)), least, 0.5).astype(state.dtype)
+    path = _trajectory.trajectory(state, closeness=closeness)
+    times = fractions * path.blowup.time
+    conditions = [path.condition(number, times) for number in (1, 2, 3)]
     return (
         *(condition.positive for condition in conditions),
         *(condition.undecided for condition in conditions),
-        along.status,
+        path.status(times),
     )
 
 

@@ -87,14 +87,14 @@ def adjoint_gradient(
     layers, _ = anchors.values
     a, b, c = (x[-1] for x in layers)
     last = State(a, b, c, state.strength)
-    gradient = _at_end(last)
+    gradient = near_blowup(last)
     carry = (gradient, end.reached & anchors.reached[-1])
     (gradient, reached), _ = lax.scan(step_back, carry, layers, reverse=True)
     return jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), gradient)
 
 
-def _at_end(state: State) -> State:
-    """The gradient close to the blow-up."""
+def near_blowup(state: State) -> State:
+    """The gradient of the time left, close to the blow-up."""
     layers = state.layers
     fall = sum(jnp.vdot(x, y) for x, y in zip(layers, vector_field(state).layers, strict=True))
     lower, upper = bracket(state)

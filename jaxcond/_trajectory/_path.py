@@ -1,0 +1,576 @@
+r"""The trajectory: the flow of one state as a function of time.
+
+Pieces of Taylor polynomials in reduced coordinates, and what full width needs once: the initial
+state and the bases. Quantities of the full states follow without forming $b$.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from .._energy import conserved, energy, squared_norms
+from .._reduction import Reduction, truncation
+from .._state import State
+from ..blowup import BlowUp, Status
+from ..bounds import energy_growth, theorem_1_upper
+from ..flow import Pieces, drift, root
+from ..indicators import (
+    CONDITIONS,
+    Angles,
+    Condition,
+    Products,
+    angles_of,
+    ratios_of,
+    resolve_tolerance,
+)
+from ._frame import Frame
+from ._status import PointStatus
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ._onset import Onset
+
+Values = ArrayLike | Sequence[Any]
+
+# Times that one program looks at: any number of them needs no other program.
+_TOGETHER = 32
+# Points of every piece that `growth` looks at.
+_GROWTH_POINTS = 8
+
+
+class Trajectory(eqx.Module):
+    r"""The flow of one state as a function of time, from 0 to close to its blow-up.
+
+    `path(t)` is the `State` at a time or at many times of any shape. Nothing that it returns
+    depends on which other times are asked for. All of it may be differentiated, with respect to
+    the times and to the state that `trajectory` was given, and batched by `jax.vmap`.
+
+    - `blowup`: the `BlowUp` of the initial state.
+    - `initial`: the state at time 0, at full width.
+    - `end`: the last time that is known.
+    - `pieces`: the polynomials, of the reduced state over `scale` (a power of two).
+    - `reduction`: the reduction at that scale; `None` for states that are followed in full.
+    - `rtol`: the relative accuracy that is taken for granted where signs are counted.
+
+    Times outside of $[0, \text{end}]$ raise a `ValueError` which says why; where nothing is known
+    beforehand, under `jax.vmap` or `jax.jit`, the values are NaN and `status` tells.
+    """
+
+    blowup: BlowUp
+    initial: State
+    pieces: Pieces
+    left: Float[Array, "*batch"]
+    reduction: Reduction | None
+    scale: Float[Array, "*batch"]
+    rtol: Float[Array, "*batch"]
+
+    # What is at a time.
+
+    def __call__(self, t: Values) -> State:
+        """The full states at times `t` of any shape, which their batch axes have."""
+        times, shape = self._flat(t, "t")
+        if isinstance(times, Tracer) or self._is_traced():
+            view = View.of(self)
+            return _shaped(lax.map(lambda time: _full_state(view, time), times), shape)
+        states = [_one_full_state(self, time) for time in times]
+        return _shaped(jax.tree.map(lambda *x: np.stack(x), *states), shape)
+
+    def reduced(self, t: Values) -> State:
+        """The states at times `t` in the coordinates of `reduction`."""
+        return self._each(_small_state, t)
+
+    def status(self, t: Values) -> Int[Array, "*shape"]:
+        """A `PointStatus` for every time."""
+        return self._each(_status, t, checked=False)
+
+    def energy(self, t: Values) -> Float[Array, "*shape"]:
+        r"""The energy $E = \sum_i\lambda_i a_i^T b c_i$."""
+        return self._each(_energy, t)
+
+    def norms(self, t: Values) -> Float[Array, "*shape 3"]:
+        r"""The norms $\|a\|$, $\|b\|_F$, $\|c\|$ of the full layers."""
+        return self._each(_norms, t)
+
+    def time_left(self, t: Values) -> Float[Array, "*shape"]:
+        """$T^* - t$, without cancellation close to the blow-up; infinite where there is none."""
+        return self._each(_time_left, t)
+
+    def drift(self, t: Values) -> Float[Array, "*shape"]:
+        r"""How far the conserved matrices and balances have moved, over $\|\theta(t)\|^2$."""
+        return self._each(_drift, t)
+
+    def truncation(self, t: Values) -> Float[Array, "*shape"]:
+        """Bound on the relative size of what the reduction leaves out of $a$ and $c$, or zero."""
+        return self._each(_truncation, t)
+
+    def condition(
+        self,
+        number: int,
+        t: Values,
+        *,
+        tolerance: float | Float[Array, ""] | None = None,
+    ) -> Condition:
+        """Condition 1, 2 or 3 of the final stage (see `final_stage`) at every time.
+
+        **Arguments:** `tolerance`, the accuracy of the states that decides which inequalities are
+        `undecided`, by default `rtol`. **Raises:** `ValueError` for other numbers.
+        """
+        if number not in CONDITIONS:
+            raise ValueError(f"Argument `number` must be 1, 2 or 3, but is {number}.")
+        path = self
+        if tolerance is not None:
+            accuracy = resolve_tolerance(tolerance, self.initial.dtype)
+            path = eqx.tree_at(lambda path: path.rtol, self, accuracy)
+        return path._each(_CONDITIONS[number], t)
+
+    def angles(self, t: Values) -> Angles:
+        """The angles of Definition 2 at every time, as cosines."""
+        return self._each(_angles, t)
+
+    def ratios(self, t: Values) -> Float[Array, "*shape 2 rank"]:
+        """The ratios of eq. (4.5) at every time: see `ratios`."""
+        return self._each(_ratios, t)
+
+    def map(self, function: Callable[[Products], Any], t: Values) -> Any:
+        """A function of the `Products` of the state at every time, without forming any $b$.
+
+        The products are those of the states over `scale`. A function that is defined once is
+        compiled once.
+        """
+        return self._each(_Of(function), t)
+
+    def growth(self, t: Values) -> Float[Array, "*shape"]:
+        r"""The constant $C$ of Theorem 2 from a time on, for rank 1.
+
+        The largest $E'/(3E^{4/3})$ there and at later places, eight on every piece; NaN where
+        $E \le 0$. **Raises:** `ValueError` at higher rank.
+        """
+        self._require_rank_1("growth")
+        return self._each(_growth, t, _later_growth(self))
+
+    def theorem_bounds(self, t: Values) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+        r"""Bounds of Theorems 2 and 1 on $T^*$ from a time: $t + E^{-1/3}/C$ and $t + E^{-1/3}$.
+
+        For rank 1; eqs. (4.22) and (3.15). NaN and infinite where $E \le 0$.
+        """
+        self._require_rank_1("theorem_bounds")
+        return self._each(_theorem_bounds, t, _later_growth(self))
+
+    # When something is.
+
+    @property
+    def end(self) -> Float[Array, "*batch"]:
+        """The last time that is known."""
+        return self.pieces.elapsed / self.scale
+
+    def spread(self, num: int) -> Float[Array, " num"]:
+        r"""`num` times from 0 to `end`, evenly over the pieces.
+
+        Close to the blow-up that is evenly in $\log(T^* - t)$.
+        """
+        if not isinstance(num, int | np.integer) or num < 2:
+            raise ValueError(f"Argument `num` must be a whole number from 2 on, but is {num}.")
+        pieces = self.pieces
+        place = jnp.linspace(0, 1, num, dtype=self.scale.dtype) * pieces.num.astype(
+            self.scale.dtype
+        )
+        index = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, pieces.num - 1)
+        times = pieces.begin[index] + (place - index) * pieces.length[index]
+        return jnp.minimum(times, pieces.elapsed) / self.scale
+
+    def times_of(
+        self,
+        *,
+        energy: Values | None = None,
+        fraction: Values | None = None,
+    ) -> Float[Array, "*shape"]:
+        """Times at which the energy, which never falls, has given values; or fractions of $T^*$.
+
+        **Arguments:** one of `energy` and `fraction`, of any shape.
+
+        **Raises:** `ValueError` for values that are not reached, with the reason; under
+        transformations the times are NaN.
+        """
+        if (energy is None) == (fraction is None):
+            raise ValueError("Give one of `energy` and `fraction`.")
+        if energy is None:
+            values = jnp.asarray(fraction, self.scale.dtype)
+            times = values * self.blowup.time
+            _refuse(self, times, values, "fraction")
+            # Zero times infinity, of states that never blow up, is NaN.
+            return jnp.where(self._each(_is_known, times, checked=False), times, jnp.nan)
+        values = jnp.asarray(energy, self.scale.dtype)
+        times = self._each(_time_of_energy, values, _starting_energies(self), checked=False)
+        if not isinstance(times, Tracer):
+            _refuse_energies(self, np.asarray(values), np.asarray(times))
+        return times
+
+    def onset(self, conditions: int | tuple[int, ...] = (1, 2, 3)) -> "Onset":
+        """When the final stage condition begins to hold: see `Onset`.
+
+        **Arguments:** `conditions`, which of the three (see `final_stage`) have to hold.
+
+        **Raises:** `ValueError` for conditions other than 1, 2, 3.
+        """
+        from ._onset import onset
+
+        return onset(self, conditions)
+
+    def plot(self) -> "Figure":
+        """The panel of the trajectory, for rank 1: see `jaxcond.plotting.trajectory_panel`."""
+        from ..plotting import trajectory_panel
+
+        return trajectory_panel(self)
+
+    def __str__(self) -> str:
+        if self.scale.ndim:
+            return f"Trajectory of a batch of shape {self.scale.shape}"
+        if int(self.blowup.status) == Status.INVALID_INPUT:
+            return "Trajectory of a state that is not finite"
+        time, end = float(self.blowup.time), float(self.end)
+        course = f"to t = {end:.10g}"
+        if np.isfinite(time):
+            near = float(self.left / self.scale) / time
+            course += f", {near:.2g} T* before the blow-up at T* = {time:.10g}"
+        elif int(self.blowup.status) == Status.NO_BLOW_UP:
+            course += ", no blow-up"
+        worst = f"drift {float(self.drift(end)):.1g}, truncation {float(self.truncation(end)):.1g}"
+        return f"Trajectory of {int(self.pieces.num)} pieces {course}; {worst}"
+
+    # How it is evaluated.
+
+    def _is_traced(self) -> bool:
+        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
+
+    def _require_rank_1(self, name: str) -> None:
+        if self.initial.rank != 1:
+            raise ValueError(f"`{name}` is of rank 1, but the rank is {self.initial.rank}.")
+
+    def _flat(self, t: Values, name: str | None) -> tuple[Any, tuple[int, ...]]:
+        if self.scale.ndim:
+            raise ValueError(
+                f"This is a batch of trajectories of shape {self.scale.shape}: use `jax.vmap` on a "
+                "function of one."
+            )
+        if not isinstance(t, Tracer) and not self._is_traced():
+            times = np.asarray(t, self.scale.dtype)
+            if name is not None:
+                _refuse(self, times, times, name)
+            return times.reshape(-1), times.shape
+        times = jnp.asarray(t, self.scale.dtype)
+        return times.reshape(-1), times.shape
+
+    def _each(
+        self, function: Callable[..., Any], t: Values, *further: Any, checked: bool = True
+    ) -> Any:
+        """A function of a view of the trajectory, a time, and `further`, at every time."""
+        times, shape = self._flat(t, "t" if checked else None)
+        if isinstance(times, Tracer) or self._is_traced():
+            view = View.of(self)
+            return _shaped(lax.map(lambda time: function(view, time, *further), times), shape)
+        blocks = []
+        for begin in range(0, max(times.size, 1), _TOGETHER):
+            block = times[begin : begin + _TOGETHER]
+            filled = np.zeros(_TOGETHER, times.dtype)
+            filled[: block.size] = block
+            values = jax.device_get(_block(self, filled, function, *further))
+            blocks.append(jax.tree.map(lambda x, n=block.size: x[:n], values))
+        return _shaped(jax.tree.map(lambda *x: np.concatenate(x), *blocks), shape)
+
+
+def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
+    """Values with one leading axis as arrays of JAX with axes of a shape."""
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape((*shape, *x.shape[1:]))), values)
+
+
+@eqx.filter_jit
+def _block(path: Trajectory, times: Array, function: Callable[..., Any], *further: Any) -> Any:
+    view = View.of(path)
+    return lax.map(lambda time: function(view, time, *further), jnp.asarray(times))
+
+
+@eqx.filter_jit
+def _one_full_state(path: Trajectory, time: Array) -> State:
+    return _full_state(View.of(path), jnp.asarray(time))
+
+
+class View(eqx.Module):
+    """A trajectory with what its full states share, which is computed once for many times."""
+
+    path: Trajectory
+    frame: Frame | None
+
+    @classmethod
+    def of(cls, path: Trajectory) -> "View":
+        """The view of one trajectory."""
+        reduction = path.reduction
+        if reduction is None:
+            return cls(path, None)
+        return cls(path, Frame.of(reduction, path.initial.scale(1 / path.scale)))
+
+    def products(self, state: State) -> Products:
+        """The products of the full state that a reduced state of unit scale stands for."""
+        if self.frame is None:
+            return Products.of(_cut(self.path, state))
+        return self.frame.products(state)
+
+
+# Functions of one trajectory and one time.
+
+
+def _status(view: View, time: Array) -> Int[Array, ""]:
+    path = view.path
+    pieces, blowup = path.pieces, path.blowup
+    status = jnp.where(pieces.ends, PointStatus.TOO_CLOSE, PointStatus.NOT_CONVERGED)
+    status = jnp.where(time >= blowup.time, PointStatus.BEYOND_BLOW_UP, status)
+    reached = time * path.scale <= pieces.elapsed
+    if path.reduction is None:
+        there = jnp.asarray(PointStatus.REACHED)
+    else:
+        lost = _lost(path, pieces.at(*pieces.find(time * path.scale)))
+        there = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
+    status = jnp.where(reached, there, status)
+    status = jnp.where(time < 0, PointStatus.BEFORE_START, status)
+    valid = ~jnp.isnan(time) & (blowup.status != Status.INVALID_INPUT)
+    return jnp.where(valid, status, PointStatus.INVALID_INPUT).astype(jnp.int32)
+
+
+def _is_known(view: View, time: Array) -> Bool[Array, ""]:
+    return _is_reached(view.path, time)
+
+
+def _is_reached(path: Trajectory, time: Array) -> Bool[Array, ""]:
+    inside = (time >= 0) & (time * path.scale <= path.pieces.elapsed)
+    return inside & (path.blowup.status != Status.INVALID_INPUT)
+
+
+def _unit_state(path: Trajectory, time: Array) -> State:
+    """The reduced state over `scale`; NaN where it is not reached."""
+    state = path.pieces.at(*path.pieces.find(time * path.scale))
+    reached = _is_reached(path, time)
+    a, b, c = (jnp.where(reached, x, jnp.nan) for x in state.layers)
+    return State(a, b, c, state.strength)
+
+
+def _cut(path: Trajectory, state: State) -> State:
+    """Without the units of zeros that a narrow state is followed with."""
+    if path.reduction is not None:
+        return state
+    p, q = path.initial.widths
+    return State(state.a[:, :p], state.b[:p, :q], state.c[:, :q], state.strength)
+
+
+def _small_state(view: View, time: Array) -> State:
+    path = view.path
+    return _cut(path, _unit_state(path, time)).scale(path.scale)
+
+
+def _full_state(view: View, time: Array) -> State:
+    path = view.path
+    unit = _cut(path, _unit_state(path, time))
+    if path.reduction is not None:
+        unit = path.reduction.lift(unit, path.initial.scale(1 / path.scale))
+    return unit.scale(path.scale)
+
+
+def _energy(view: View, time: Array) -> Float[Array, ""]:
+    path = view.path
+    return energy(_unit_state(path, time)) * path.scale**3
+
+
+def _norms(view: View, time: Array) -> Float[Array, " 3"]:
+    path = view.path
+    state = _unit_state(path, time)
+    squares = squared_norms(state)
+    if path.reduction is not None:
+        # What lies outside the bases does not move.
+        small = path.reduction.state.b
+        whole = jnp.sum((path.initial.b / path.scale) ** 2)
+        squares = squares.at[1].add(jnp.maximum(whole - jnp.sum(small * small), 0))
+    return jnp.sqrt(squares) * path.scale
+
+
+def _time_left(view: View, time: Array) -> Float[Array, ""]:
+    path = view.path
+    pieces, now = path.pieces, time * path.scale
+    index, place = pieces.find(now)
+    # A sum of what is left after the piece, none of it negative.
+    later = jnp.arange(pieces.length.size) > index
+    after = path.left + jnp.sum(jnp.where(later, pieces.length, 0))
+    left = (after + (1 - place) * pieces.length[index]) / path.scale
+    left = jnp.where(pieces.ends, left, path.blowup.time - time)
+    return jnp.where(_is_reached(path, time), left, jnp.nan)
+
+
+def _drift(view: View, time: Array) -> Float[Array, ""]:
+    path = view.path
+    first = path.pieces.at(jnp.zeros((), int), jnp.zeros_like(time))
+    return drift(conserved(first), _unit_state(path, time))
+
+
+def _lost(path: Trajectory, state: State) -> Float[Array, ""]:
+    if path.reduction is None:
+        return jnp.zeros((), state.dtype)
+    return jnp.sqrt(truncation(state))
+
+
+def _truncation(view: View, time: Array) -> Float[Array, ""]:
+    path = view.path
+    lost = _lost(path, path.pieces.at(*path.pieces.find(time * path.scale)))
+    return jnp.where(_is_reached(path, time), lost, jnp.nan)
+
+
+class _Of(eqx.Module):
+    """A function of products as one of a trajectory and a time."""
+
+    function: Callable[[Products], Any] = eqx.field(static=True)
+
+    def __call__(self, view: View, time: Array) -> Any:
+        return self.function(view.products(_unit_state(view.path, time)))
+
+
+class _ConditionAt(eqx.Module):
+    """One condition as a function of a trajectory and a time."""
+
+    number: int = eqx.field(static=True)
+
+    def __call__(self, view: View, time: Array) -> Condition:
+        state = _unit_state(view.path, time)
+        # What the reduction leaves out is not known either.
+        accuracy = jnp.maximum(view.path.rtol, _lost(view.path, state))
+        return CONDITIONS[self.number](view.products(state), accuracy)
+
+
+_CONDITIONS = {number: _ConditionAt(number) for number in CONDITIONS}
+_angles, _ratios = _Of(angles_of), _Of(ratios_of)
+
+
+def _unit_strength(state: State) -> State:
+    r"""The same energy over $|\lambda|$, its sign with $c$: squares of these do not overflow."""
+    sign = jnp.sign(state.strength)[:, None]
+    return State(state.a, state.b, sign * state.c, jnp.ones_like(state.strength))
+
+
+def _growth_of(state: State) -> Float[Array, ""]:
+    return energy_growth(_unit_strength(state))
+
+
+@eqx.filter_jit
+def _later_growth(path: Trajectory) -> Float[Array, "max points"]:
+    """The largest growth of the energy from points of the pieces on."""
+    pieces = path.pieces
+    places = jnp.arange(1, _GROWTH_POINTS + 1, dtype=path.scale.dtype) / _GROWTH_POINTS
+
+    def piece(index: Array) -> Array:
+        values = jax.vmap(lambda place: _growth_of(pieces.at(index, place)))(places)
+        return jnp.where((index < pieces.num) & ~jnp.isnan(values), values, -jnp.inf)
+
+    values = lax.map(piece, jnp.arange(pieces.length.size))
+    return lax.cummax(values.reshape(-1), reverse=True).reshape(values.shape)
+
+
+def _growth(view: View, time: Array, later: Array) -> Float[Array, ""]:
+    path = view.path
+    index, place = path.pieces.find(time * path.scale)
+    here = _growth_of(_unit_state(path, time))
+    point = jnp.clip(jnp.ceil(place * _GROWTH_POINTS).astype(jnp.int32) - 1, 0, _GROWTH_POINTS - 1)
+    return jnp.where(jnp.isnan(here), jnp.nan, jnp.maximum(here, later[index, point]))
+
+
+def _theorem_bounds(view: View, time: Array, later: Array) -> tuple[Array, Array]:
+    path = view.path
+    rate = jnp.abs(path.initial.strength[0]) * path.scale
+    left = theorem_1_upper(_unit_strength(_unit_state(path, time))) / rate
+    return time + left / _growth(view, time, later), time + left
+
+
+@eqx.filter_jit
+def _starting_energies(path: Trajectory) -> Float[Array, " max"]:
+    """The energies where pieces begin, at unit scale."""
+    begin = jnp.zeros_like(path.scale)
+    numbers = jnp.arange(path.pieces.length.size)
+    return lax.map(lambda index: energy(path.pieces.at(index, begin)), numbers)
+
+
+def _time_of_energy(view: View, value: Array, starts: Array) -> Float[Array, ""]:
+    path, pieces = view.path, view.path.pieces
+    unit = value / path.scale**3
+    last = energy(pieces.end)
+    used = pieces.length > 0
+    index = jnp.clip(jnp.sum(used & (lax.stop_gradient(starts) <= unit)) - 1, 0, None)
+
+    def above(place: Array) -> Array:
+        return energy(pieces.at(index, place)) - unit
+
+    place = root(above, value.dtype)
+    time = (pieces.begin[index] + (pieces.lag[index] + place * pieces.length[index])) / path.scale
+    # The energy of the state itself may come with another rounding.
+    size = 16 * jnp.finfo(value.dtype).eps
+    first = pieces.at(jnp.zeros((), int), jnp.zeros_like(value))
+    size = size * jnp.prod(squared_norms(first)) ** 0.5 * jnp.max(jnp.abs(first.strength))
+    early = unit <= starts[0]
+    time = jnp.where(early, 0, time)
+    inside = (unit >= starts[0] - size) & (unit <= last)
+    valid = path.blowup.status != Status.INVALID_INPUT
+    return jnp.where(inside & valid, time, jnp.nan)
+
+
+# What is refused, and why.
+
+_MESSAGES = {
+    PointStatus.BEYOND_BLOW_UP: "lies at or beyond the blow-up time {time:.10g}",
+    PointStatus.BEFORE_START: "lies before the start of the flow",
+    PointStatus.NEVER_REACHED: "is never reached: the flow comes to rest",
+    PointStatus.TOO_CLOSE: "lies after the end {end:.10g} of the trajectory: give `trajectory` a "
+    "smaller `closeness`",
+    PointStatus.NOT_CONVERGED: "lies after the end {end:.10g} of the trajectory, which does not "
+    "come near a blow-up: its `max_pieces` are used up, or rounding has taken its digits",
+    PointStatus.INVALID_INPUT: "is not finite, or the state is not",
+}
+
+
+def _reject(path: Trajectory, name: str, values: np.ndarray, index: int, code: int) -> None:
+    text = _MESSAGES[PointStatus(code)].format(time=float(path.blowup.time), end=float(path.end))
+    place = "" if values.ndim == 0 else str([int(i) for i in np.unravel_index(index, values.shape)])
+    raise ValueError(f"Argument `{name}`{place} = {float(values.flat[index]):.10g} {text}.")
+
+
+def _refuse(path: Trajectory, times: ArrayLike, values: ArrayLike, name: str) -> None:
+    """Raise `ValueError` for times that are not reached, if they are known."""
+    if isinstance(times, Tracer) or path._is_traced():
+        return
+    host, shown = np.asarray(times), np.asarray(values)
+    reached = (host >= 0) & (host * float(path.scale) <= float(path.pieces.elapsed))
+    invalid = int(path.blowup.status) == Status.INVALID_INPUT
+    if reached.all() and not invalid:
+        return
+    index = 0 if invalid else int(np.flatnonzero(~reached.reshape(-1))[0])
+    code = int(_block(path, np.full(_TOGETHER, host.flat[index], host.dtype), _status)[0])
+    if name == "fraction" and int(path.blowup.status) == Status.NO_BLOW_UP:
+        code = PointStatus.NEVER_REACHED
+    _reject(path, name, shown, index, code)
+
+
+def _refuse_energies(path: Trajectory, values: np.ndarray, times: np.ndarray) -> None:
+    missing = np.flatnonzero(np.isnan(times.reshape(-1)))
+    if not missing.size:
+        return
+    index = int(missing[0])
+    value = float(values.flat[index])
+    if not np.isfinite(value) or int(path.blowup.status) == Status.INVALID_INPUT:
+        code = PointStatus.INVALID_INPUT
+    elif value < float(path.energy(0.0)):
+        code = PointStatus.BEFORE_START
+    elif int(path.blowup.status) == Status.NO_BLOW_UP and value >= 0:
+        code = PointStatus.NEVER_REACHED
+    else:
+        code = PointStatus.TOO_CLOSE if bool(path.pieces.ends) else PointStatus.NOT_CONVERGED
+    _reject(path, "energy", values, index, code)
