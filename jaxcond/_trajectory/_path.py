@@ -77,7 +77,7 @@ class Trajectory(eqx.Module):
     def __call__(self, t: Values) -> State:
         """The full states at times `t` of any shape, which their batch axes have."""
         times, shape = self._flat(t, "t")
-        if isinstance(times, Tracer) or self._is_traced():
+        if isinstance(times, Tracer) or _is_traced(self):
             view = View.of(self)
             return _shaped(lax.map(lambda time: _full_state(view, time), times), shape)
         states = [_one_full_state(self, time) for time in times]
@@ -247,9 +247,6 @@ class Trajectory(eqx.Module):
 
     # How it is evaluated.
 
-    def _is_traced(self) -> bool:
-        return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self))
-
     def _require_rank_1(self, name: str) -> None:
         if self.initial.rank != 1:
             raise ValueError(f"`{name}` is of rank 1, but the rank is {self.initial.rank}.")
@@ -260,7 +257,7 @@ class Trajectory(eqx.Module):
                 f"This is a batch of trajectories of shape {self.scale.shape}: use `jax.vmap` on a "
                 "function of one."
             )
-        if not isinstance(t, Tracer) and not self._is_traced():
+        if not isinstance(t, Tracer) and not _is_traced(self):
             times = np.asarray(t, self.scale.dtype)
             if name is not None:
                 _refuse(self, times, times, name)
@@ -273,7 +270,7 @@ class Trajectory(eqx.Module):
     ) -> Any:
         """A function of a view of the trajectory, a time, and `further`, at every time."""
         times, shape = self._flat(t, "t" if checked else None)
-        if isinstance(times, Tracer) or self._is_traced():
+        if isinstance(times, Tracer) or _is_traced(self):
             view = View.of(self)
             return _shaped(lax.map(lambda time: function(view, time, *further), times), shape)
         blocks = []
@@ -281,9 +278,13 @@ class Trajectory(eqx.Module):
             block = times[begin : begin + _TOGETHER]
             filled = np.zeros(_TOGETHER, times.dtype)
             filled[: block.size] = block
-            values = jax.device_get(_block(self, filled, function, *further))
+            values = jax.device_get(_block(self, jnp.asarray(filled), function, *further))
             blocks.append(jax.tree.map(lambda x, n=block.size: x[:n], values))
         return _shaped(jax.tree.map(lambda *x: np.concatenate(x), *blocks), shape)
+
+
+def _is_traced(path: Trajectory) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(path))
 
 
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
@@ -294,7 +295,7 @@ def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
 @eqx.filter_jit
 def _block(path: Trajectory, times: Array, function: Callable[..., Any], *further: Any) -> Any:
     view = View.of(path)
-    return lax.map(lambda time: function(view, time, *further), jnp.asarray(times))
+    return lax.map(lambda time: function(view, time, *further), times)
 
 
 @eqx.filter_jit
@@ -545,7 +546,7 @@ def _reject(path: Trajectory, name: str, values: np.ndarray, index: int, code: i
 
 def _refuse(path: Trajectory, times: ArrayLike, values: ArrayLike, name: str) -> None:
     """Raise `ValueError` for times that are not reached, if they are known."""
-    if isinstance(times, Tracer) or path._is_traced():
+    if isinstance(times, Tracer) or _is_traced(path):
         return
     host, shown = np.asarray(times), np.asarray(values)
     reached = (host >= 0) & (host * float(path.scale) <= float(path.pieces.elapsed))
@@ -553,7 +554,7 @@ def _refuse(path: Trajectory, times: ArrayLike, values: ArrayLike, name: str) ->
     if reached.all() and not invalid:
         return
     index = 0 if invalid else int(np.flatnonzero(~reached.reshape(-1))[0])
-    code = int(_block(path, np.full(_TOGETHER, host.flat[index], host.dtype), _status)[0])
+    code = int(path.status(host.flat[index]))
     if name == "fraction" and int(path.blowup.status) == Status.NO_BLOW_UP:
         code = PointStatus.NEVER_REACHED
     _reject(path, name, shown, index, code)

@@ -155,7 +155,8 @@ def _grow(front: _Front) -> tuple[_Front, tuple[Array, Array, Array]]:
     terms = terms * (step ** jnp.arange(terms.shape[0], dtype=step.dtype))[:, None, None, None]
     a, c = jnp.sum(terms, axis=0)
     b = unit.b + step * _change(terms, jnp.ones_like(step), unit.strength)
-    after = State(*(jnp.ldexp(x, exponent[0]) for x in (a, b, c)), state.strength)
+    a, b, c = (jnp.ldexp(x, exponent[0]) for x in (a, b, c))
+    after = State(a, b, c, state.strength)
     length = jnp.ldexp(step, -exponent[0] - exponent[1])
     elapsed, lag = _two_sum(front.elapsed, length + front.lag)
     return _Front(after, elapsed, lag, front.going), (
@@ -192,8 +193,9 @@ def _unit(state: State) -> tuple[State, tuple[Array, Array]]:
     sizes = lax.stop_gradient(jnp.stack([size, strongest]))
     sizes = jnp.where(jnp.isfinite(sizes) & (sizes > 0), sizes, 1)
     of_layers, of_strength = jnp.frexp(sizes)[1]
-    layers = (jnp.ldexp(x, -of_layers) for x in state.layers)
-    return State(*layers, jnp.ldexp(state.strength, -of_strength)), (of_layers, of_strength)
+    a, b, c = (jnp.ldexp(x, -of_layers) for x in state.layers)
+    unit = State(a, b, c, jnp.ldexp(state.strength, -of_strength))
+    return unit, (of_layers, of_strength)
 
 
 def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:

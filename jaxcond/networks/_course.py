@@ -30,7 +30,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from .._energy import squared_norms, vector_field
 from .._trajectory import Trajectory, trajectory
-from ..blowup import Status, blowup_time
+from ..blowup import BlowUp, Status, blowup_time
 from ._data import AbstractData, loss_factor
 from ._effective import EffectiveModel, effective_model
 from ._lanes import over_lanes, unstacked
@@ -172,14 +172,13 @@ class Course:
         names = ("time", "lower", "upper", "error")
         scaled = tuple(np.asarray(getattr(blowup, n), np.float64) / per_time for n in names)
         self.blowup = eqx.tree_at(lambda b: [getattr(b, n) for n in names], blowup, scaled)
+        # Of networks at rest nothing of it is finite.
         with np.errstate(all="ignore"):
             slow = 1 / np.asarray(path.speed, np.float64) - 1
-        steps = np.diff(self.times)
-        self.lag = np.concatenate([[0.0], np.cumsum(0.5 * (slow[1:] + slow[:-1]) * steps)])
-        if rate is not None:
-            grown = np.diff(np.asarray(path.log_size, np.float64))
-            eta = rate.rate_at(self.times[1:])
-            self.lag[1:] += np.cumsum(0.5 * eta * grown)
+            steps, grown = np.diff(self.times), np.diff(np.asarray(path.log_size, np.float64))
+            self.lag = np.concatenate([[0.0], np.cumsum(0.5 * (slow[1:] + slow[:-1]) * steps)])
+            if rate is not None:
+                self.lag[1:] += np.cumsum(0.5 * rate.rate_at(self.times[1:]) * grown)
 
     @property
     def clock(self) -> np.ndarray:

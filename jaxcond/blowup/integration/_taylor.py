@@ -104,7 +104,8 @@ def _runs(state: State, rtol: Float[Array, ""], truncated: Bool[Array, ""], max_
     def run(pattern: tuple[Array, Array, Array]) -> tuple[Array, ...]:
         def stir(current: State, number: Array) -> State:
             del number
-            return State(*stirred(current.layers, pattern), current.strength)
+            a, b, c = stirred(current.layers, pattern)
+            return State(a, b, c, current.strength)
 
         end = follow_pieces(state, closed, max_pieces, stir)
         lower, upper = bracket(end.state)
