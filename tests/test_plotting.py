@@ -236,7 +236,7 @@ def two_signs():
 
 def test_a_similarity_map_has_labels_and_a_scale(two_signs):
     _, rows = two_signs
-    figure = plotting.similarity_map(jc.cosine_similarity(jnp.asarray(rows)), title="at the end")
+    figure = plotting.similarity_map(jc.cosine_similarity(jnp.asarray(rows)), titles=["at the end"])
     axes, bar = figure.axes
     assert axes.get_xlabel() == axes.get_ylabel() == "neuron, by leading eigenvector"
     assert bar.get_ylabel() == "cosine similarity"
@@ -259,6 +259,24 @@ def test_condensed_neurons_show_as_two_blocks(two_signs):
     np.testing.assert_allclose(shown, np.outer(blocks, blocks), atol=1e-2)
     # The same numbers in another order.
     np.testing.assert_array_equal(np.sort(np.ravel(shown)), np.sort(np.ravel(similarity)))
+
+
+def test_maps_before_and_after_have_the_order_of_the_last(two_signs):
+    _, rows = two_signs
+    before = np.asarray(jc.cosine_similarity(jnp.asarray(rows[::-1] ** 2 - 1)))
+    after = np.asarray(jc.cosine_similarity(jnp.asarray(rows)))
+    figure = plotting.similarity_map(before, after, titles=["before", "after"])
+    first, last = (axes.images[0].get_array() for axes in figure.axes[:2])
+    (expected,) = plotting.similarity_map(after).axes[0].images
+    np.testing.assert_array_equal(last, expected.get_array())
+    leading = np.linalg.eigh(after)[1][:, -1]
+    orders = (np.argsort(leading), np.argsort(-leading))
+    assert any(np.array_equal(first, before[np.ix_(order, order)]) for order in orders)
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["before", "after"]
+    with pytest.raises(ValueError, match="2 maps need as many titles, but got 1"):
+        plotting.similarity_map(before, after, titles=["before"])
+    with pytest.raises(ValueError, match=r"of one size, but are \[\(7, 7\), \(2, 2\)\]"):
+        plotting.similarity_map(before, after[:2, :2])
 
 
 def test_the_order_is_that_of_the_leading_eigenvector():

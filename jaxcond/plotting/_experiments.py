@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..experiments import Experiment
-from ._similarity import order_of
+from ._similarity import DIVERGING, order_of
 
 Place = Literal["best", "upper left", "lower left", "lower right", "upper right"]
 _FAINT = {"color": "0.6", "linewidth": 0.8}
@@ -43,13 +43,13 @@ def figure_1(experiment: Experiment) -> Figure:
         count = len(order)
         image = axes.imshow(
             values,
-            cmap="viridis",
+            cmap=DIVERGING,
             vmin=-1,
             vmax=1,
             interpolation="nearest",
             extent=(0.5, count + 0.5, count + 0.5, 0.5),
         )
-        _finish(axes, letter, "neuron of the first layer", "neuron")
+        _finish(axes, letter, "neuron, by leading eigenvector of d", "neuron, same order")
         axes.set_title(f"cosines of the rows of $W^1$, {title}", fontsize=8)
         axes.spines[["top", "right"]].set_visible(True)
     bar = figure.colorbar(image, ax=[start, condensed], ticks=[-1, 0, 1])

@@ -1,8 +1,13 @@
 """Maps of cosine similarity."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+
+DIVERGING = "RdBu_r"
+"""The colours of quantities of either sign: white is zero."""
 
 
 def order_of(similarity: np.ndarray) -> np.ndarray:
@@ -15,47 +20,54 @@ def order_of(similarity: np.ndarray) -> np.ndarray:
 
 
 def similarity_map(
-    similarity: Float[Array | np.ndarray, "q q"], *, ordered: bool = True, title: str = ""
+    *similarities: Float[Array | np.ndarray, "q q"],
+    ordered: bool = True,
+    titles: Sequence[str] = (),
 ) -> Figure:
-    r"""The matrix of cosine similarities of neurons, as a heat map.
+    r"""Matrices of cosine similarities of the same neurons, as heat maps side by side.
 
     Condensed neurons show as blocks of $\pm1$: with neurons in the order of the leading eigenvector
     of the matrix, as two blocks on the diagonal for the two signs of one direction.
 
-    **Arguments:** `similarity`, as from `jaxcond.cosine_similarity`, NaN for neurons whose weights
-    vanish: these come last and are hatched; `ordered`, whether to reorder the neurons.
+    **Arguments:** `similarities`, as from `jaxcond.cosine_similarity`, such as before and after
+    training, NaN for neurons whose weights vanish: these are hatched; `ordered`, whether to reorder
+    the neurons, in all maps alike: by the last matrix, its neurons without weights last; `titles`,
+    one for each map.
 
-    **Raises:** `ValueError` for a matrix that is not square.
+    **Raises:** `ValueError` for matrices that are not square and of one size, and for another
+    number of titles.
     """
-    values = np.asarray(similarity, np.float64)
-    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
-        raise ValueError(
-            f"Argument `similarity` must be a square matrix, but has shape {values.shape}."
-        )
+    maps = [np.asarray(similarity, np.float64) for similarity in similarities]
+    shapes = [values.shape for values in maps]
+    square = all(len(shape) == 2 and shape[0] == shape[1] > 0 for shape in shapes)
+    if not maps or not square or len(set(shapes)) > 1:
+        raise ValueError(f"Similarities must be square matrices of one size, but are {shapes}.")
+    if titles and len(titles) != len(maps):
+        raise ValueError(f"{len(maps)} maps need as many titles, but got {len(titles)}.")
     if ordered:
-        order = order_of(values)
-        values = values[np.ix_(order, order)]
-    figure = Figure(figsize=(3.4, 3.0), dpi=200, layout="constrained")
-    axes = figure.subplots()
-    count = values.shape[0]
-    axes.set_facecolor("0.85")
-    axes.patch.set(hatch="////", edgecolor="0.6")
-    # Lightness grows with the value, so that the sign shows in grey too.
-    image = axes.imshow(
-        np.ma.masked_invalid(values),
-        cmap="viridis",
-        vmin=-1,
-        vmax=1,
-        interpolation="nearest",
-        extent=(0.5, count + 0.5, count + 0.5, 0.5),
-    )
-    bar = figure.colorbar(image, ax=axes, ticks=[-1, -0.5, 0, 0.5, 1])
+        order = order_of(maps[-1])
+        maps = [values[np.ix_(order, order)] for values in maps]
+    figure = Figure(figsize=(0.7 + 2.7 * len(maps), 3.0), dpi=200, layout="constrained")
+    panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    count = maps[0].shape[0]
+    name = "neuron, by leading eigenvector" if ordered else "neuron"
+    for axes, values in zip(panels, maps, strict=True):
+        axes.set_facecolor("0.85")
+        axes.patch.set(hatch="////", edgecolor="0.6")
+        image = axes.imshow(
+            np.ma.masked_invalid(values),
+            cmap=DIVERGING,
+            vmin=-1,
+            vmax=1,
+            interpolation="nearest",
+            extent=(0.5, count + 0.5, count + 0.5, 0.5),
+        )
+        axes.set_xlabel(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+    panels[0].set_ylabel(name, fontsize=8)
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(title, fontsize=8)
+    bar = figure.colorbar(image, ax=list(panels), ticks=[-1, -0.5, 0, 0.5, 1])
     bar.set_label("cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    name = "neuron, by leading eigenvector" if ordered else "neuron"
-    axes.set_xlabel(name, fontsize=8)
-    axes.set_ylabel(name, fontsize=8)
-    axes.tick_params(labelsize=7)
-    if title:
-        axes.set_title(title, fontsize=8)
     return figure
