@@ -138,3 +138,23 @@ def test_new_sizes_and_tolerances_compile_nothing_new(compilations, monkeypatch)
 
     assert compilations(first_of_a_size) > 0
     assert compilations(session) == 0
+
+
+def test_trajectories_of_new_widths_and_times_compile_nothing_new(compilations):
+    states = [state(width) for width in (5, 17, 30, 41, 200)]
+
+    def follow(single, closeness, num):
+        path = jc.trajectory(single, closeness=closeness)
+        path.energy(np.linspace(0, 0.5, num) * float(path.blowup.time))
+
+    def first_of_a_size():
+        follow(state(9), 1e-5, 3)
+        follow(state(33), 1e-5, 3)
+
+    def session():
+        for index, single in enumerate(states):
+            follow(single, 1e-4 / (1 + index), 10 * index + 1)
+
+    assert compilations(first_of_a_size) > 0
+    if jc.Series().kernel(states[0]) is not None:
+        assert compilations(session) == 0

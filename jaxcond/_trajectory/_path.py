@@ -85,15 +85,20 @@ class Trajectory(eqx.Module):
 
     def reduced(self, t: Values) -> State:
         """The states at times `t` in the coordinates of `reduction`."""
-        return self._each(_small_state, t)
+        states = self._each(_small_state, t, narrow=True)
+        if self.reduction is not None:
+            return states
+        p, q = self.initial.widths
+        a, b, c = states.a[..., :p], states.b[..., :p, :q], states.c[..., :q]
+        return State(a, b, c, states.strength)
 
     def status(self, t: Values) -> Int[Array, "*shape"]:
         """A `PointStatus` for every time."""
-        return self._each(_status, t, checked=False)
+        return self._each(_status, t, checked=False, narrow=True)
 
     def energy(self, t: Values) -> Float[Array, "*shape"]:
         r"""The energy $E = \sum_i\lambda_i a_i^T b c_i$."""
-        return self._each(_energy, t)
+        return self._each(_energy, t, narrow=True)
 
     def norms(self, t: Values) -> Float[Array, "*shape 3"]:
         r"""The norms $\|a\|$, $\|b\|_F$, $\|c\|$ of the full layers."""
@@ -101,15 +106,15 @@ class Trajectory(eqx.Module):
 
     def time_left(self, t: Values) -> Float[Array, "*shape"]:
         """$T^* - t$, without cancellation close to the blow-up; infinite where there is none."""
-        return self._each(_time_left, t)
+        return self._each(_time_left, t, narrow=True)
 
     def drift(self, t: Values) -> Float[Array, "*shape"]:
         r"""How far the conserved matrices and balances have moved, over $\|\theta(t)\|^2$."""
-        return self._each(_drift, t)
+        return self._each(_drift, t, narrow=True)
 
     def truncation(self, t: Values) -> Float[Array, "*shape"]:
         """Bound on the relative size of what the reduction leaves out of $a$ and $c$, or zero."""
-        return self._each(_truncation, t)
+        return self._each(_truncation, t, narrow=True)
 
     def condition(
         self,
@@ -154,7 +159,7 @@ class Trajectory(eqx.Module):
         $E \le 0$. **Raises:** `ValueError` at higher rank.
         """
         self._require_rank_1("growth")
-        return self._each(_growth, t, _later_growth(self))
+        return self._each(_growth, t, _later_growth(_narrow(self)), narrow=True)
 
     def theorem_bounds(self, t: Values) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         r"""Bounds of Theorems 2 and 1 on $T^*$ from a time: $t + E^{-1/3}/C$ and $t + E^{-1/3}$.
@@ -162,7 +167,7 @@ class Trajectory(eqx.Module):
         For rank 1; eqs. (4.22) and (3.15). NaN and infinite where $E \le 0$.
         """
         self._require_rank_1("theorem_bounds")
-        return self._each(_theorem_bounds, t, _later_growth(self))
+        return self._each(_theorem_bounds, t, _later_growth(_narrow(self)), narrow=True)
 
     # When something is.
 
@@ -206,9 +211,13 @@ class Trajectory(eqx.Module):
             times = values * self.blowup.time
             _refuse(self, times, values, "fraction")
             # Zero times infinity, of states that never blow up, is NaN.
-            return jnp.where(self._each(_is_known, times, checked=False), times, jnp.nan)
+            return jnp.where(
+                self._each(_is_known, times, checked=False, narrow=True), times, jnp.nan
+            )
         values = jnp.asarray(energy, self.scale.dtype)
-        times = self._each(_time_of_energy, values, _starting_energies(self), checked=False)
+        times = self._each(
+            _time_of_energy, values, _starting_energies(_narrow(self)), checked=False, narrow=True
+        )
         if not isinstance(times, Tracer):
             _refuse_energies(self, np.asarray(values), np.asarray(times))
         return times
@@ -266,19 +275,28 @@ class Trajectory(eqx.Module):
         return times.reshape(-1), times.shape
 
     def _each(
-        self, function: Callable[..., Any], t: Values, *further: Any, checked: bool = True
+        self,
+        function: Callable[..., Any],
+        t: Values,
+        *further: Any,
+        checked: bool = True,
+        narrow: bool = False,
     ) -> Any:
-        """A function of a view of the trajectory, a time, and `further`, at every time."""
+        """A function of a view of the trajectory, a time, and `further`, at every time.
+
+        `narrow` says that it needs nothing of full width.
+        """
         times, shape = self._flat(t, "t" if checked else None)
+        path = _narrow(self) if narrow else self
         if isinstance(times, Tracer) or _is_traced(self):
-            view = View.of(self)
+            view = View.of(path)
             return _shaped(lax.map(lambda time: function(view, time, *further), times), shape)
         blocks = []
         for begin in range(0, max(times.size, 1), _TOGETHER):
             block = times[begin : begin + _TOGETHER]
             filled = np.zeros(_TOGETHER, times.dtype)
             filled[: block.size] = block
-            values = jax.device_get(_block(self, jnp.asarray(filled), function, *further))
+            values = jax.device_get(_block(path, jnp.asarray(filled), function, *further))
             blocks.append(jax.tree.map(lambda x, n=block.size: x[:n], values))
         return _shaped(jax.tree.map(lambda *x: np.concatenate(x), *blocks), shape)
 
@@ -287,9 +305,21 @@ def _is_traced(path: Trajectory) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(path))
 
 
+def _narrow(path: Trajectory) -> Trajectory:
+    """Without anything of full width, so that all widths share the programs."""
+    small = path.pieces.end
+    if path.reduction is None:
+        return eqx.tree_at(lambda path: path.initial, path, small)
+    nothing = jnp.zeros(small.widths, small.dtype)
+    reduction = Reduction(path.reduction.state, nothing, nothing)
+    return eqx.tree_at(lambda path: (path.initial, path.reduction), path, (small, reduction))
+
+
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
     """Values with one leading axis as arrays of JAX with axes of a shape."""
-    return jax.tree.map(lambda x: jnp.asarray(x.reshape((*shape, *x.shape[1:]))), values)
+    shaped = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[1:])), values)
+    # NumPy arrays, of which `jnp.asarray` would compile a program for every shape.
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), shaped)
 
 
 @eqx.filter_jit
@@ -371,7 +401,7 @@ def _cut(path: Trajectory, state: State) -> State:
 
 def _small_state(view: View, time: Array) -> State:
     path = view.path
-    return _cut(path, _unit_state(path, time)).scale(path.scale)
+    return _unit_state(path, time).scale(path.scale)
 
 
 def _full_state(view: View, time: Array) -> State:

@@ -86,7 +86,7 @@ def trajectory(
         p, q = state.widths
         if on_host:
             left, right = np.asarray(reduction.left)[:, :p], np.asarray(reduction.right)[:, :q]
-            reduction = Reduction(reduction.state, jnp.asarray(left), jnp.asarray(right))
+            reduction = Reduction(reduction.state, *jax.device_put((left, right)))
     else:
         small, scale = _unreduced(_padded(state, dim) if on_host else pad(state, dim))
         reduction = None
