@@ -40,7 +40,7 @@ PUBLIC = {
     "reduction": lambda: jc.reduce(_state(), 3),
     "trajectory": lambda: jc.trajectory(_state(), num=4),
     "onset": lambda: jc.final_stage_time(_state()),
-    "chain": lambda: jc.Deep.from_state(_state()),
+    "chain": lambda: jc.Chain.from_state(_state()),
     "certificate": lambda: jc.certify(_state(), digits=3),
     "ensemble": _ensemble,
     "samples": lambda: _ensemble().draws(5, key=jax.random.key(1)),

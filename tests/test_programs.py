@@ -46,7 +46,7 @@ PROGRAMS = {
     "trajectory, even": (lambda s: jc.trajectory(s, num=5).times, (), state()),
     "trajectory, energies": (lambda s: jc.trajectory(s, energies=[50.0]).times, (), state()),
     "onset": (lambda s: jc.final_stage_time(s).time, (), state()),
-    "deep": (lambda s: jc.deep_blowup_time(jc.Deep.from_state(s)).time, (), state()),
+    "chain": (lambda s: jc.blowup_time(jc.Chain((s.c.T, s.b, s.a, jnp.eye(1)))).time, (), state()),
 }
 
 

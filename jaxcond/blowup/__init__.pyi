@@ -1,6 +1,9 @@
 from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation
+from ._chain_source import AbstractChainSource as AbstractChainSource
+from ._chain_source import ChainSamples as ChainSamples
+from ._chain_source import StoredChains as StoredChains
 from ._method import AbstractMethod as AbstractMethod
 from ._method import Integrator as Integrator
 from ._method import tolerance_floor as tolerance_floor

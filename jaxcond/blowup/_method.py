@@ -129,6 +129,11 @@ class AbstractMethod(eqx.Module):
         """What a flow can be followed with, where the method integrates."""
         return None
 
+    @property
+    def takes_chains(self) -> bool:
+        """Whether it follows chains of four layers and more by its `integrator`."""
+        return False
+
     def kernel(self, form: Form | State) -> Kernel | None:
         """A function of states in NumPy arrays, a tolerance and whether they are truncated.
 

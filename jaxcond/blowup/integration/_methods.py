@@ -65,7 +65,7 @@ class _Integration(AbstractMethod):
 
 
 class Direct(_Integration):
-    """Integration of all unknowns in desingularised time, any rank.
+    """Integration of all unknowns in desingularised time, any rank and any depth.
 
     **Arguments:**
 
@@ -82,6 +82,10 @@ class Direct(_Integration):
     @property
     def label(self) -> str:
         return f"direct, {type(self.solver).__name__}"
+
+    @property
+    def takes_chains(self) -> bool:
+        return True
 
     def check(self, state: Form | State) -> None:
         del state
