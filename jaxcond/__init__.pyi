@@ -46,6 +46,7 @@ from .bounds import theorem_2_lower as theorem_2_lower
 from .ensembles import Balanced as Balanced
 from .ensembles import FromFunction as FromFunction
 from .ensembles import Gaussian as Gaussian
+from .ensembles import GaussianChain as GaussianChain
 from .ensembles import LowRank as LowRank
 from .ensembles import Orthogonal as Orthogonal
 from .ensembles import Uniform as Uniform

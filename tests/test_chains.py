@@ -357,6 +357,49 @@ def test_conserved_matrices_do_not_move():
         np.testing.assert_allclose(rate, 0, atol=64 * EPS * np.max(np.abs(value)))
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_ensemble_of_chains(depth):
+    """Drawn where they are solved: each by its index alone, and as if they were given."""
+    ensemble = jc.GaussianChain((1, *[WIDTH] * (depth - 1), 1), 0.5)
+    key = jax.random.key(3)
+    chains = jax.vmap(lambda i: ensemble.sample(key=jc.sample_key(key, i)))(jnp.arange(BATCH))
+    assert chains.widths == ensemble.widths
+    counts = []
+    samples = ensemble.draws(BATCH, key=key)
+    found = jc.blowup_times(samples, progress=counts.append)
+    assert sum(counts) == len(samples) == BATCH
+    if depth == 2:
+        np.testing.assert_array_equal(found.status, jc.Status.NO_BLOW_UP)
+        return
+    np.testing.assert_array_equal(found.status, jc.Status.CONVERGED)
+    np.testing.assert_allclose(found.time, solve(chains).time, rtol=RTOL)
+    if depth == 3:
+        part = jc.blowup_times(samples[2:4])
+        np.testing.assert_allclose(part.time, found.time[2:4], rtol=RTOL)
+
+
+def test_law_of_an_ensemble_of_chains():
+    scales = (0.5, jnp.asarray(2.0), 0.0)
+    ensemble = jc.GaussianChain((3, 400, 200, 2), scales, np.ones((2, 3)))
+    chain = ensemble.sample(key=jax.random.key(0), dtype=jnp.dtype("float32"))
+    assert chain.dtype == jnp.float32
+    assert [layer.shape for layer in chain.layers] == [(400, 3), (200, 400), (2, 200)]
+    for layer, scale in zip(chain.layers, scales, strict=True):
+        assert float(jnp.std(layer)) == pytest.approx(float(scale), rel=5 / layer.size**0.5)
+    for arguments, message in (
+        (((1, 1),), "at least 3 widths"),
+        (((1, 2.5, 1),), "`widths` must be a positive whole number, but is 2.5"),
+        (((1, 2, 1), (1.0, 1.0, 1.0)), "must be one value or 2"),
+        (((1, 2, 1), -1.0), "`scales` must be finite and not negative"),
+        (((3, 2, 1),), r"shape \(n_L, n_0\) = \(1, 3\), but has \(1, 1\)"),
+        (((3, 2, 1), 1.0, np.ones((3, 1))), r"= \(1, 3\), but has \(3, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jc.GaussianChain(*arguments)
+    with pytest.raises(ValueError, match="positive number of samples"):
+        jc.GaussianChain((1, 2, 1)).draws(0, key=jax.random.key(0))
+
+
 @pytest.mark.slow
 def test_gradient():
     """T* is homogeneous of degree 2 - L, and falls by one in a unit of time."""

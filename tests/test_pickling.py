@@ -43,6 +43,7 @@ PUBLIC = {
     "chain": lambda: jc.Chain.from_state(_state()),
     "certificate": lambda: jc.certify(_state(), digits=3),
     "ensemble": _ensemble,
+    "ensemble of chains": lambda: jc.GaussianChain((1, 4, 4, 1), 0.1),
     "samples": lambda: _ensemble().draws(5, key=jax.random.key(1)),
     "quasi-random samples": lambda: _ensemble().quasi(16, key=jax.random.key(1), seed=0),
     "final stage": lambda: jc.final_stage(_state()),

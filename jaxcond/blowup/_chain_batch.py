@@ -71,7 +71,8 @@ def _solve_all(
     on_cpu = is_on_cpu(source)
     entries, most = (_CPU_ENTRIES, _CPU_LANES) if on_cpu else (_GPU_ENTRIES, _GPU_LANES)
     size = sum(layer.size for layer in source.form.layers)
-    chunk = max(1, min(most, entries // size, indices.size))
+    # A power of two, so that few sizes of a batch need a program of their own.
+    chunk = 1 << max(1, min(most, entries // size, indices.size)).bit_length() - 1
 
     def run(piece: np.ndarray) -> dict[str, np.ndarray]:
         padded = jnp.asarray(np.pad(piece, (0, chunk - piece.size), mode="edge"))
