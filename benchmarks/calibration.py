@@ -29,7 +29,7 @@ TABLE = Path(__file__).parents[1] / "tests" / "tables" / "adversarial.json"
 FIELDS = ("time", "lower", "upper", "error", "status")
 
 
-def filled_up(point: jc.State | jc.Deep) -> jc.State | jc.Deep:
+def filled_up(point: jc.State | jc.Chain) -> jc.State | jc.Chain:
     """With units that never move, so that the programs of few shapes serve all."""
 
     def fill(array: np.ndarray, *sizes: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def filled_up(point: jc.State | jc.Deep) -> jc.State | jc.Deep:
         fill(layer, 1 if i == last else 3, 1 if i == 0 else 3)
         for i, layer in enumerate(point.layers)
     )
-    return jc.Deep(tuple(layers))
+    return jc.Chain(tuple(layers))
 
 
 def solve(points: list, dtype: jnp.dtype) -> list[dict[str, float]]:
@@ -54,10 +54,7 @@ def solve(points: list, dtype: jnp.dtype) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = [{} for _ in points]
     for places in groups.values():
         batch = jax.tree.map(lambda *x: jnp.stack(x).astype(dtype), *(points[i] for i in places))
-        if isinstance(points[0], jc.Deep):
-            found = jax.jit(lambda x: jax.lax.map(jc.deep_blowup_time, x, batch_size=16))(batch)
-        else:
-            found = jc.blowup_times(batch)
+        found = jc.blowup_times(batch)
         for name in FIELDS:
             for place, value in zip(places, np.asarray(getattr(found, name)), strict=True):
                 rows[place][name] = float(value)

@@ -11,6 +11,7 @@ from . import statistics as statistics
 from . import study as study
 from ._certify import Certificate as Certificate
 from ._certify import certify as certify
+from ._chain import Chain as Chain
 from ._energy import Conserved as Conserved
 from ._energy import FirstIntegrals as FirstIntegrals
 from ._energy import conserved as conserved
@@ -42,17 +43,10 @@ from .bounds import energy_growth as energy_growth
 from .bounds import theorem_1_upper as theorem_1_upper
 from .bounds import theorem_2_energy as theorem_2_energy
 from .bounds import theorem_2_lower as theorem_2_lower
-from .depth import Deep as Deep
-from .depth import chain_blowup_time as chain_blowup_time
-from .depth import deep_blowup_time as deep_blowup_time
-from .depth import deep_bracket as deep_bracket
-from .depth import deep_energy as deep_energy
-from .depth import deep_vector_field as deep_vector_field
-from .depth import two_layer as two_layer
-from .depth import two_layer_energy as two_layer_energy
 from .ensembles import Balanced as Balanced
 from .ensembles import FromFunction as FromFunction
 from .ensembles import Gaussian as Gaussian
+from .ensembles import GaussianChain as GaussianChain
 from .ensembles import LowRank as LowRank
 from .ensembles import Orthogonal as Orthogonal
 from .ensembles import Uniform as Uniform

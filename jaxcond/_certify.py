@@ -12,8 +12,8 @@ $$m(s) \le m(0)\,(1 - s/\rho)^{-2/(L-2)}, \qquad \rho = \frac{m(0)^{1-L/2}}{(L-2
 
 The flow is analytic for $|t| < \rho$, no entry exceeds $M = \sqrt{L\,m(\sigma\rho)}$ for $|t| \le
 \sigma\rho$, and by Cauchy's estimate the terms beyond power $N$ of a step $h = q\sigma\rho$ add up
-to at most $M q^{N+1}/(1-q)$. $T^*$ lies between $t + \rho$ and the upper bound of `bracket` or
-`deep_bracket` at any state that is reached; close to blow-up they close in on each other.
+to at most $M q^{N+1}/(1-q)$. $T^*$ lies between $t + \rho$ and the upper bound of
+`bracket` at any state that is reached; close to blow-up they close in on each other.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._chain import Chain
 from ._exact import chain_rests, state_rests
 from ._state import State
-from .depth import Deep
 
 if TYPE_CHECKING:
     from flint import arb, arb_mat
@@ -117,13 +117,13 @@ def _decimal(value: Fraction, digits: int, *, up: bool) -> str:
     return f"{text}e{exponent:+d}"
 
 
-def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -> Certificate:
+def certify(state: State | Chain, *, digits: int = 12, max_steps: int = 20_000) -> Certificate:
     r"""Prove an enclosure of the blow-up time $T^*$ of one state or chain, as it is given.
 
     **Arguments:**
 
-    - `state`: one `State` of any rank, or one `Deep` of at least 3 layers; every entry is taken for
-      the exact number that it is.
+    - `state`: one `State` of any rank, or one `Chain` of at least 3 layers; every entry is taken
+      for the exact number that it is.
     - `digits`: decimal digits of $T^*$ asked for: the enclosure is at most
       $10^{-\mathtt{digits}}$ of it wide. The numbers get more bits until it is.
     - `max_steps`: Taylor steps in all, after which it is `"not decided"`, with what is proven by
@@ -138,9 +138,7 @@ def certify(state: State | Deep, *, digits: int = 12, max_steps: int = 20_000) -
 
     A state of width 30 takes some seconds. Runs on the host.
     """
-    if (isinstance(state, State) and state.batch_shape) or (
-        not isinstance(state, State) and state.target.ndim != 2
-    ):
+    if state.batch_shape:
         raise ValueError("Argument `state` must be one state, but is a batch.")
     if not isinstance(state, State) and state.depth < 3:
         raise ValueError("Argument `state` must have at least 3 layers: two never blow up.")

@@ -3,21 +3,38 @@ r"""Energy of the effective dynamics, its gradient flow, and what the flow conse
 $$E = \sum_i \lambda_i a_i^T b c_i, \qquad
 a_i' = \lambda_i b c_i, \quad b' = \sum_i \lambda_i a_i c_i^T, \quad c_i' = \lambda_i b^T a_i .$$
 
+For a chain of $L$ layers, $E = \langle W_L \cdots W_1, V\rangle$ and
+
+$$W_l' = (W_L \cdots W_{l+1})^T\, V\, (W_{l-1} \cdots W_1)^T .$$
+
 Source: Chen and Luo, eqs. (3.8), (3.10), (3.11) for rank 1 and (A.8) for any rank.
 """
 
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._chain import Chain, check_single
 from ._state import State
 
 
-def energy(state: State) -> Float[Array, ""]:
-    r"""The energy $E = \sum_i \lambda_i a_i^T b c_i$ of one state (eq. (3.8), (A.8))."""
-    return jnp.sum(component_energies(state))
+def energy(point: State | Chain) -> Float[Array, ""]:
+    r"""The energy of one state or chain.
+
+    $$E = \sum_i \lambda_i a_i^T b c_i, \qquad E = \langle W_L \cdots W_1, V\rangle .$$
+
+    **Arguments:** one `State` or one `Chain`.
+
+    **Raises:** `ValueError` for a batch of chains.
+
+    Source: eqs. (3.8) and (A.8).
+    """
+    if isinstance(point, Chain):
+        check_single("energy", point)
+        return jnp.sum(jnp.linalg.multi_dot(point.layers[::-1]) * point.target)
+    return jnp.sum(component_energies(point))
 
 
 def component_energies(state: State) -> Float[Array, " rank"]:
@@ -25,12 +42,26 @@ def component_energies(state: State) -> Float[Array, " rank"]:
     return state.strength * jnp.sum(state.a * (state.c @ state.b.T), axis=-1)
 
 
-def vector_field(state: State) -> State:
-    """Right-hand side of the effective dynamics, the gradient of the energy (eq. (3.10), (A.8)).
+@overload
+def vector_field(point: State) -> State: ...
+@overload
+def vector_field(point: Chain) -> Chain: ...
+def vector_field(point: State | Chain) -> State | Chain:
+    r"""Right-hand side of the effective dynamics, the gradient of the energy.
 
-    **Returns:** a `State` whose layers are $(a', b', c')$ and whose strengths are zero, since
-    strengths do not move: it can be added to a state.
+    **Arguments:** one `State` or one `Chain`.
+
+    **Returns:** a `State` whose layers are $(a', b', c')$, or a `Chain` with the layers $W_l'$. The
+    strengths or the target are zero, since they do not move: it can be added to the point.
+
+    **Raises:** `ValueError` for a batch of chains.
+
+    Source: eqs. (3.10) and (A.8).
     """
+    if isinstance(point, Chain):
+        check_single("vector_field", point)
+        return _chain_field(point)
+    state = point
     weighted_a = state.strength[:, None] * state.a
     return State(
         state.strength[:, None] * (state.c @ state.b.T),
@@ -38,6 +69,18 @@ def vector_field(state: State) -> State:
         weighted_a @ state.b,
         jnp.zeros_like(state.strength),
     )
+
+
+def _chain_field(chain: Chain) -> Chain:
+    # W_{l-1} ... W_1 from the input on, (W_L ... W_{l+1})^T V from the output on.
+    before = [jnp.eye(chain.widths[0], dtype=chain.dtype)]
+    for layer in chain.layers[:-1]:
+        before.append(layer @ before[-1])
+    behind = [chain.target]
+    for layer in chain.layers[:0:-1]:
+        behind.append(layer.T @ behind[-1])
+    gradient = [x @ y.T for x, y in zip(behind[::-1], before, strict=True)]
+    return Chain(gradient, jnp.zeros_like(chain.target))
 
 
 def squared_norms(state: State) -> Float[Array, " 3"]:
@@ -68,14 +111,30 @@ class Conserved(eqx.Module):
         return jnp.diagonal(self.right)
 
 
-def conserved(state: State) -> Conserved:
-    r"""The conserved matrices and balances of one state.
+@overload
+def conserved(point: State) -> Conserved: ...
+@overload
+def conserved(point: Chain) -> tuple[Float[Array, "n n"], ...]: ...
+def conserved(point: State | Chain) -> Conserved | tuple[Float[Array, "n n"], ...]:
+    r"""The conserved matrices of one chain, or matrices and balances of one state.
 
-    The matrices contain the conserved vectors of eq. (3.11) as their diagonals; that the whole
-    matrices are conserved follows from $(b b^T)' = \sum_i \lambda_i (a_i (b c_i)^T + (b c_i) a_i^T)
-    = (\sum_i a_i a_i^T)'$.
+    **Arguments:** one `State` or one `Chain`.
+
+    **Returns:** `Conserved` for a state. For a chain, the $L - 1$ matrices $W_{l+1}^T W_{l+1} - W_l
+    W_l^T$ of shapes `(n_l, n_l)`, $l = 1, \dots, L-1$: $(W_{l+1}^TW_{l+1})'$ and $(W_lW_l^T)'$
+    both are $G + G^T$ with $G = W_l (W_l')^T$.
+
+    **Raises:** `ValueError` for a batch of chains.
+
+    The matrices of a state contain the conserved vectors of eq. (3.11) as their diagonals; that the
+    whole matrices are conserved follows from $(b b^T)' = \sum_i \lambda_i (a_i (b c_i)^T + (b c_i)
+    a_i^T) = (\sum_i a_i a_i^T)'$.
     """
-    a, b, c = state.layers
+    if isinstance(point, Chain):
+        check_single("conserved", point)
+        pairs = zip(point.layers[:-1], point.layers[1:], strict=True)
+        return tuple(after.T @ after - layer @ layer.T for layer, after in pairs)
+    a, b, c = point.layers
     return Conserved(
         left=b @ b.T - a.T @ a,
         right=b.T @ b - c.T @ c,

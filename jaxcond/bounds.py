@@ -12,7 +12,7 @@ T^* \le t + (\|a\|^2+\|b\|_F^2+\|c\|^2)/(3E) \quad (\text{any } r).$$
 
 Sources: the upper bound for rank 1 is Chen and Luo, Theorem 1, eq. (3.15); the other two follow
 from $N' = 2E$ and from $E' = \|\nabla E\|^2 \ge 9E^2/\|\theta\|^2$. Times are those left from the
-given state.
+given state. `bracket` has them for chains of any depth.
 """
 
 import jax
@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ._chain import Chain, as_state, check_single
+from ._chain_bounds import chain_bracket, chain_integral
 from ._energy import conserved, energy, squared_norms, vector_field
 from ._state import State
 
@@ -73,13 +75,32 @@ def carlson_rf(
     return jnp.where(diverges, jnp.inf, series / jnp.sqrt(mean))
 
 
-def bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """A rigorous interval for the time that one state has left until it blows up.
+def bracket(point: State | Chain) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    r"""A rigorous interval for the time that one state or chain has left until it blows up.
 
-    **Returns:** `(lower, upper)`, the bounds at the top of this module. `upper` is infinite unless
-    the energy is positive; both are infinite for a state with no energy to gain (all strengths
-    zero), and NaN for a state that is not finite.
+    For states the bounds at the top of this module; for chains of $L \ge 3$ layers, with $n_l =
+    \|W_l\|_F^2$,
+
+    $$\frac{1}{2\|V\|_2}\int_0^\infty \prod_{l=1}^L \frac{dx}{\sqrt{n_l+x}} \;\le\; T^* \;\le\;
+      \frac{\sum_l n_l}{L(L-2)E}, \qquad
+      T^* \le \frac{(E/\lambda)^{2/L-1}}{(L-2)\lambda} \quad (V = \pm\lambda,\ 1 \times 1).$$
+
+    They are taken in the singular vectors of the target, where the norms are smallest. Both
+    coincide for layers that are aligned, of equal norms and of positive energy.
+
+    **Arguments:** one `State`, or one `Chain`.
+
+    **Returns:** `(lower, upper)`. `upper` is infinite unless the energy is positive; both are
+    infinite for what has no energy to gain (all strengths zero) and for two layers, and NaN for
+    what is not finite.
+
+    **Raises:** `ValueError` for a batch of chains.
     """
+    if isinstance(point, Chain):
+        check_single("bracket", point)
+        if point.depth != 3:
+            return chain_bracket(point)
+    state = as_state(point) if isinstance(point, Chain) else point
     unit, scale = state.unit_scale()
     strongest = jnp.max(jnp.abs(unit.strength))
     norms = squared_norms(unit)
@@ -172,31 +193,86 @@ def _rf_of_roots(x: Array, y: Array, z: Array) -> Array:
     return jnp.where(diverges, jnp.inf, carlson_rf(x, y, z))
 
 
-def aligned_blowup_time(
-    alpha: Float[Array, "..."], beta: Float[Array, "..."], gamma: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    r"""Blow-up time of $a = \alpha u,\ b = \beta u w^T,\ c = \gamma w$ with unit vectors $u, w$.
+def aligned_blowup_time(*weights: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    r"""Blow-up time of aligned layers, $W_l = w_l u_l u_{l-1}^T$ with unit vectors $u_l$.
 
-    Width 1 is the case of scalars. With $s_1 \le s_2 \le s_3$ the sorted squares,
+    For three layers $a = \alpha u,\ b = \beta u w^T,\ c = \gamma w$. Scalars have width 1.
+    With $s_1 \le s_2 \le \dots \le s_L$ the sorted squares $w_l^2$ and
 
-    $$E > 0:\ T^* = R_F(s_1, s_2, s_3), \qquad
-      E < 0:\ T^* = 2 R_F(0, s_2 - s_1, s_3 - s_1) - R_F(s_1, s_2, s_3),$$
+    $$I(s) = \tfrac12\int_0^\infty \prod_{l=1}^L \frac{dx}{\sqrt{s_l + x}}, \qquad
+      E > 0:\ T^* = I(s), \qquad E < 0:\ T^* = 2 I(s - s_1) - I(s);$$
 
-    infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of Chen and Luo), or when two of the
-    three vanish. With $E = 0$ and one zero the two formulas agree.
+    $I = R_F$ for $L = 3$. The time is infinite exactly when $E < 0$ and $s_1 = s_2$ (Example 1 of
+    Chen and Luo), or when two of them vanish. With $E = 0$ and one zero the two formulas agree.
 
-    **Returns:** $T^*$ for unit strength, to a few units in the last place at any scale.
+    **Arguments:** the weights $w_1, \dots, w_L$, at least three, in any order; they broadcast.
+
+    **Returns:** $T^*$ for unit strength, to a few units in the last place: at any scale for three
+    layers, for more with weights within 150 decades of each other (15 in float32).
+
+    **Raises:** `ValueError` for fewer than three weights.
     """
-    values = jnp.stack(jnp.broadcast_arrays(alpha, beta, gamma))
+    depth = len(weights)
+    if depth < 3:
+        raise ValueError(
+            f"`aligned_blowup_time` takes at least 3 weights, but got {depth}: two layers never "
+            "blow up."
+        )
+    dtype = jnp.result_type(*weights, 0.0)
+    values = jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(w, dtype) for w in weights)))
     # Neither may the product underflow, nor the squares: differences of squares are taken as
     # products of exact differences and sums.
     _, exponent = jnp.frexp(jnp.max(jnp.abs(values), axis=0))
     negative = jnp.prod(jnp.sign(values), axis=0) < 0
-    low, middle, high = jnp.sort(jnp.ldexp(jnp.abs(values), -exponent), axis=0)
-    direct = _rf_of_roots(low, middle, high)
-    to_middle, to_high = (jnp.sqrt(x - low) * jnp.sqrt(x + low) for x in (middle, high))
-    turning = 2 * _rf_of_roots(jnp.zeros_like(low), to_middle, to_high) - direct
-    return jnp.ldexp(jnp.where(negative, turning, direct), -exponent)
+    roots = jnp.sort(jnp.ldexp(jnp.abs(values), -exponent[None]), axis=0)
+    low, *others = roots
+    shifted = jnp.stack([jnp.zeros_like(low), *(_root_difference(x, low) for x in others)])
+    direct, after = _integral_of_roots(roots), _integral_of_roots(shifted)
+    return jnp.ldexp(jnp.where(negative, 2 * after - direct, direct), (2 - depth) * exponent)
+
+
+def _root_difference(high: Array, low: Array) -> Array:
+    return jnp.sqrt(high - low) * jnp.sqrt(high + low)
+
+
+def _integral_of_roots(roots: Array) -> Array:
+    """$I$ of the squares of sorted roots, stacked along the first axis."""
+    if roots.shape[0] == 3:
+        return _rf_of_roots(*roots)
+    return chain_integral(jnp.moveaxis(roots * roots, 0, -1))
+
+
+def two_layer_flow(
+    a: Float[ArrayLike, " width"], c: Float[ArrayLike, " width"], t: Float[ArrayLike, "*num"]
+) -> tuple[Float[Array, "*num width"], Float[Array, "*num width"]]:
+    r"""The effective dynamics of two-layer networks, which exists for all times.
+
+    $$a' = c,\ c' = a: \qquad a(t) = a\cosh t + c\sinh t, \quad c(t) = a\sinh t + c\cosh t .$$
+
+    In the singular vectors of its target a `Chain` of two layers is such a pair $a_i = W_2^TP_i$,
+    $c_i = W_1Q_i$ for every singular value $\lambda_i$, with $\lambda_i t$ in place of $t$.
+
+    **Arguments:** the output layer `a` and the input layer along the target direction `c`, shape
+    `(width,)`; times `t` of either sign, a scalar or of shape `(num,)`.
+
+    **Returns:** $(a(t), c(t))$, each `(width,)` or `(num, width)`. They overflow only where the
+    solution does, and keep their digits where it decays.
+    """
+    a, c, t = (jnp.asarray(x, jnp.result_type(a, c, t, 0.0)) for x in (a, c, t))
+    a, c = (jnp.broadcast_to(x, (*t.shape, *x.shape)) for x in (a, c))
+    t = t[..., None]
+    # By cosh and sinh small components keep their digits, by exponentials decaying ones do.
+    short = jnp.abs(t) < 1
+    cosh, sinh = jnp.cosh(jnp.where(short, t, 0)), jnp.sinh(jnp.where(short, t, 0))
+    # In two halves, so that the exponential does not overflow before the product; sums at unit
+    # scale, so that they do not underflow before it.
+    _, exponent = jnp.frexp(jnp.maximum(jnp.abs(a), jnp.abs(c)))
+    unit_a, unit_c = jnp.ldexp(a, -exponent), jnp.ldexp(c, -exponent)
+    half, plus, minus = jnp.exp(0.5 * t), 0.5 * (unit_a + unit_c), 0.5 * (unit_a - unit_c)
+    growing = jnp.where(plus == 0, 0, half * jnp.ldexp(half * plus, exponent))
+    decaying = jnp.where(minus == 0, 0, jnp.ldexp(minus / half, exponent) / half)
+    later_a = jnp.where(short, a * cosh + c * sinh, growing + decaying)
+    return later_a, jnp.where(short, a * sinh + c * cosh, growing - decaying)
 
 
 # Sums of the entries of a layer up to this number of units: their sixth power has no more digits

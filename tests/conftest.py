@@ -12,8 +12,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Names are loaded when they are first used, so the hook stays. What tests replace by stand-ins of
 # other types, and what only draws or prints, is not checked.
 ROOMS = (
-    "_energy _native _reduction _state _threads _trajectory blowup bounds depth ensembles flow "
-    "indicators networks sampling statistics study"
+    "_chain _chain_bounds _energy _native _reduction _state _threads _trajectory blowup bounds "
+    "ensembles flow indicators networks sampling statistics study"
 )
 install_import_hook([f"jaxcond.{room}" for room in ROOMS.split()], "beartype.beartype")
 

@@ -101,4 +101,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="NaN"):
         jc.certify(jc.State(state.a * jnp.nan, state.b, state.c, state.strength))
     with pytest.raises(ValueError, match="3 layers"):
-        jc.certify(jc.Deep((np.ones((2, 1)), np.ones((1, 2)))))
+        jc.certify(jc.Chain((np.ones((2, 1)), np.ones((1, 2)))))

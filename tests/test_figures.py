@@ -171,3 +171,25 @@ def test_wrong_arguments_are_one_line(call, tmp_path, arguments, message):
     assert message in " ".join(err.split())
     assert "Traceback" not in err
     assert not list(tmp_path.glob("figure_*"))
+
+
+def test_scaling_with_depth():
+    """Points on the lines of the law, quartiles at their depths."""
+    epsilons = np.array([1e-3, 1e-2, 1e-1])
+    times = {depth: depth * epsilons ** (2.0 - depth) for depth in (3, 5)}
+    scaled = {m: {depth: (0.9, 1.0, 1.2) for depth in (3, 5)} for m in (10, 100)}
+    figure = plotting.depth_scaling(epsilons, times, scaled, width=10)
+    left, right = figure.axes
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["$L = 3$, slope $-1$", "$L = 5$, slope $-3$"]
+    for line, points in (left.lines[:2], left.lines[2:]):
+        np.testing.assert_allclose(line.get_ydata(), points.get_ydata(), rtol=1e-12)
+    assert "blow-up time" in left.get_ylabel()
+    assert "T^*" in right.get_ylabel()
+    assert "depth" in right.get_xlabel()
+    medians = [container.lines[0].get_xdata() for container in right.containers]
+    np.testing.assert_allclose(np.mean(medians, axis=0), [3, 5])
+    with pytest.raises(ValueError, match=r"`times\[4\]` must hold positive numbers"):
+        plotting.depth_scaling(epsilons, {4: [1.0, -1.0, 1.0]}, scaled, width=10)
+    with pytest.raises(ValueError, match="at least one depth"):
+        plotting.depth_scaling(epsilons, {}, scaled, width=10)

@@ -47,7 +47,7 @@ PROGRAMS = {
     "trajectory": (lambda s: jc.trajectory(s)(0.01).b, (), state()),
     "time of an energy": (lambda s: jc.trajectory(s).times_of(energy=50.0), (), state()),
     "onset": (lambda s: jc.trajectory(s).onset().time, (), state()),
-    "deep": (lambda s: jc.deep_blowup_time(jc.Deep.from_state(s)).time, (), state()),
+    "chain": (lambda s: jc.blowup_time(jc.Chain((s.c.T, s.b, s.a, jnp.eye(1)))).time, (), state()),
 }
 
 

@@ -112,17 +112,17 @@ def test_adversarial_states_of_higher_rank():
 def test_adversarial_chains(depth):
     table = json.loads((TABLES / "adversarial.json").read_text())["times"]["chains"]
     points, truth = [], []
-    for deep, exact in zip(adversarial_states("chains", len(table)), table, strict=True):
-        if deep.depth == depth:
+    for chain, exact in zip(adversarial_states("chains", len(table)), table, strict=True):
+        if chain.depth == depth:
             ends = [(1 if i == depth - 1 else 3, 1 if i == 0 else 3) for i in range(depth)]
             pads = [
                 [(0, size - n) for n, size in zip(layer.shape, sizes, strict=True)]
-                for layer, sizes in zip(deep.layers, ends, strict=True)
+                for layer, sizes in zip(chain.layers, ends, strict=True)
             ]
-            layers = (np.pad(layer, pad) for layer, pad in zip(deep.layers, pads, strict=True))
-            points.append(jc.Deep(tuple(layers)))
+            layers = (np.pad(layer, pad) for layer, pad in zip(chain.layers, pads, strict=True))
+            points.append(jc.Chain(tuple(layers)))
             truth.append(exact)
-    found = jax.jit(lambda x: jax.lax.map(jc.deep_blowup_time, x, batch_size=16))(stack(points))
+    found = jc.blowup_times(stack(points))
     assert wrong_claims(found, truth) == []
     assert np.sum(found.is_known()) > len(points) // 2
 
@@ -202,19 +202,19 @@ def single_entries(*values):
     layers = [np.zeros(shape) for shape in shapes]
     for layer, value in zip(layers, values, strict=True):
         layer[0, 0] = value
-    return jc.Deep(tuple(layers))
+    return jc.Chain(tuple(layers))
 
 
 def test_rest_of_chains():
     for values in ((-1.0, 1.3, 1.0, 1.7), (-0.1, 0.3, 0.1, 0.2), (1e-3, -1e-3, 5.0, 7.0)):
-        for solve in (jc.deep_blowup_time, jax.jit(jc.deep_blowup_time)):
+        for solve in (jc.blowup_time, jax.jit(jc.blowup_time)):
             assert int(solve(single_entries(*values)).status) == jc.Status.NO_BLOW_UP
-    off = jc.deep_blowup_time(single_entries(-1.0, 1.3, 1.0 + 1e-3, 1.7))
+    off = jc.blowup_time(single_entries(-1.0, 1.3, 1.0 + 1e-3, 1.7))
     assert int(off.status) == jc.Status.CONVERGED
     # Aligned, but not along the units, with entries whose products are rounded.
     u, t = np.array([[3.0], [4.0]]), round(0.1 * 2**40) / 2**40
-    deep = jc.Deep((7 * t * u, t * u @ u.T, t * u @ u.T, -7 * t * u.T))
-    assert int(jc.deep_blowup_time(deep).status) == jc.Status.NO_BLOW_UP
+    chain = jc.Chain((7 * t * u, t * u @ u.T, t * u @ u.T, -7 * t * u.T))
+    assert int(jc.blowup_time(chain).status) == jc.Status.NO_BLOW_UP
 
 
 def test_rest_is_proven_exactly():

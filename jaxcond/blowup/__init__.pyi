@@ -1,7 +1,11 @@
 from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation
+from ._chain_source import AbstractChainSource as AbstractChainSource
+from ._chain_source import ChainSamples as ChainSamples
+from ._chain_source import StoredChains as StoredChains
 from ._method import AbstractMethod as AbstractMethod
+from ._method import Integrator as Integrator
 from ._method import is_on_cpu as is_on_cpu
 from ._method import tolerance_floor as tolerance_floor
 from ._result import BlowUp as BlowUp

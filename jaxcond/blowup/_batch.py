@@ -14,11 +14,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
+from .._chain import Chain, as_state
 from .._energy import integrals_of
 from .._exact import may_rest, state_rests
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
 from . import integration
+from ._chain_batch import chain_times
+from ._chain_source import AsStates, ChainSamples, StoredChains
 from ._method import AbstractMethod, Form, HostStates, Kernel, fields_of, is_on_cpu
 from ._result import BlowUp, Status
 from ._solve import check_rtol
@@ -195,13 +198,13 @@ def _solve_all(
 
 
 def blowup_times(
-    source: State | Samples,
+    source: State | Chain | Samples | ChainSamples,
     *,
     rtol: float | None = None,
     methods: Sequence[AbstractMethod] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> BlowUp:
-    """The blow-up times of many states, each by the cheapest method that settles it.
+    """The blow-up times of many states or chains, each by the cheapest method that settles it.
 
     The first method runs on every state; those that report `not_converged` or `ill_conditioned`,
     and only those, go on to the next: one Taylor expansion, then re-expansion in more dimensions,
@@ -212,9 +215,10 @@ def blowup_times(
 
     **Arguments:**
 
-    - `source`: a `State` with one leading batch axis on every field; or samples of an ensemble,
-      `ensemble.draws(n, key=key)` or `ensemble.quasi(n, key=key, seed=seed)`, which are drawn where
-      they are solved and never stored.
+    - `source`: a `State` or a `Chain` with one leading batch axis on every field; or samples of an
+      ensemble, `ensemble.draws(n, key=key)` or `ensemble.quasi(n, key=key, seed=seed)`, which are
+      drawn where they are solved and never stored. Chains of three layers are solved as states,
+      deeper ones by `Direct` alone.
     - `rtol`: as for `blowup_time`.
     - `methods`: the methods to go through instead, cheapest first.
     - `progress`: called with the number of samples finished since its last call, from any thread.
@@ -222,11 +226,27 @@ def blowup_times(
     **Returns:** a `BlowUp` with one entry per state; `stage` and `methods` tell which method
     settled each.
 
-    **Raises:** `ValueError` for a state without exactly one batch axis, for a tolerance beyond the
-    dtype, and for methods that do not apply to the rank.
+    **Raises:** `ValueError` for a state or chain without exactly one batch axis, for a tolerance
+    beyond the dtype, and for methods that do not apply to the rank or the depth.
 
     Runs on the host and cannot be traced: inside `jit`, use `jax.vmap` of `blowup_time`.
     """
+    if methods is not None and not methods:
+        raise ValueError("Argument `methods` must name at least one method.")
+    report = progress or (lambda _: None)
+    if isinstance(source, Chain):
+        if len(source.batch_shape) != 1:
+            raise ValueError(
+                "`blowup_times` takes chains with one batch axis, but the batch shape is "
+                f"{source.batch_shape}."
+            )
+        if source.depth != 3:
+            return chain_times(_all_of(source), methods, rtol, report)
+        source = as_state(source)
+    if isinstance(source, ChainSamples):
+        if source.source.form.depth != 3:
+            return chain_times(source, methods, rtol, report)
+        source = Samples(AsStates(source.source), source.indices)
     if isinstance(source, State):
         if len(source.batch_shape) != 1:
             raise ValueError(
@@ -240,11 +260,13 @@ def blowup_times(
         chosen = escalation(form, tolerance, truncated=samples.source.truncated)
     else:
         chosen = iter(methods)
-        if not methods:
-            raise ValueError("Argument `methods` must name at least one method.")
         for method in methods:
             method.check(form)
-    return _escalate(samples, tolerance, chosen, progress or (lambda _: None))
+    return _escalate(samples, tolerance, chosen, report)
+
+
+def _all_of(chains: Chain) -> ChainSamples:
+    return ChainSamples(StoredChains(chains), np.arange(chains.batch_shape[0], dtype=np.uint32))
 
 
 def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarray) -> None:

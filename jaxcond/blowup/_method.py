@@ -53,6 +53,13 @@ def host_states(states: State, change: Callable[[np.ndarray], np.ndarray]) -> Ho
     return HostStates(*(change(np.asarray(field)) for field in fields))
 
 
+class Integrator(NamedTuple):
+    """What a method that integrates does it with: a diffrax solver, and its steps at most."""
+
+    solver: Any
+    max_steps: int
+
+
 Kernel = Callable[[HostStates, float, bool], dict[str, np.ndarray]]
 BatchSolver = Callable[[State | HostStates, float, bool], BlowUp]
 
@@ -115,6 +122,16 @@ class AbstractMethod(eqx.Module):
     @property
     def is_finest(self) -> bool:
         """Whether methods after it cannot know more of a state that it finds ill-conditioned."""
+        return False
+
+    @property
+    def integrator(self) -> Integrator | None:
+        """What a flow can be followed with, where the method integrates."""
+        return None
+
+    @property
+    def takes_chains(self) -> bool:
+        """Whether it follows chains of four layers and more by its `integrator`."""
         return False
 
     def kernel(self, form: Form | State) -> Kernel | None:

@@ -1,4 +1,4 @@
-"""The blow-up time of one state, and its derivatives."""
+"""The blow-up time of one state or chain, and its derivatives."""
 
 import functools
 from typing import Any
@@ -11,8 +11,10 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .._chain import Chain, as_state, check_single
 from .._state import State
 from . import integration
+from ._chains import blowup_time_of_chain
 from ._method import AbstractMethod, host_states, is_on_cpu, tolerance_floor
 from ._result import BlowUp, Status
 from .series import Series
@@ -55,43 +57,62 @@ def default_method(rank: int) -> AbstractMethod:
 
 
 def blowup_time(
-    state: State,
+    point: State | Chain,
     method: AbstractMethod | None = None,
     *,
     rtol: float | Float[Array, ""] | None = None,
 ) -> BlowUp:
-    r"""The blow-up time $T^*$ of the effective dynamics from one state.
+    r"""The blow-up time $T^*$ of the effective dynamics from one state or chain.
 
     $$a_i' = \lambda_i b c_i, \quad b' = \sum_i \lambda_i a_i c_i^T, \quad c_i' = \lambda_i b^T a_i,
-      \qquad E(t) \to \infty \text{ as } t \to T^* .$$
+      \qquad E(t) \to \infty \text{ as } t \to T^* ;$$
+
+    for $L$ layers $W_l' = \partial E/\partial W_l$ with $E = \langle W_L\cdots W_1, V\rangle$.
 
     **Arguments:**
 
-    - `state`: one `State`; batch with `jax.vmap`, or with `blowup_times` for many.
+    - `point`: one `State`, or one `Chain` of any depth; batch with `jax.vmap`, or with
+      `blowup_times` for many.
     - `method`: `Series`, `Reduced`, `Taylor` or `Direct`. By default `Series` at rank 1 and
       `Reduced` at higher rank, and for a state that these cannot settle, outside of traced
-      programs, what `blowup_times` goes on to.
+      programs, what `blowup_times` goes on to. Chains of four layers and more take `Direct`, the
+      default there.
     - `rtol`: relative tolerance on $T^*$ and on the width of its bracket, by default 1e-10 for
       float64 and 1e-5 for float32.
 
-    **Returns:** a `BlowUp`, in the dtype of the state. The time scales as the inverse of the
-    state, $T^*(\kappa\theta) = T^*(\theta)/\kappa$, at any scale that the dtype holds.
+    **Returns:** a `BlowUp`, in the dtype of the state. The time scales as $T^*(\kappa\theta) =
+    \kappa^{2-L}\,T^*(\theta)$, for a state as $1/\kappa$, at any scale that the dtype holds.
 
     **Raises:** `ValueError` for a batch, a tolerance beyond the dtype, or a method that does not
-    apply to the rank.
+    apply to the rank or the depth.
 
     **Status:** see `Status`. `no_blow_up` is reported for states proven to come to rest (as Example
-    1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known.
+    1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known. Chains
+    of two layers never blow up. Of deeper ones, those with one input and one output are proven to
+    rest where layers are aligned with negative energy and the two smallest $w_l^2$ are equal: in
+    traced programs only for layers of one entry each. `not_converged` also where the time of a
+    chain is beyond the range of the dtype.
+
+    **Chains:** three layers are solved as the `State` in the singular vectors of the target. That
+    state is exact where the target is diagonal and is rounded to the dtype otherwise; a proof of
+    rest is then one for the rounded state.
 
     **Derivatives:** `time` has them by every field of the state, in forward and reverse mode and
     under `jax.vmap`; second ones by forward over reverse (`jax.hessian`). The gradient lies in the
     directions of the reduction, $\nabla_b T^* = P G Q^T$, and costs about as much as the time. The
     other results are constants to differentiation. NaN where the time is infinite or unknown, and
     for second derivatives at wide states whose reduction ends early (as aligned ones), since they
-    need directions that it lacks.
+    need directions that it lacks. Chains of four layers and more have first ones in reverse mode,
+    through the steps of the integration.
 
     Jit-compiled; may be called inside other transformations.
     """
+    if isinstance(point, Chain):
+        check_single("blowup_time", point)
+        if point.depth != 3:
+            chosen = integration.Direct() if method is None else method
+            return blowup_time_of_chain(point, chosen, check_rtol(rtol, point.dtype))
+    state = as_state(point) if isinstance(point, Chain) else point
     if state.batch_shape:
         raise ValueError(
             f"`blowup_time` takes one state, but got a batch of shape {state.batch_shape}: use "

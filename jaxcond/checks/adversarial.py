@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._chain import Chain
 from .._state import State
-from ..depth import Deep
 
 # A state of rank 1 as (a, b, c), one of higher rank with its strengths, or a chain of matrices.
 Layers = tuple[np.ndarray, ...]
@@ -107,7 +107,7 @@ FAMILIES: dict[str, Callable[[random.Random], Layers]] = {
 }
 
 
-def adversarial_states(family: str, count: int, *, seed: int = 0) -> list[State | Deep]:
+def adversarial_states(family: str, count: int, *, seed: int = 0) -> list[State | Chain]:
     """States of one of the `FAMILIES`, in float64 where that is switched on.
 
     **Returns:** `count` of them, the same for the same seed, the first ones of a longer list.
@@ -117,7 +117,7 @@ def adversarial_states(family: str, count: int, *, seed: int = 0) -> list[State 
     draw, rng = FAMILIES[family], random.Random(seed)
     layers = [draw(rng) for _ in range(count)]
     if family == "chains":
-        return [Deep(point) for point in layers]
+        return [Chain(point) for point in layers]
     if family == "rank 2 and 3":
         return [State(*point) for point in layers]
     return [State.from_vectors(*point) for point in layers]

@@ -1,3 +1,4 @@
+from ._depth import depth_scaling as depth_scaling
 from ._experiments import PAPER_FIGURES as PAPER_FIGURES
 from ._files import check_format as check_format
 from ._files import save as save

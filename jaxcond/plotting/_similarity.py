@@ -51,10 +51,8 @@ def similarity_map(
     panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     count = maps[0].shape[0]
     name = "neuron, by leading eigenvector" if ordered else "neuron"
-    for axes, values in zip(panels, maps, strict=True):
-        axes.set_facecolor("0.85")
-        axes.patch.set(hatch="////", edgecolor="0.6")
-        image = axes.imshow(
+    images = [
+        axes.imshow(
             np.ma.masked_invalid(values),
             cmap=DIVERGING,
             vmin=-1,
@@ -62,12 +60,17 @@ def similarity_map(
             interpolation="nearest",
             extent=(0.5, count + 0.5, count + 0.5, 0.5),
         )
+        for axes, values in zip(panels, maps, strict=True)
+    ]
+    for axes in panels:
+        axes.set_facecolor("0.85")
+        axes.patch.set(hatch="////", edgecolor="0.6")
         axes.set_xlabel(name, fontsize=8)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel(name, fontsize=8)
     for axes, title in zip(panels, titles, strict=False):
         axes.set_title(title, fontsize=8)
-    bar = figure.colorbar(image, ax=list(panels), ticks=[-1, -0.5, 0, 0.5, 1])
+    bar = figure.colorbar(images[-1], ax=list(panels), ticks=[-1, -0.5, 0, 0.5, 1])
     bar.set_label("cosine similarity", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure

@@ -10,7 +10,7 @@ from ..._reduction import pad, reduce, truncation
 from ..._state import State
 from ...flow import run_copies
 from .._gradient import gradient_in_reduction
-from .._method import AbstractMethod, Form, Known, Raw, classify, prepare
+from .._method import AbstractMethod, Form, Integrator, Known, Raw, classify, prepare
 from .._result import BlowUp
 from ._adjoint import adjoint_gradient
 
@@ -24,6 +24,10 @@ class _Integration(AbstractMethod):
 
     solver: diffrax.AbstractSolver = eqx.field(default_factory=diffrax.Dopri8)
     max_steps: int = eqx.field(static=True, default=4096)
+
+    @property
+    def integrator(self) -> Integrator:
+        return Integrator(self.solver, self.max_steps)
 
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
         dim = self.reduced_dim(states.rank)
@@ -61,7 +65,7 @@ class _Integration(AbstractMethod):
 
 
 class Direct(_Integration):
-    """Integration of all unknowns in desingularised time, any rank.
+    """Integration of all unknowns in desingularised time, any rank and any depth.
 
     **Arguments:**
 
@@ -78,6 +82,10 @@ class Direct(_Integration):
     @property
     def label(self) -> str:
         return f"direct, {type(self.solver).__name__}"
+
+    @property
+    def takes_chains(self) -> bool:
+        return True
 
     def check(self, state: Form | State) -> None:
         del state

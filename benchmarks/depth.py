@@ -1,0 +1,133 @@
+"""How the blow-up time scales with depth, width and the scale of the initial weights.
+
+    python benchmarks/depth.py           # some minutes on two cores; depth.json and depth.png
+    python benchmarks/depth.py --quick   # few samples of small width
+
+Layers are Gaussian, one input and one output, hidden widths m, standard deviation epsilon.
+
+- scale: T* at one width against epsilon, independent samples at each; slopes of log-log fits, which
+  the theory says are 2 - L.
+- width: (epsilon sqrt(m))^(L-2) T* at each width and depth: medians and quartiles, whose limit at
+  infinite width is known for L = 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import numpy as np
+from _timing import Row, setup, show, write_json
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import jaxcond as jc
+from jaxcond import plotting
+
+RTOL = 1e-6
+FULL = {
+    "scale": {"depths": (3, 4, 5, 6), "width": 20, "samples": 32},
+    "width": {"depths": (3, 4, 5, 6, 7), "widths": (10, 20, 50, 100), "samples": 64},
+}
+QUICK = {
+    "scale": {"depths": (3, 4), "width": 4, "samples": 4},
+    "width": {"depths": (3, 4), "widths": (3, 4), "samples": 4},
+}
+EPSILONS = (1e-3, 1e-2, 1e-1)
+
+
+def blowup_times(depth: int, width: int, epsilon: float, samples: int, seed: int) -> np.ndarray:
+    """Blow-up times of random chains, all of which must be known."""
+    # An array, so that one program serves every scale.
+    ensemble = jc.GaussianChain((1, *[width] * (depth - 1), 1), jax.numpy.asarray(epsilon))
+    found = jc.blowup_times(ensemble.draws(samples, key=jax.random.key(seed)), rtol=RTOL)
+    assert bool(found.is_known().all()), str(found)
+    return np.asarray(found.time)
+
+
+def scale(depths: tuple[int, ...], width: int, samples: int) -> Row:
+    rows = []
+    for depth in depths:
+        times = [blowup_times(depth, width, e, samples, i) for i, e in enumerate(EPSILONS)]
+        logs = np.log(times)
+        x = np.repeat(np.log(EPSILONS), samples)
+        (slope, _), covariance = np.polyfit(x, logs.ravel(), 1, cov=True)
+        rows.append(
+            {
+                "depth": depth,
+                "slope": float(slope),
+                "standard error": float(np.sqrt(covariance[0, 0])),
+                "2 - depth": 2 - depth,
+                **{
+                    f"median at {e:g}": float(np.median(t))
+                    for e, t in zip(EPSILONS, times, strict=True)
+                },
+            }
+        )
+    return {"width": width, "samples": samples, "rtol": RTOL, "epsilon": EPSILONS, "rows": rows}
+
+
+def width(depths: tuple[int, ...], widths: tuple[int, ...], samples: int) -> Row:
+    rows = []
+    for depth in depths:
+        for m in widths:
+            begun = time.perf_counter()
+            scaled = m ** (depth / 2 - 1) * blowup_times(depth, m, 1.0, samples, 100 + depth)
+            low, median, high = np.quantile(scaled, [0.25, 0.5, 0.75])
+            rows.append(
+                {
+                    "depth": depth,
+                    "width": m,
+                    "lower quartile": float(low),
+                    "median": float(median),
+                    "upper quartile": float(high),
+                    "seconds": time.perf_counter() - begun,
+                }
+            )
+    limit = float(jc.blowup_time(jc.infinite_width()).time)
+    return {"samples": samples, "rtol": RTOL, "limit at depth 3": limit, "rows": rows}
+
+
+def figure(found: dict[str, Row]) -> Figure:
+    """The figure of both parts."""
+    scaled: dict[int, dict[int, tuple[float, ...]]] = {}
+    for row in found["width"]["rows"]:
+        quartiles = (row["lower quartile"], row["median"], row["upper quartile"])
+        scaled.setdefault(row["width"], {})[row["depth"]] = quartiles
+    times = {
+        row["depth"]: [row[f"median at {e:g}"] for e in EPSILONS] for row in found["scale"]["rows"]
+    }
+    return plotting.depth_scaling(EPSILONS, times, scaled, width=found["scale"]["width"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few samples of small width")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; the figure is written beside it; by default depth.json"
+    )
+    arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else FULL
+    found = {
+        "setup": setup(),
+        "scale": scale(**sizes["scale"]),
+        "width": width(**sizes["width"]),
+    }
+    console = Console()
+    for name in ("scale", "width"):
+        show(name, found[name], console)
+    out = arguments.out
+    if out is None and not arguments.quick:
+        out = Path(__file__).with_suffix(".json")
+    if out is not None:
+        write_json(out, found)
+        plotting.save(figure(found), out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
