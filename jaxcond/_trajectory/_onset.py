@@ -1,6 +1,7 @@
 """When the final stage begins."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -61,7 +62,8 @@ def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:
 
 @eqx.filter_jit
 def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
-    pieces, blowup, view = path.pieces, path.blowup, View.of(path)
+    pieces: Any = path.pieces
+    blowup, view = path.blowup, View.of(path)
     exact = jnp.zeros_like(path.left)
     cheap = tuple(number for number in conditions if number != 2)
 

@@ -5,7 +5,7 @@ state and the bases. Quantities of the full states follow without forming $b$.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,12 +15,13 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from .._energy import conserved, energy, squared_norms
+from .._chain import Chain
+from .._energy import conserved, energy
 from .._reduction import Reduction, truncation
 from .._state import State
 from ..blowup import BlowUp, Status
 from ..bounds import energy_growth, theorem_1_upper
-from ..flow import Pieces, drift, root
+from ..flow import ChainPieces, Pieces, drift, root
 from ..indicators import (
     CONDITIONS,
     Angles,
@@ -46,17 +47,21 @@ _TOGETHER = 32
 _GROWTH_POINTS = 8
 
 
-class Trajectory(eqx.Module):
-    r"""The flow of one state as a function of time, from 0 to close to its blow-up.
+Point = TypeVar("Point", State, Chain)
 
-    `path(t)` is the `State` at a time or at many times of any shape. Nothing that it returns
-    depends on which other times are asked for. All of it may be differentiated, with respect to
-    the times and to the state that `trajectory` was given, and batched by `jax.vmap`.
 
-    - `blowup`: the `BlowUp` of the initial state.
-    - `initial`: the state at time 0, at full width.
+class Trajectory(eqx.Module, Generic[Point]):
+    r"""The flow of one state or chain as a function of time, from 0 to close to its blow-up.
+
+    `path(t)` is the `State` or `Chain` at a time or at many times of any shape. Nothing that it
+    returns depends on which other times are asked for. All of it may be differentiated, with
+    respect to the times and to what `trajectory` was given, and batched by `jax.vmap`.
+
+    - `blowup`: the `BlowUp` of the initial point.
+    - `initial`: the point at time 0, at full width.
     - `end`: the last time that is known.
-    - `pieces`: the polynomials, of the reduced state over `scale` (a power of two).
+    - `pieces`: the polynomials, of the reduced state over `scale` (a power of two), or of the
+      chain.
     - `reduction`: the reduction at that scale; `None` for states that are followed in full.
     - `rtol`: the relative accuracy that is taken for granted where signs are counted.
 
@@ -65,8 +70,8 @@ class Trajectory(eqx.Module):
     """
 
     blowup: BlowUp
-    initial: State
-    pieces: Pieces
+    initial: Point
+    pieces: Pieces | ChainPieces
     left: Float[Array, "*batch"]
     reduction: Reduction | None
     scale: Float[Array, "*batch"]
@@ -74,8 +79,8 @@ class Trajectory(eqx.Module):
 
     # What is at a time.
 
-    def __call__(self, t: Values) -> State:
-        """The full states at times `t` of any shape, which their batch axes have."""
+    def __call__(self, t: Values) -> Point:
+        """The full states, or chains, at times `t` of any shape, which their batch axes have."""
         times, shape = self._flat(t, "t")
         if isinstance(times, Tracer) or _is_traced(self):
             view = View.of(self)
@@ -85,6 +90,7 @@ class Trajectory(eqx.Module):
 
     def reduced(self, t: Values) -> State:
         """The states at times `t` in the coordinates of `reduction`."""
+        self._require_state("reduced")
         states = self._each(_small_state, t, narrow=True)
         if self.reduction is not None:
             return states
@@ -97,11 +103,11 @@ class Trajectory(eqx.Module):
         return self._each(_status, t, checked=False, narrow=True)
 
     def energy(self, t: Values) -> Float[Array, "*shape"]:
-        r"""The energy $E = \sum_i\lambda_i a_i^T b c_i$."""
+        """The energy, see `jaxcond.energy`."""
         return self._each(_energy, t, narrow=True)
 
-    def norms(self, t: Values) -> Float[Array, "*shape 3"]:
-        r"""The norms $\|a\|$, $\|b\|_F$, $\|c\|$ of the full layers."""
+    def norms(self, t: Values) -> Float[Array, "*shape layers"]:
+        r"""The Frobenius norms of the full layers: $a$, $b$, $c$, or those of the chain."""
         return self._each(_norms, t)
 
     def time_left(self, t: Values) -> Float[Array, "*shape"]:
@@ -114,6 +120,7 @@ class Trajectory(eqx.Module):
 
     def truncation(self, t: Values) -> Float[Array, "*shape"]:
         """Bound on the relative size of what the reduction leaves out of $a$ and $c$, or zero."""
+        self._require_state("truncation")
         return self._each(_truncation, t, narrow=True)
 
     def condition(
@@ -128,6 +135,7 @@ class Trajectory(eqx.Module):
         **Arguments:** `tolerance`, the accuracy of the states that decides which inequalities are
         `undecided`, by default `rtol`. **Raises:** `ValueError` for other numbers.
         """
+        self._require_state("condition")
         if number not in CONDITIONS:
             raise ValueError(f"Argument `number` must be 1, 2 or 3, but is {number}.")
         path = self
@@ -138,10 +146,12 @@ class Trajectory(eqx.Module):
 
     def angles(self, t: Values) -> Angles:
         """The angles of Definition 2 at every time, as cosines."""
+        self._require_state("angles")
         return self._each(_angles, t)
 
     def ratios(self, t: Values) -> Float[Array, "*shape 2 rank"]:
         """The ratios of eq. (4.5) at every time: see `ratios`."""
+        self._require_state("ratios")
         return self._each(_ratios, t)
 
     def map(self, function: Callable[[Products], Any], t: Values) -> Any:
@@ -150,6 +160,7 @@ class Trajectory(eqx.Module):
         The products are those of the states over `scale`. A function that is defined once is
         compiled once.
         """
+        self._require_state("map")
         return self._each(_Of(function), t)
 
     def growth(self, t: Values) -> Float[Array, "*shape"]:
@@ -231,12 +242,14 @@ class Trajectory(eqx.Module):
         """
         from ._onset import onset
 
+        self._require_state("onset")
         return onset(self, conditions)
 
     def plot(self) -> "Figure":
         """The panel of the trajectory, for rank 1: see `jaxcond.plotting.trajectory_panel`."""
         from ..plotting import trajectory_panel
 
+        self._require_state("plot")
         return trajectory_panel(self)
 
     def __str__(self) -> str:
@@ -251,14 +264,25 @@ class Trajectory(eqx.Module):
             course += f", {near:.2g} T* before the blow-up at T* = {time:.10g}"
         elif int(self.blowup.status) == Status.NO_BLOW_UP:
             course += ", no blow-up"
-        worst = f"drift {float(self.drift(end)):.1g}, truncation {float(self.truncation(end)):.1g}"
+        worst = f"drift {float(self.drift(end)):.1g}"
+        if self.reduction is not None:
+            worst += f", truncation {float(self.truncation(end)):.1g}"
         return f"Trajectory of {int(self.pieces.num)} pieces {course}; {worst}"
 
     # How it is evaluated.
 
+    def _require_state(self, name: str) -> None:
+        if not isinstance(self.initial, State):
+            raise ValueError(
+                f"`{name}` is for states: of a chain of three layers take the trajectory of the "
+                "`State`."
+            )
+
     def _require_rank_1(self, name: str) -> None:
-        if self.initial.rank != 1:
-            raise ValueError(f"`{name}` is of rank 1, but the rank is {self.initial.rank}.")
+        self._require_state(name)
+        rank = len(self.pieces.end.layers[0])
+        if rank != 1:
+            raise ValueError(f"`{name}` is of rank 1, but the rank is {rank}.")
 
     def _flat(self, t: Values, name: str | None) -> tuple[Any, tuple[int, ...]]:
         if self.scale.ndim:
@@ -308,6 +332,8 @@ def _is_traced(path: Trajectory) -> bool:
 def _narrow(path: Trajectory) -> Trajectory:
     """Without anything of full width, so that all widths share the programs."""
     small = path.pieces.end
+    if isinstance(small, Chain):
+        return path
     if path.reduction is None:
         return eqx.tree_at(lambda path: path.initial, path, small)
     nothing = jnp.zeros(small.widths, small.dtype)
@@ -329,7 +355,7 @@ def _block(path: Trajectory, times: Array, function: Callable[..., Any], *furthe
 
 
 @eqx.filter_jit
-def _one_full_state(path: Trajectory, time: Array) -> State:
+def _one_full_state(path: Trajectory, time: Array) -> Any:
     return _full_state(View.of(path), jnp.asarray(time))
 
 
@@ -366,7 +392,7 @@ def _status(view: View, time: Array) -> Int[Array, ""]:
     if path.reduction is None:
         there = jnp.asarray(PointStatus.REACHED)
     else:
-        lost = _lost(path, pieces.at(*pieces.find(time * path.scale)))
+        lost = _lost(path, _point_at(path, time))
         there = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
     status = jnp.where(reached, there, status)
     status = jnp.where(time < 0, PointStatus.BEFORE_START, status)
@@ -383,12 +409,19 @@ def _is_reached(path: Trajectory, time: Array) -> Bool[Array, ""]:
     return inside & (path.blowup.status != Status.INVALID_INPUT)
 
 
-def _unit_state(path: Trajectory, time: Array) -> State:
-    """The reduced state over `scale`; NaN where it is not reached."""
-    state = path.pieces.at(*path.pieces.find(time * path.scale))
-    reached = _is_reached(path, time)
-    a, b, c = (jnp.where(reached, x, jnp.nan) for x in state.layers)
-    return State(a, b, c, state.strength)
+def _point_at(path: Trajectory, time: Array) -> Any:
+    """The reduced state over `scale`, or the chain, on the piece nearest to a time."""
+    return path.pieces.at(*path.pieces.find(time * path.scale))
+
+
+def _unit_point(path: Trajectory, time: Array) -> Any:
+    """`_point_at` where it is reached, NaN elsewhere."""
+    point, reached = _point_at(path, time), _is_reached(path, time)
+    layers = tuple(jnp.where(reached, x, jnp.nan) for x in point.layers)
+    if isinstance(point, Chain):
+        return Chain(layers, point.target)
+    a, b, c = layers
+    return State(a, b, c, point.strength)
 
 
 def _cut(path: Trajectory, state: State) -> State:
@@ -401,12 +434,14 @@ def _cut(path: Trajectory, state: State) -> State:
 
 def _small_state(view: View, time: Array) -> State:
     path = view.path
-    return _unit_state(path, time).scale(path.scale)
+    return _unit_point(path, time).scale(path.scale)
 
 
-def _full_state(view: View, time: Array) -> State:
+def _full_state(view: View, time: Array) -> Any:
     path = view.path
-    unit = _cut(path, _unit_state(path, time))
+    if isinstance(path.initial, Chain):
+        return _unit_point(path, time)
+    unit = _cut(path, _unit_point(path, time))
     if path.reduction is not None:
         unit = path.reduction.lift(unit, path.initial.scale(1 / path.scale))
     return unit.scale(path.scale)
@@ -414,13 +449,13 @@ def _full_state(view: View, time: Array) -> State:
 
 def _energy(view: View, time: Array) -> Float[Array, ""]:
     path = view.path
-    return energy(_unit_state(path, time)) * path.scale**3
+    return energy(_unit_point(path, time)) * path.scale**3
 
 
-def _norms(view: View, time: Array) -> Float[Array, " 3"]:
+def _norms(view: View, time: Array) -> Float[Array, " layers"]:
     path = view.path
-    state = _unit_state(path, time)
-    squares = squared_norms(state)
+    point = _unit_point(path, time)
+    squares = jnp.stack([jnp.sum(layer * layer) for layer in point.layers])
     if path.reduction is not None:
         # What lies outside the bases does not move.
         small = path.reduction.state.b
@@ -444,7 +479,7 @@ def _time_left(view: View, time: Array) -> Float[Array, ""]:
 def _drift(view: View, time: Array) -> Float[Array, ""]:
     path = view.path
     first = path.pieces.at(jnp.zeros((), int), jnp.zeros_like(time))
-    return drift(conserved(first), _unit_state(path, time))
+    return drift(conserved(first), _unit_point(path, time))
 
 
 def _lost(path: Trajectory, state: State) -> Float[Array, ""]:
@@ -455,7 +490,7 @@ def _lost(path: Trajectory, state: State) -> Float[Array, ""]:
 
 def _truncation(view: View, time: Array) -> Float[Array, ""]:
     path = view.path
-    lost = _lost(path, path.pieces.at(*path.pieces.find(time * path.scale)))
+    lost = _lost(path, _point_at(path, time))
     return jnp.where(_is_reached(path, time), lost, jnp.nan)
 
 
@@ -465,7 +500,7 @@ class _Of(eqx.Module):
     function: Callable[[Products], Any] = eqx.field(static=True)
 
     def __call__(self, view: View, time: Array) -> Any:
-        return self.function(view.products(_unit_state(view.path, time)))
+        return self.function(view.products(_unit_point(view.path, time)))
 
 
 class _ConditionAt(eqx.Module):
@@ -474,7 +509,7 @@ class _ConditionAt(eqx.Module):
     number: int = eqx.field(static=True)
 
     def __call__(self, view: View, time: Array) -> Condition:
-        state = _unit_state(view.path, time)
+        state = _unit_point(view.path, time)
         # What the reduction leaves out is not known either.
         accuracy = jnp.maximum(view.path.rtol, _lost(view.path, state))
         return CONDITIONS[self.number](view.products(state), accuracy)
@@ -497,7 +532,7 @@ def _growth_of(state: State) -> Float[Array, ""]:
 @eqx.filter_jit
 def _later_growth(path: Trajectory) -> Float[Array, "max points"]:
     """The largest growth of the energy from points of the pieces on."""
-    pieces = path.pieces
+    pieces: Any = path.pieces
     places = jnp.arange(1, _GROWTH_POINTS + 1, dtype=path.scale.dtype) / _GROWTH_POINTS
 
     def piece(index: Array) -> Array:
@@ -511,7 +546,7 @@ def _later_growth(path: Trajectory) -> Float[Array, "max points"]:
 def _growth(view: View, time: Array, later: Array) -> Float[Array, ""]:
     path = view.path
     index, place = path.pieces.find(time * path.scale)
-    here = _growth_of(_unit_state(path, time))
+    here = _growth_of(_unit_point(path, time))
     point = jnp.clip(jnp.ceil(place * _GROWTH_POINTS).astype(jnp.int32) - 1, 0, _GROWTH_POINTS - 1)
     return jnp.where(jnp.isnan(here), jnp.nan, jnp.maximum(here, later[index, point]))
 
@@ -519,7 +554,7 @@ def _growth(view: View, time: Array, later: Array) -> Float[Array, ""]:
 def _theorem_bounds(view: View, time: Array, later: Array) -> tuple[Array, Array]:
     path = view.path
     rate = jnp.abs(path.initial.strength[0]) * path.scale
-    left = theorem_1_upper(_unit_strength(_unit_state(path, time))) / rate
+    left = theorem_1_upper(_unit_strength(_unit_point(path, time))) / rate
     return time + left / _growth(view, time, later), time + left
 
 
@@ -544,14 +579,20 @@ def _time_of_energy(view: View, value: Array, starts: Array) -> Float[Array, ""]
     place = root(above, value.dtype)
     time = (pieces.begin[index] + (pieces.lag[index] + place * pieces.length[index])) / path.scale
     # The energy of the state itself may come with another rounding.
-    size = 16 * jnp.finfo(value.dtype).eps
     first = pieces.at(jnp.zeros((), int), jnp.zeros_like(value))
-    size = size * jnp.prod(squared_norms(first)) ** 0.5 * jnp.max(jnp.abs(first.strength))
+    size = 16 * jnp.finfo(value.dtype).eps * _largest_energy(first)
     early = unit <= starts[0]
     time = jnp.where(early, 0, time)
     inside = (unit >= starts[0] - size) & (unit <= last)
     valid = path.blowup.status != Status.INVALID_INPUT
     return jnp.where(inside & valid, time, jnp.nan)
+
+
+def _largest_energy(point: Any) -> Float[Array, ""]:
+    """What the norms of the layers allow."""
+    squares = jnp.stack([jnp.sum(layer * layer) for layer in point.layers])
+    target = point.target if isinstance(point, Chain) else point.strength
+    return jnp.sqrt(jnp.prod(squares) * jnp.sum(target * target))
 
 
 # What is refused, and why.

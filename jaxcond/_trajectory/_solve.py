@@ -1,17 +1,29 @@
-"""`trajectory`: a state brought to the form in which it is followed, its pieces, its blow-up."""
+"""`trajectory`: a point brought to the form in which it is followed, its pieces, its blow-up."""
+
+from typing import Any, overload
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from .._chain import Chain
 from .._reduction import Reduction, pad, reduce
 from .._state import State
-from ..blowup import BlowUp, Taylor, blowup_time, is_on_cpu, resolve_rtol, tolerance_floor
+from ..blowup import (
+    BlowUp,
+    Taylor,
+    blowup_time,
+    is_on_cpu,
+    resolve_rtol,
+    time_left_of_chain,
+    tolerance_floor,
+)
 from ..bounds import bracket
-from ..flow import Pieces, pieces, time_left
+from ..flow import ChainPieces, Pieces, chain_pieces, pieces, time_left
 from ._path import Trajectory
 
 # Directions kept: so many for each component of the state, and so many more.
@@ -21,18 +33,37 @@ _DIRECTIONS = 12
 _LEAST_WIDTH = 256
 
 
+@overload
 def trajectory(
-    state: State,
+    point: State,
     *,
     closeness: float | Float[Array, ""] | None = None,
     dim: int | None = None,
-    max_pieces: int = 128,
+    max_pieces: int | None = None,
+    rtol: float | Float[Array, ""] | None = None,
+) -> Trajectory[State]: ...
+@overload
+def trajectory(
+    point: Chain,
+    *,
+    closeness: float | Float[Array, ""] | None = None,
+    dim: int | None = None,
+    max_pieces: int | None = None,
+    rtol: float | Float[Array, ""] | None = None,
+) -> Trajectory[Chain]: ...
+def trajectory(
+    point: State | Chain,
+    *,
+    closeness: float | Float[Array, ""] | None = None,
+    dim: int | None = None,
+    max_pieces: int | None = None,
     rtol: float | Float[Array, ""] | None = None,
 ) -> Trajectory:
-    r"""The effective dynamics from one state, as a function of time.
+    r"""The effective dynamics from one state or chain, as a function of time.
 
     $$a_i' = \lambda_i b c_i, \quad b' = \textstyle\sum_i \lambda_i a_i c_i^T, \quad
-      c_i' = \lambda_i b^T a_i$$
+      c_i' = \lambda_i b^T a_i; \qquad
+      W_l' = W_{l+1}^T \cdots W_L^T\, V\, W_1^T \cdots W_{l-1}^T$$
 
         path = trajectory(state)
         path(0.9 * path.blowup.time)          # the State there
@@ -40,22 +71,24 @@ def trajectory(
 
     **Arguments:**
 
-    - `state`: one `State` of any rank; batch by `jax.vmap`.
+    - `point`: one `State` of any rank, or one `Chain` of any depth; batch by `jax.vmap`.
     - `closeness`: where to stop, in units of $(T^* - t)/T^*$: the trajectory ends there or up to a
       third closer. By default 1e-8 for float64 and 1e-4 for float32.
     - `dim`: directions that wide states are reduced to on either side, by default 12 for each
-      component and 12 more; from the larger width on nothing is reduced.
-    - `max_pieces`: where flows end that come to rest or blow up late. A piece takes about a third
-      off the time left to a blow-up, and adds about a third to the time of a flow at rest.
+      component and 12 more; from the larger width on nothing is reduced. Chains are followed at
+      full width.
+    - `max_pieces`: where flows end that come to rest or blow up late, by default 128 for states
+      and 256 for chains. A piece takes about a third off the time left to a blow-up (deep chains:
+      less), and adds about a third to the time of a flow at rest.
     - `rtol`: relative accuracy of the states that is taken for granted where signs are counted and
       truncation is judged, by default 1e-12 for float64 and 1e-5 for float32. Pieces are made to
       rounding whatever it is.
 
     **Returns:** a `Trajectory`. Times are in units of the effective model.
 
-    **Raises:** `ValueError` for a batch of states and for arguments out of range.
+    **Raises:** `ValueError` for a batch, for arguments out of range, and for `dim` with a chain.
 
-    Close to $T^*$ an error in time grows like $T^*/(T^*-t)$ in the states. The flow is followed in
+    Close to $T^*$ an error in time grows like $T^*/(T^*-t)$ in the states. States are followed in
     reduced coordinates (see `reduce`), which are exact while nothing is truncated, by Taylor
     polynomials of order 32 (float32: 14).
 
@@ -64,18 +97,30 @@ def trajectory(
     states whose reduction ends early (as aligned ones), since a change of the state needs
     directions that it lacks.
     """
-    if state.batch_shape:
+    if point.batch_shape:
         raise ValueError(
-            f"`trajectory` takes one state, but got a batch of shape {state.batch_shape}: use "
-            "`jax.vmap`."
+            f"`trajectory` takes one {type(point).__name__.lower()}, but got a batch of shape "
+            f"{point.batch_shape}: use `jax.vmap`."
         )
-    closeness = resolve_closeness(closeness, state.dtype)
-    dim = _dim_of(dim, state)
+    closeness = resolve_closeness(closeness, point.dtype)
+    if max_pieces is None:
+        max_pieces = 128 if isinstance(point, State) else 256
     if not isinstance(max_pieces, int | np.integer) or max_pieces < 1:
         raise ValueError(
             f"Argument `max_pieces` must be a whole number from 1 on, but is {max_pieces}."
         )
-    rtol = resolve_trajectory_rtol(rtol, state.dtype)
+    rtol = resolve_trajectory_rtol(rtol, point.dtype)
+    near = jnp.asarray(closeness, point.dtype)
+    if isinstance(point, State):
+        return _of_state(point, near, _dim_of(dim, point), int(max_pieces), rtol)
+    if dim is not None:
+        raise ValueError(f"Argument `dim` is for states, but got a chain of {point.depth} layers.")
+    return _of_chain(point, near, int(max_pieces), rtol)
+
+
+def _of_state(
+    state: State, closeness: Array, dim: int, max_pieces: int, rtol: Array
+) -> Trajectory[State]:
     width = max(state.widths)
     # NumPy needs no program for a new width.
     on_host = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
@@ -90,13 +135,29 @@ def trajectory(
     else:
         small, scale = _unreduced(_padded(state, dim) if on_host else pad(state, dim))
         reduction = None
-    parts = _pieces(small, jnp.asarray(closeness, state.dtype), int(max_pieces))
+    parts = _pieces(small, closeness, max_pieces)
     finest = jnp.maximum(tolerance_floor(state.dtype), 0.1 * rtol).astype(state.dtype)
     # Integration stops short of that at higher rank.
     method = None if state.rank == 1 else Taylor(dim=dim)
     blowup = blowup_time(state, method, rtol=finest)
     left = _left_at_end(parts, blowup, scale)
     return Trajectory(blowup, state, parts, left, reduction, scale, rtol)
+
+
+def _of_chain(chain: Chain, closeness: Array, max_pieces: int, rtol: Array) -> Trajectory[Chain]:
+    finite = _is_finite(chain)
+    followed = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), chain)
+    parts = _chain_pieces(followed, closeness, max_pieces)
+    # Finer than this integration seldom is.
+    least = 1e-3 if jnp.finfo(chain.dtype).bits < 64 else 1e-11
+    rtol_of_time = jnp.maximum(rtol, least).astype(chain.dtype)
+    blowup = blowup_time(lax.stop_gradient(chain), rtol=rtol_of_time)
+    left = _left_of_chain(parts, blowup)
+    # The time moves with what is left at the end, since the lengths of the pieces are constants.
+    known = jnp.where(parts.ends, left, 0)
+    change = _without_derivatives(known - lax.stop_gradient(known), ~parts.ends)
+    blowup = eqx.tree_at(lambda b: b.time, blowup, blowup.time + change)
+    return Trajectory(blowup, chain, parts, left, None, jnp.ones((), chain.dtype), rtol)
 
 
 def _padded(state: State, dim: int) -> State:
@@ -142,9 +203,13 @@ def _padded_width(width: int) -> int:
     return max(_LEAST_WIDTH, 1 << (width - 1).bit_length())
 
 
+def _is_finite(point: State | Chain) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(point)]))
+
+
 def _at_unit_scale(state: State) -> tuple[State, Array]:
     """The state over a power of two; one of ones in the place of what is not finite."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
+    finite = _is_finite(state)
     unit, scale = state.unit_scale()
     return jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), unit), scale
 
@@ -172,7 +237,7 @@ def _without_derivatives(leaf: Array, ended: Bool[Array, ""]) -> Array:
 
 
 @_without_derivatives.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     leaf, ended = primals
     return _without_derivatives(leaf, ended), tangents[0] * jnp.where(ended, jnp.nan, 1)
 
@@ -185,6 +250,24 @@ def _unreduced(state: State) -> tuple[State, Array]:
 @eqx.filter_jit
 def _pieces(state: State, closeness: Array, max_pieces: int) -> Pieces:
     return pieces(state, closeness, max_pieces)
+
+
+@eqx.filter_jit
+def _chain_pieces(chain: Chain, closeness: Array, max_pieces: int) -> ChainPieces:
+    return chain_pieces(chain, closeness, max_pieces)
+
+
+@eqx.filter_jit
+def _left_of_chain(parts: ChainPieces, blowup: BlowUp) -> Float[Array, ""]:
+    """The time left after the last piece."""
+    difference = blowup.time - parts.elapsed
+    if parts.end.depth < 3:
+        return difference
+    lower, upper = bracket(parts.end)
+    closed, missed = time_left_of_chain(parts.end)
+    near = missed < 4 * jnp.finfo(lower.dtype).eps * blowup.time
+    left = jnp.clip(jnp.where(near, closed, difference), lower, upper)
+    return jnp.where(parts.ends, left, lax.stop_gradient(difference))
 
 
 @eqx.filter_jit

@@ -4,6 +4,7 @@ from ._batch import escalation as escalation
 from ._chain_source import AbstractChainSource as AbstractChainSource
 from ._chain_source import ChainSamples as ChainSamples
 from ._chain_source import StoredChains as StoredChains
+from ._chains import time_left_of_chain as time_left_of_chain
 from ._method import AbstractMethod as AbstractMethod
 from ._method import Integrator as Integrator
 from ._method import is_on_cpu as is_on_cpu

@@ -167,7 +167,7 @@ def _run(
     layers, elapsed = jax.tree.map(lambda x: x[0], solution.ys)
     last = Chain(layers, chain.target)
     lower, upper = bracket_of_diagonal(last)
-    left, missed = _time_left(last)
+    left, missed = time_left_of_chain(last)
     times = elapsed + jnp.stack([jnp.clip(left, lower, upper), lower, upper])
     width = upper - lower
     # What `_time_left` leaves out is of second order where the bracket's width is of first, unless
@@ -183,7 +183,7 @@ def _field(_: Any, point: tuple[tuple[Array, ...], Array], target: Array) -> Any
     return jax.tree.map(lambda x: speed * x, vector_field(chain).layers), speed
 
 
-def _time_left(chain: Chain) -> tuple[Array, Array]:
+def time_left_of_chain(chain: Chain) -> tuple[Array, Array]:
     """The time left to higher order than the bracket, and what the angles between layers add to it.
 
     Close to blow-up all layers are aligned but for parts that stay behind and do not count: along

@@ -1,8 +1,11 @@
+from ._chain_pieces import ChainPieces as ChainPieces
+from ._chain_pieces import chain_pieces as chain_pieces
 from ._clocks import Clock as Clock
 from ._clocks import EnergyClock as EnergyClock
 from ._clocks import Followed as Followed
 from ._clocks import follow as follow
 from ._pieces import Pieces as Pieces
+from ._pieces import Timeline as Timeline
 from ._pieces import drift as drift
 from ._pieces import follow_pieces as follow_pieces
 from ._pieces import pieces as pieces

@@ -17,6 +17,7 @@ order $n$ then leaves about $1 - \epsilon^{1/n}$ of the time that was left.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._energy import Conserved, conserved, energy, squared_norms, vector_field
+from .._energy import conserved, energy, squared_norms, vector_field
 from .._noise import LARGEST_SHIFT
 from .._state import State
 
@@ -38,28 +39,21 @@ def order_of(dtype: jnp.dtype) -> int:
     return 32 if jnp.finfo(dtype).bits >= 64 else 14
 
 
-class Pieces(eqx.Module):
-    r"""The flow of one state by `num` polynomials, of `max` pieces at most.
+class Timeline(eqx.Module):
+    r"""When the pieces of a flow are: `num` of them, of `max` at most.
 
     - `begin`, `lag`: where a piece starts, as a sum of two numbers, so that what adding rounds is
       not lost; `length`, zero for pieces that are not used.
-    - `sides`: the coefficients of $a$ and $c$ (first and second on the third axis) by powers of
-      $u = (t - \text{begin}) / \text{length}$.
-    - `b`: the middle layer at the start of a piece.
-    - `ends`: whether the flow was followed to as near its blow-up as was asked for.
-    - `end`: the state after the last piece; `elapsed`, the time there.
+    - `elapsed`: the time after the last piece; `ends`, whether it is as near the blow-up as was
+      asked for.
     """
 
-    begin: Float[Array, " max"]
-    lag: Float[Array, " max"]
-    length: Float[Array, " max"]
-    sides: Float[Array, "max terms 2 rank dim"]
-    b: Float[Array, "max dim dim"]
-    strength: Float[Array, " rank"]
-    num: Int[Array, ""]
-    ends: Bool[Array, ""]
-    end: State
-    elapsed: Float[Array, ""]
+    begin: Float[Array, "*batch max"]
+    lag: Float[Array, "*batch max"]
+    length: Float[Array, "*batch max"]
+    num: Int[Array, "*batch"]
+    ends: Bool[Array, "*batch"]
+    elapsed: Float[Array, "*batch"]
 
     def find(self, time: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
         """The piece that a time lies in, and where in it, from 0 to 1."""
@@ -68,6 +62,21 @@ class Pieces(eqx.Module):
         index = jnp.clip(index, 0, None)
         length = jnp.where(used[index], self.length[index], 1)
         return index, ((time - self.begin[index]) - self.lag[index]) / length
+
+
+class Pieces(Timeline):
+    r"""The flow of one state by polynomials.
+
+    - `sides`: the coefficients of $a$ and $c$ (first and second on the third axis) by powers of
+      $u = (t - \text{begin}) / \text{length}$.
+    - `b`: the middle layer at the start of a piece.
+    - `end`: the state after the last piece.
+    """
+
+    sides: Float[Array, "*batch max terms 2 rank dim"]
+    b: Float[Array, "*batch max dim dim"]
+    strength: Float[Array, "*batch rank"]
+    end: State
 
     def at(self, index: Int[Array, ""], place: Float[Array, ""]) -> State:
         """The state at a place, 0 to 1, of one piece."""
@@ -80,11 +89,16 @@ class Pieces(eqx.Module):
 
 def _change(sides: Array, place: Array, strength: Array) -> Array:
     r"""The integral of $\sum_i \lambda_i a_i c_i^T$ from the start of a piece, over its length."""
-    powers = jnp.arange(sides.shape[0])
-    degree = powers[:, None] + powers[None, :] + 1
-    weights = place**degree / degree
+    weights = integral_weights(sides.shape[0], place)
     left = jnp.einsum("jik,jl->lik", sides[:, 0], weights)
     return jnp.einsum("lik,i,lim->km", left, strength, sides[:, 1])
+
+
+def integral_weights(terms: int, place: Array) -> Float[Array, "terms terms"]:
+    """Integrals of products of two powers of $u$ from 0 to `place`."""
+    powers = jnp.arange(terms)
+    degree = powers[:, None] + powers[None, :] + 1
+    return place**degree / degree
 
 
 def _coefficients(state: State) -> Array:
@@ -122,68 +136,82 @@ def _coefficients(state: State) -> Array:
     return forward
 
 
-def _reach(terms: Array) -> Float[Array, ""]:
-    """How far a polynomial holds to rounding, by its last coefficients relative to its first."""
+def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
+    """How far polynomials hold to rounding, by the last coefficients relative to a first size.
+
+    **Arguments:** `terms`, norms of coefficients by powers, along the first axis; `first`, what
+    they are compared with, of the shape of one of them.
+    """
     order = terms.shape[0] - 1
-    sizes = jnp.sqrt(jnp.sum(terms * terms, axis=-1))
-    first = jnp.maximum(sizes[0], sizes[1])[None]
     powers = jnp.arange(order + 1 - _LAST, order + 1)
-    late = sizes[powers]
+    late, first = terms[powers], first[None]
     info = jnp.finfo(terms.dtype)
     # What underflows, or belongs to a vector that stands still, limits nothing.
     limits = (late > info.tiny) & (first > info.tiny)
     ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), 1 / info.eps)
-    return jnp.exp(jnp.min(jnp.log(ratio) / powers[:, None, None]))
+    shape = (-1, *(1 for _ in terms.shape[1:]))
+    return jnp.exp(jnp.min(jnp.log(ratio) / powers.reshape(shape)))
 
 
-class _Front(eqx.Module):
-    """How far the flow has been followed."""
+class Front(eqx.Module):
+    """How far the flow has been followed: to a `State`, or to a `Chain`."""
 
-    state: State
+    point: Any
     elapsed: Float[Array, ""]
     lag: Float[Array, ""]
     going: Bool[Array, ""]
 
+    @classmethod
+    def of(cls, point: Any) -> "Front":
+        """Where nothing has been followed yet."""
+        zero = jnp.zeros((), point.dtype)
+        return cls(point, zero, zero, jnp.ones((), bool))
 
-def _grow(front: _Front) -> tuple[_Front, tuple[Array, Array, Array]]:
+    def advanced(self, point: Any, length: Array) -> "Front":
+        """The front after one more piece."""
+        elapsed, lag = _two_sum(self.elapsed, length + self.lag)
+        return Front(point, elapsed, lag, self.going)
+
+
+def _grow(front: Front) -> tuple[Front, tuple[Array, Array, Array]]:
     """One more piece: the front after it, its length, coefficients, and middle layer."""
-    state = front.state
+    state = front.point
     # At unit size coefficients of any order neither overflow nor vanish.
     unit, exponent = _unit(state)
     terms = _coefficients(unit)
-    step = lax.stop_gradient(_reach(lax.stop_gradient(terms)))
+    sizes = lax.stop_gradient(jnp.sqrt(jnp.sum(terms * terms, axis=-1)))
+    step = reach_of(sizes, jnp.maximum(sizes[0], sizes[1]))
     terms = terms * (step ** jnp.arange(terms.shape[0], dtype=step.dtype))[:, None, None, None]
     a, c = jnp.sum(terms, axis=0)
     b = unit.b + step * _change(terms, jnp.ones_like(step), unit.strength)
     a, b, c = (jnp.ldexp(x, exponent[0]) for x in (a, b, c))
     after = State(a, b, c, state.strength)
     length = jnp.ldexp(step, -exponent[0] - exponent[1])
-    elapsed, lag = _two_sum(front.elapsed, length + front.lag)
-    return _Front(after, elapsed, lag, front.going), (
-        length,
-        jnp.ldexp(terms, exponent[0]),
-        state.b,
-    )
+    return front.advanced(after, length), (length, jnp.ldexp(terms, exponent[0]), state.b)
 
 
-def _is_near(front: _Front, closeness: Array) -> Bool[Array, ""]:
-    """Whether the blow-up is as close as asked for, by its upper bound."""
-    current = energy(front.state)
-    left = jnp.sum(squared_norms(front.state)) / (3 * current)
-    return (current > 0) & (left <= closeness * (front.elapsed + left))
+def _upper(state: State) -> Array:
+    """An upper bound of the time left, negative where there is none."""
+    return jnp.sum(squared_norms(state)) / (3 * energy(state))
 
 
-def drift(start: Conserved, state: State) -> Float[Array, ""]:
+def is_near(front: Front, closeness: Array, upper: Callable[[Any], Array]) -> Bool[Array, ""]:
+    """Whether the blow-up is as close as asked for, by an upper bound."""
+    left = upper(front.point)
+    return (left > 0) & (left <= closeness * (front.elapsed + left))
+
+
+def drift(start: Any, point: Any) -> Float[Array, ""]:
     r"""How far what the flow conserves has moved from its start, over $\|\theta\|^2$."""
-    moved = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), conserved(state), start)
-    size = jnp.sum(squared_norms(state))
+    moved = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), conserved(point), start)
+    size = sum(jnp.sum(layer * layer) for layer in point.layers)
     return jnp.max(jnp.stack(jax.tree.leaves(moved))) / jnp.where(size == 0, 1, size)
 
 
-def _is_sound(front: _Front, start: Conserved) -> Bool[Array, ""]:
-    """Whether rounding has left digits to the state, which a flow at rest loses in the end."""
-    finite = jnp.isfinite(energy(front.state)) & jnp.isfinite(front.elapsed)
-    return finite & (drift(start, front.state) <= LARGEST_SHIFT)
+def is_sound(front: Front, start: Any) -> Bool[Array, ""]:
+    """Whether rounding has left digits to the point, which a flow at rest loses in the end."""
+    finite = jnp.isfinite(energy(front.point)) & jnp.isfinite(front.elapsed)
+    return finite & (drift(start, front.point) <= LARGEST_SHIFT)
 
 
 def _unit(state: State) -> tuple[State, tuple[Array, Array]]:
@@ -204,6 +232,50 @@ def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
     return total, y - (total - x)
 
 
+Grown = tuple[Any, ...]
+
+
+def grow_all(
+    start: Any,
+    grow: Callable[[Front], tuple[Front, Grown]],
+    nothing: Grown,
+    closeness: Float[Array, ""],
+    upper: Callable[[Any], Array],
+    max_pieces: int,
+) -> tuple[Front, Array, Array, Grown, Array]:
+    """Piece after piece until the blow-up is near.
+
+    **Arguments:** `grow`, which makes one; `nothing`, what stands for pieces that are not made;
+    `upper`, a bound of the time left.
+
+    **Returns:** the last front, where pieces begin (two numbers each), the pieces, and whether the
+    blow-up is as near as asked for.
+    """
+    begun = lax.stop_gradient(conserved(start))
+
+    def going_on(front: Front) -> tuple[Front, Grown]:
+        after, grown = jax.checkpoint(grow)(front)
+        sound = is_sound(after, begun)
+        # A piece that leads nowhere is not kept.
+        after, grown = jax.tree.map(
+            lambda x, y: jnp.where(sound, x, y), (after, grown), (front, nothing)
+        )
+        going = front.going & sound & ~is_near(after, closeness, upper)
+        return eqx.tree_at(lambda front: front.going, after, going), grown
+
+    def piece(front: Front, _: None) -> tuple[Front, tuple[Array, Array, Grown]]:
+        after, grown = lax.cond(
+            eqxi.unvmap_any(front.going), going_on, lambda front: (front, nothing), front
+        )
+        after, grown = jax.tree.map(
+            lambda x, y: jnp.where(front.going, x, y), (after, grown), (front, nothing)
+        )
+        return after, (front.elapsed, front.lag, grown)
+
+    last, (begin, lag, grown) = lax.scan(piece, Front.of(start), None, length=max_pieces)
+    return last, begin, lag, grown, is_near(last, closeness, upper)
+
+
 @jax.named_call
 def pieces(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces:
     r"""Follow one state of equal widths until its blow-up is near.
@@ -213,48 +285,25 @@ def pieces(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces
 
     Differentiable in both modes, of any order: the lengths of the pieces are constants.
     """
-    begun = lax.stop_gradient(conserved(state))
-
-    def going_on(front: _Front) -> tuple[_Front, tuple[Array, Array, Array]]:
-        after, grown = jax.checkpoint(_grow)(front)
-        sound = _is_sound(after, begun)
-        # A piece that leads nowhere is not kept.
-        after, grown = jax.tree.map(
-            lambda x, y: jnp.where(sound, x, y), (after, grown), (front, nothing)
-        )
-        near = _is_near(after, closeness)
-        after = eqx.tree_at(lambda front: front.going, after, front.going & sound & ~near)
-        return after, grown
-
     order, (p, q) = order_of(state.dtype), state.widths
     nothing = (
         jnp.zeros((), state.dtype),
         jnp.zeros((order + 1, 2, state.rank, p), state.dtype),
         jnp.zeros((p, q), state.dtype),
     )
-
-    def piece(front: _Front, _: None) -> tuple[_Front, tuple[Array, ...]]:
-        after, grown = lax.cond(
-            eqxi.unvmap_any(front.going), going_on, lambda front: (front, nothing), front
-        )
-        after = jax.tree.map(lambda x, y: jnp.where(front.going, x, y), after, front)
-        grown = jax.tree.map(lambda x, y: jnp.where(front.going, x, y), grown, nothing)
-        return after, (front.elapsed, front.lag, *grown)
-
-    zero = jnp.zeros((), state.dtype)
-    start = _Front(state, zero, zero, jnp.ones((), bool))
-    last, (begin, lag, length, sides, b) = lax.scan(piece, start, None, length=max_pieces)
+    last, begin, lag, grown, ends = grow_all(state, _grow, nothing, closeness, _upper, max_pieces)
+    length, sides, b = grown
     return Pieces(
         begin=begin,
         lag=lag,
         length=length,
+        num=jnp.sum(length > 0),
+        ends=ends,
+        elapsed=last.elapsed,
         sides=sides,
         b=b,
         strength=state.strength,
-        num=jnp.sum(length > 0),
-        ends=_is_near(last, closeness),
-        end=last.state,
-        elapsed=last.elapsed,
+        end=last.point,
     )
 
 
@@ -278,19 +327,20 @@ def follow_pieces(
     **Arguments:** `stir` changes the state before each piece, given the number of it.
     """
 
-    def piece(carry: tuple[_Front, Array]) -> tuple[_Front, Array]:
+    def piece(carry: tuple[Front, Array]) -> tuple[Front, Array]:
         front, num = carry
-        front = eqx.tree_at(lambda front: front.state, front, stir(front.state, num))
+        front = eqx.tree_at(lambda front: front.point, front, stir(front.point, num))
         after, _ = _grow(front)
-        going = ~arrives(after.state, after.elapsed) & _is_sound(after, begun)
+        going = ~arrives(after.point, after.elapsed) & is_sound(after, begun)
         return eqx.tree_at(lambda front: front.going, after, going), num + 1
 
-    begun, zero = conserved(state), jnp.zeros((), state.dtype)
-    start = _Front(state, zero, zero, ~arrives(state, zero))
+    begun, start = conserved(state), Front.of(state)
+    going = ~arrives(state, start.elapsed)
+    start = eqx.tree_at(lambda front: front.going, start, going)
     last, num = lax.while_loop(
         lambda carry: carry[0].going & (carry[1] < max_pieces),
         piece,
         (start, jnp.zeros((), jnp.int32)),
     )
-    arrived = arrives(last.state, last.elapsed)
-    return Arrival(last.state, last.elapsed + last.lag, arrived, num)
+    arrived = arrives(last.point, last.elapsed)
+    return Arrival(last.point, last.elapsed + last.lag, arrived, num)
