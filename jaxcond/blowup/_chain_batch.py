@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
-from .._chain import with_diagonal_target
+from .._chain import Chain, with_diagonal_target
 from .._threads import map_on_threads, num_cores
 from . import integration
 from ._chain_source import AbstractChainSource, ChainSamples, StoredChains
@@ -76,7 +76,7 @@ def _solve_all(
 
     def run(piece: np.ndarray) -> dict[str, np.ndarray]:
         padded = jnp.asarray(np.pad(piece, (0, chunk - piece.size), mode="edge"))
-        result = jax.block_until_ready(_solve_chunk(source, padded, rtol, method))
+        result = jax.block_until_ready(_solve_chunk(_drawn(source, padded), rtol, method))
         done(piece.size)
         leaves = {name: value for name, value in vars(result).items() if name != "methods"}
         return {name: np.array(value)[: piece.size] for name, value in leaves.items()}
@@ -88,22 +88,21 @@ def _solve_all(
 
 
 @eqx.filter_jit
-def _solve_chunk(
-    source: AbstractChainSource,
-    indices: Integer[Array, " chunk"],
-    rtol: Array,
-    method: AbstractMethod,
-) -> BlowUp:
-    def one(index: Integer[Array, ""]) -> BlowUp:
-        chain = source(index)
-        if chain.depth == 2:
-            return without_blow_up(chain)
+def _drawn(source: AbstractChainSource, indices: Integer[Array, " chunk"]) -> Chain:
+    return lax.map(source, indices)
+
+
+@eqx.filter_jit
+def _solve_chunk(chains: Chain, rtol: Array, method: AbstractMethod) -> BlowUp:
+    """One program for all sources of chains of the same shapes."""
+    if chains.depth == 2:
+        return without_blow_up(chains)
+
+    def one(chain: Chain) -> BlowUp:
         return solve_chain(chain, with_diagonal_target(chain), rtol, method)
 
     # One lane by itself: a batch of one would carry out both branches of every choice.
-    if indices.size == 1:
-        return lax.map(one, indices)
-    return jax.vmap(one)(indices)
+    return lax.map(one, chains) if chains.batch_shape == (1,) else jax.vmap(one)(chains)
 
 
 def _prove_rest(
