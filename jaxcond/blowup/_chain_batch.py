@@ -39,22 +39,22 @@ def chain_times(
     for method in chosen:
         check_chain_method(method, form.depth)
     tolerance = jnp.asarray(check_rtol(rtol, form.dtype), form.dtype)
-    fields: dict[str, np.ndarray] = {}
-    waiting, labels = np.arange(len(samples)), []
+    count = len(samples)
+    fields = {name: np.empty(count, form.dtype) for name in ("time", "lower", "upper", "error")}
+    fields |= {name: np.empty(count, np.int32) for name in ("status", "num_steps", "stage")}
+    waiting, labels = np.arange(count), []
     for stage, method in enumerate(chosen):
+        if waiting.size == 0:
+            break
         labels.append(method.label)
         report = progress if stage == 0 else (lambda _: None)
         results = _solve_all(source, samples.indices[waiting], tolerance, method, report)
-        if stage == 0:
-            fields = results
-        else:
-            results["stage"][:] = stage
-            better = ~np.isin(results["status"], _UNSETTLED)
-            for name, values in results.items():
-                fields[name][waiting[better]] = values[better]
-        waiting = waiting[np.isin(fields["status"][waiting], _UNSETTLED)]
-        if waiting.size == 0:
-            break
+        results["stage"][:] = stage
+        unsettled = np.isin(results["status"], _UNSETTLED)
+        better = ~unsettled | (stage == 0)
+        for name, values in results.items():
+            fields[name][waiting[better]] = values[better]
+        waiting = waiting[unsettled]
     _prove_rest(samples, fields, waiting)
     settled_by = ("closed form",) if form.depth == 2 else tuple(labels)
     return BlowUp(**jax.device_put(fields), methods=settled_by)
