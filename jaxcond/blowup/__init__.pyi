@@ -1,3 +1,4 @@
+from . import chains as chains
 from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation

@@ -9,14 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
-from .._chain import Chain, with_diagonal_target
-from .._threads import map_on_threads, num_cores
-from . import integration
-from ._chain_source import AbstractChainSource, ChainSamples, StoredChains
-from ._chains import check_chain_method, is_proven_at_rest, solve_chain, without_blow_up
-from ._method import AbstractMethod, is_on_cpu
-from ._result import BlowUp, Status
-from ._solve import check_rtol
+from ..._chain import Chain, with_diagonal_target
+from ..._threads import map_on_threads, num_cores
+from .. import integration
+from .._chain_source import AbstractChainSource, ChainSamples, StoredChains
+from .._method import AbstractMethod, is_on_cpu
+from .._result import BlowUp, Status
+from .._solve import check_rtol
+from ._solve import check_chain_method, is_proven_at_rest, solve_chain, without_blow_up
 
 # Lanes that are integrated together hold so many entries in all, and at most so many lanes: on a
 # CPU narrow chains share the cost of a step, wide ones only wait for each other.

@@ -1,0 +1,2 @@
+from ._batch import chain_times as chain_times
+from ._solve import blowup_time_of_chain as blowup_time_of_chain
