@@ -1,10 +1,10 @@
+from . import chains as chains
 from . import integration as integration
 from ._batch import blowup_times as blowup_times
 from ._batch import escalation as escalation
 from ._chain_source import AbstractChainSource as AbstractChainSource
 from ._chain_source import ChainSamples as ChainSamples
 from ._chain_source import StoredChains as StoredChains
-from ._chains import time_left_of_chain as time_left_of_chain
 from ._method import AbstractMethod as AbstractMethod
 from ._method import Integrator as Integrator
 from ._method import is_on_cpu as is_on_cpu
@@ -21,6 +21,7 @@ from ._source import HostStates as HostStates
 from ._source import Samples as Samples
 from ._source import Stored as Stored
 from ._source import as_indices as as_indices
+from .chains import time_left_of_chain as time_left_of_chain
 from .integration import Direct as Direct
 from .integration import Reduced as Reduced
 from .integration import Taylor as Taylor

@@ -19,8 +19,7 @@ from .._energy import integrals_of
 from .._exact import may_rest, state_rests
 from .._state import State
 from .._threads import chosen_device, map_on_threads, num_cores
-from . import integration
-from ._chain_batch import chain_times
+from . import chains, integration
 from ._chain_source import AsStates, ChainSamples, StoredChains
 from ._method import AbstractMethod, Form, HostStates, Kernel, fields_of, is_on_cpu
 from ._result import BlowUp, Status
@@ -241,11 +240,11 @@ def blowup_times(
                 f"{source.batch_shape}."
             )
         if source.depth != 3:
-            return chain_times(_all_of(source), methods, rtol, report)
+            return chains.chain_times(_all_of(source), methods, rtol, report)
         source = as_state(source)
     if isinstance(source, ChainSamples):
         if source.source.form.depth != 3:
-            return chain_times(source, methods, rtol, report)
+            return chains.chain_times(source, methods, rtol, report)
         source = Samples(AsStates(source.source), source.indices)
     if isinstance(source, State):
         if len(source.batch_shape) != 1:
@@ -265,8 +264,8 @@ def blowup_times(
     return _escalate(samples, tolerance, chosen, report)
 
 
-def _all_of(chains: Chain) -> ChainSamples:
-    return ChainSamples(StoredChains(chains), np.arange(chains.batch_shape[0], dtype=np.uint32))
+def _all_of(batch: Chain) -> ChainSamples:
+    return ChainSamples(StoredChains(batch), np.arange(batch.batch_shape[0], dtype=np.uint32))
 
 
 def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarray) -> None:

@@ -23,15 +23,20 @@ class AbstractChainSource(eqx.Module):
         """The chain at an index; may be traced."""
 
     @property
+    @abc.abstractmethod
     def form(self) -> Chain:
         """A chain without entries: the shapes and the dtype of every chain of this source."""
-        return eqx.filter_eval_shape(self, np.uint32(0))
 
 
 class StoredChains(AbstractChainSource):
     """The chains of a batch along the leading axis."""
 
     chains: Chain
+
+    @property
+    def form(self) -> Chain:
+        """That of the batch."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.chains)
 
     def __call__(self, index: Integer[Array, ""]) -> Chain:
         """The chain at an index."""

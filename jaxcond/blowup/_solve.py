@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 
 from .._chain import Chain, as_state, check_single
 from .._state import State
-from . import integration
-from ._chains import blowup_time_of_chain
+from . import chains, integration
 from ._method import AbstractMethod, host_states, is_on_cpu, tolerance_floor
 from ._result import BlowUp, Status
 from .series import Series
@@ -111,7 +110,7 @@ def blowup_time(
         check_single("blowup_time", point)
         if point.depth != 3:
             chosen = integration.Direct() if method is None else method
-            return blowup_time_of_chain(point, chosen, check_rtol(rtol, point.dtype))
+            return chains.blowup_time_of_chain(point, chosen, check_rtol(rtol, point.dtype))
     state = as_state(point) if isinstance(point, Chain) else point
     if state.batch_shape:
         raise ValueError(

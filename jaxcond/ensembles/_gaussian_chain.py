@@ -110,6 +110,11 @@ class ChainDraws(AbstractChainSource):
     ensemble: GaussianChain
     key: PRNGKeyArray
 
+    @property
+    def form(self) -> Chain:
+        """That of its samples."""
+        return eqx.filter_eval_shape(self, np.uint32(0))
+
     def __call__(self, index: Integer[Array, ""]) -> Chain:
         """The sample with a global index."""
         return self.ensemble.sample(key=sample_key(self.key, index))

@@ -18,14 +18,14 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from .._chain import Chain, with_diagonal_target
-from .._chain_bounds import bracket_of_diagonal, chain_integral, squared_sizes
-from .._energy import energy, vector_field
-from .._exact import chain_rests
-from .._noise import LARGEST_SHIFT, with_noise
-from ..flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LEAST_ERROR, LOOSER, SAFETY, solve
-from ._method import AbstractMethod, Integrator, Known, Raw, classify
-from ._result import BlowUp, Status
+from ..._chain import Chain, with_diagonal_target
+from ..._chain_bounds import bracket_of_diagonal, chain_integral, squared_sizes
+from ..._energy import energy, vector_field
+from ..._exact import chain_rests
+from ..._noise import LARGEST_SHIFT, with_noise
+from ...flow import CLOSED, ERROR_FACTOR, FIRST_STEP, LEAST_ERROR, LOOSER, SAFETY, solve
+from .._method import AbstractMethod, Integrator, Known, Raw, classify
+from .._result import BlowUp, Status
 
 # As for states, but longer, as layers much smaller than their mean grow slowly.
 _LONGEST_COURSE = 1e12

@@ -9,14 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Integer
 
-from .._chain import with_diagonal_target
-from .._threads import map_on_threads, num_cores
-from . import integration
-from ._chain_source import AbstractChainSource, ChainSamples, StoredChains
-from ._chains import check_chain_method, is_proven_at_rest, solve_chain, without_blow_up
-from ._method import AbstractMethod, is_on_cpu
-from ._result import BlowUp, Status
-from ._solve import check_rtol
+from ..._chain import Chain, with_diagonal_target
+from ..._threads import map_on_threads, num_cores
+from .. import integration
+from .._chain_source import AbstractChainSource, ChainSamples, StoredChains
+from .._method import AbstractMethod, is_on_cpu
+from .._result import BlowUp, Status
+from .._solve import check_rtol
+from ._solve import check_chain_method, is_proven_at_rest, solve_chain, without_blow_up
 
 # Lanes that are integrated together hold so many entries in all, and at most so many lanes: on a
 # CPU narrow chains share the cost of a step, wide ones only wait for each other.
@@ -39,22 +39,22 @@ def chain_times(
     for method in chosen:
         check_chain_method(method, form.depth)
     tolerance = jnp.asarray(check_rtol(rtol, form.dtype), form.dtype)
-    fields: dict[str, np.ndarray] = {}
-    waiting, labels = np.arange(len(samples)), []
+    count = len(samples)
+    fields = {name: np.empty(count, form.dtype) for name in ("time", "lower", "upper", "error")}
+    fields |= {name: np.empty(count, np.int32) for name in ("status", "num_steps", "stage")}
+    waiting, labels = np.arange(count), []
     for stage, method in enumerate(chosen):
+        if waiting.size == 0:
+            break
         labels.append(method.label)
         report = progress if stage == 0 else (lambda _: None)
         results = _solve_all(source, samples.indices[waiting], tolerance, method, report)
-        if stage == 0:
-            fields = results
-        else:
-            results["stage"][:] = stage
-            better = ~np.isin(results["status"], _UNSETTLED)
-            for name, values in results.items():
-                fields[name][waiting[better]] = values[better]
-        waiting = waiting[np.isin(fields["status"][waiting], _UNSETTLED)]
-        if waiting.size == 0:
-            break
+        results["stage"][:] = stage
+        unsettled = np.isin(results["status"], _UNSETTLED)
+        better = ~unsettled | (stage == 0)
+        for name, values in results.items():
+            fields[name][waiting[better]] = values[better]
+        waiting = waiting[unsettled]
     _prove_rest(samples, fields, waiting)
     settled_by = ("closed form",) if form.depth == 2 else tuple(labels)
     return BlowUp(**jax.device_put(fields), methods=settled_by)
@@ -76,7 +76,7 @@ def _solve_all(
 
     def run(piece: np.ndarray) -> dict[str, np.ndarray]:
         padded = jnp.asarray(np.pad(piece, (0, chunk - piece.size), mode="edge"))
-        result = jax.block_until_ready(_solve_chunk(source, padded, rtol, method))
+        result = jax.block_until_ready(_solve_chunk(_drawn(source, padded), rtol, method))
         done(piece.size)
         leaves = {name: value for name, value in vars(result).items() if name != "methods"}
         return {name: np.array(value)[: piece.size] for name, value in leaves.items()}
@@ -88,22 +88,21 @@ def _solve_all(
 
 
 @eqx.filter_jit
-def _solve_chunk(
-    source: AbstractChainSource,
-    indices: Integer[Array, " chunk"],
-    rtol: Array,
-    method: AbstractMethod,
-) -> BlowUp:
-    def one(index: Integer[Array, ""]) -> BlowUp:
-        chain = source(index)
-        if chain.depth == 2:
-            return without_blow_up(chain)
+def _drawn(source: AbstractChainSource, indices: Integer[Array, " chunk"]) -> Chain:
+    return lax.map(source, indices)
+
+
+@eqx.filter_jit
+def _solve_chunk(chains: Chain, rtol: Array, method: AbstractMethod) -> BlowUp:
+    """One program for all sources of chains of the same shapes."""
+    if chains.depth == 2:
+        return without_blow_up(chains)
+
+    def one(chain: Chain) -> BlowUp:
         return solve_chain(chain, with_diagonal_target(chain), rtol, method)
 
     # One lane by itself: a batch of one would carry out both branches of every choice.
-    if indices.size == 1:
-        return lax.map(one, indices)
-    return jax.vmap(one)(indices)
+    return lax.map(one, chains) if chains.batch_shape == (1,) else jax.vmap(one)(chains)
 
 
 def _prove_rest(
