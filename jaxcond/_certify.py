@@ -165,7 +165,7 @@ def certify(state: State | Chain, *, digits: int = 12, max_steps: int = 20_000) 
         or (not a_state and target.size == 1 and chain_rests(layers, float(target[0, 0])))
         or not np.any(target)
     ):
-        return Certificate(None, None, "comes to rest", 0, 0)
+        return Certificate(lower=None, upper=None, outcome="comes to rest", num_steps=0, bits=0)
     best: list[Any] = [Fraction(0), None]
     num_steps, bits = 0, _FEWEST_BITS + 4 * digits
     while True:
@@ -174,9 +174,13 @@ def certify(state: State | Chain, *, digits: int = 12, max_steps: int = 20_000) 
             run, narrow = _follow(flow, digits, bits, max_steps - num_steps, best)
         num_steps += run
         if narrow:
-            return Certificate(best[0], best[1], "blows up", num_steps, bits)
+            return Certificate(
+                lower=best[0], upper=best[1], outcome="blows up", num_steps=num_steps, bits=bits
+            )
         if num_steps >= max_steps or bits >= _MOST_BITS:
-            return Certificate(best[0], best[1], "not decided", num_steps, bits)
+            return Certificate(
+                lower=best[0], upper=best[1], outcome="not decided", num_steps=num_steps, bits=bits
+            )
         bits *= 2
 
 

@@ -141,7 +141,15 @@ def _of_state(
     method = None if state.rank == 1 else Taylor(dim=dim)
     blowup = blowup_time(state, method, rtol=finest)
     left = _left_at_end(parts, blowup, scale)
-    return Trajectory(blowup, state, parts, left, reduction, scale, rtol)
+    return Trajectory(
+        blowup=blowup,
+        initial=state,
+        pieces=parts,
+        left=left,
+        reduction=reduction,
+        scale=scale,
+        rtol=rtol,
+    )
 
 
 def _of_chain(chain: Chain, closeness: Array, max_pieces: int, rtol: Array) -> Trajectory[Chain]:
@@ -157,7 +165,15 @@ def _of_chain(chain: Chain, closeness: Array, max_pieces: int, rtol: Array) -> T
     known = jnp.where(parts.ends, left, 0)
     change = _without_derivatives(known - lax.stop_gradient(known), ~parts.ends)
     blowup = eqx.tree_at(lambda b: b.time, blowup, blowup.time + change)
-    return Trajectory(blowup, chain, parts, left, None, jnp.ones((), chain.dtype), rtol)
+    return Trajectory(
+        blowup=blowup,
+        initial=chain,
+        pieces=parts,
+        left=left,
+        reduction=None,
+        scale=jnp.ones((), chain.dtype),
+        rtol=rtol,
+    )
 
 
 def _padded(state: State, dim: int) -> State:

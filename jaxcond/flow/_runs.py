@@ -139,7 +139,13 @@ def _run(
     (a, b, c), elapsed = jax.tree.map(lambda x: x[0], solution.ys)
     reached = solution.result == diffrax.RESULTS.event_occurred
     last = State(a, b, c, state.strength)
-    return End(last, elapsed, solution.ts[0], reached, solution.stats["num_steps"])
+    return End(
+        state=last,
+        elapsed=elapsed,
+        course=solution.ts[0],
+        reached=reached,
+        num_steps=solution.stats["num_steps"],
+    )
 
 
 class Runs(eqx.Module):
@@ -192,13 +198,13 @@ def run_copies(state: State, solver: diffrax.AbstractSolver, rtol: Array, max_st
         # Components that do not dominate may still grow, and `time_left` leaves them out.
         error = error + (upper[0] - lower[0])
     return Runs(
-        time,
-        elapsed[0] + lower[0],
-        elapsed[0] + upper[0],
-        error,
-        apart[2],
-        ends.reached[0] & jnp.isfinite(error),
-        jnp.any(ends.reached),
-        jnp.sum(ends.num_steps).astype(jnp.int32),
-        jax.tree.map(lambda x: x[0], ends.state),
+        time=time,
+        lower=elapsed[0] + lower[0],
+        upper=elapsed[0] + upper[0],
+        error=error,
+        spread=apart[2],
+        reached=ends.reached[0] & jnp.isfinite(error),
+        some_reach=jnp.any(ends.reached),
+        num_steps=jnp.sum(ends.num_steps).astype(jnp.int32),
+        last=jax.tree.map(lambda x: x[0], ends.state),
     )

@@ -190,7 +190,9 @@ def read_checkpoint(
     if len(found["layers"][0]) == 2:
         w1, w2, w3 = w1[0], w2[0], w3[0]
         records = [{key: value[0] for key, value in record.items()} for record in records]
-    network = ThreeLayer(w1, w2, w3, activation or ACTIVATIONS[name], found["bias"])
+    network = ThreeLayer(
+        w1=w1, w2=w2, w3=w3, activation=activation or ACTIVATIONS[name], bias=found["bias"]
+    )
     return Checkpoint(network, step, {k: np.stack([r[k] for r in records]) for k in records[0]})
 
 

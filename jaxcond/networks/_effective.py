@@ -99,11 +99,11 @@ def effective_model(
     signs = np.sign(left[np.arange(rank), np.argmax(np.abs(left), axis=1)])[:, None]
     dtype = network.dtype
     return EffectiveModel(
-        jnp.asarray(signs * left, dtype),
-        jnp.asarray(signs * right, dtype),
-        jnp.asarray(values[:rank] / values[0], dtype),
-        jnp.asarray(2 * factor * slope**2 * values[0], dtype),
-        jnp.asarray(slope, dtype),
+        left=jnp.asarray(signs * left, dtype),
+        right=jnp.asarray(signs * right, dtype),
+        strength=jnp.asarray(values[:rank] / values[0], dtype),
+        rate=jnp.asarray(2 * factor * slope**2 * values[0], dtype),
+        slope=jnp.asarray(slope, dtype),
     )
 
 

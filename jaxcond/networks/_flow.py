@@ -88,11 +88,11 @@ def gradient_flow(
             raise ValueError(f"Argument `times` has no time between {t0} and {t1}.")
     model = model_where_it_applies(network, data, factor)
     problem = Flow(
-        data,
-        model,
-        jnp.asarray(rtol, network.dtype),
-        factor,
-        resolve_observables(observe, model),
+        data=data,
+        model=model,
+        rtol=jnp.asarray(rtol, network.dtype),
+        factor=factor,
+        observables=resolve_observables(observe, model),
     )
     singles = unstacked(network) if network.batch_shape else [network]
     falling: list[float] = sorted({*levels, *([] if until is None else [until])}, reverse=True)
@@ -207,15 +207,15 @@ class _Course:
             name: np.stack([record[name] for record in self.records]) for name in self.records[0]
         }
         return Run(
-            self.network,
-            np.asarray(self.num_steps),
-            np.asarray(self.time),
-            np.arange(len(self.times)),
-            np.asarray(self.times),
-            records,
-            {level: np.asarray(self.crossings.get(level, np.nan)) for level in levels},
-            np.asarray(self.num_gradients),
-            np.asarray(self.status),
+            network=self.network,
+            iteration=np.asarray(self.num_steps),
+            time=np.asarray(self.time),
+            iterations=np.arange(len(self.times)),
+            times=np.asarray(self.times),
+            records=records,
+            crossings={level: np.asarray(self.crossings.get(level, np.nan)) for level in levels},
+            num_gradients=np.asarray(self.num_gradients),
+            status=np.asarray(self.status),
         )
 
 
@@ -272,13 +272,15 @@ def _together(runs: list[Run]) -> Run:
         return np.pad(values.astype(float) if whole else values, room, constant_values=np.nan)
 
     return Run(
-        stacked([run.network for run in runs]),
-        np.stack([run.iteration for run in runs]),
-        np.stack([run.time for run in runs]),
-        np.stack([padded(run.iterations) for run in runs]),
-        np.stack([padded(run.times) for run in runs]),
-        {name: np.stack([padded(run[name]) for run in runs]) for name in runs[0].records},
-        {level: np.stack([run.crossings[level] for run in runs]) for level in runs[0].crossings},
-        np.stack([run.num_gradients for run in runs]),
-        np.stack([run.status for run in runs]),
+        network=stacked([run.network for run in runs]),
+        iteration=np.stack([run.iteration for run in runs]),
+        time=np.stack([run.time for run in runs]),
+        iterations=np.stack([padded(run.iterations) for run in runs]),
+        times=np.stack([padded(run.times) for run in runs]),
+        records={name: np.stack([padded(run[name]) for run in runs]) for name in runs[0].records},
+        crossings={
+            level: np.stack([run.crossings[level] for run in runs]) for level in runs[0].crossings
+        },
+        num_gradients=np.stack([run.num_gradients for run in runs]),
+        status=np.stack([run.status for run in runs]),
     )

@@ -111,14 +111,14 @@ def follow(
     crossed = result == diffrax.RESULTS.event_occurred
     whole = crossed | (result == diffrax.RESULTS.successful)
     return Leg(
-        jax.tree.map(lambda x: x[0], final),
-        last,
-        last - before,
-        crossed,
-        ~(whole | (result == diffrax.RESULTS.max_steps_reached)),
-        times,
-        records,
-        solution.stats["num_steps"],
+        network=jax.tree.map(lambda x: x[0], final),
+        time=last,
+        step=last - before,
+        crossed=crossed,
+        failed=~(whole | (result == diffrax.RESULTS.max_steps_reached)),
+        times=times,
+        records=records,
+        num_steps=solution.stats["num_steps"],
     )
 
 

@@ -129,15 +129,15 @@ class Loop:
         last = np.asarray(lanes.iteration)
         crossings = self._crossings()
         run = Run(
-            lanes.network,
-            last,
-            times(last),
-            iterations,
-            times(iterations),
-            records,
-            {level: crossings[:, i] for i, level in enumerate(levels)},
-            last - iterations[:, 0],
-            status,
+            network=lanes.network,
+            iteration=last,
+            time=times(last),
+            iterations=iterations,
+            times=times(iterations),
+            records=records,
+            crossings={level: crossings[:, i] for i, level in enumerate(levels)},
+            num_gradients=last - iterations[:, 0],
+            status=status,
         )
         _warn(status, records["rounded_away"])
         return run if batch else jax.tree.map(lambda x: x[0], run)

@@ -235,7 +235,7 @@ class ThreeLayer(eqx.Module):
 
     def replace(self, w1: Array, w2: Array, w3: Array) -> "ThreeLayer":
         """The same network with other weights."""
-        return ThreeLayer(w1, w2, w3, self.activation, self.bias)
+        return ThreeLayer(w1=w1, w2=w2, w3=w3, activation=self.activation, bias=self.bias)
 
 
 def slope_at_zero(activation: Activation) -> float:

@@ -88,15 +88,15 @@ class Problem(eqx.Module):
             below = jnp.zeros_like(below)
         updates, optimiser = self.updates(lane, gradient)
         return Lane(
-            jax.tree.map(jnp.add, lane.network, updates),
-            optimiser,
-            lane.iteration + 1,
-            lane.first_loss,
-            loss,
-            lane.reached,
-            jnp.where(below, lane.iteration, lane.crossings),
-            lane.key,
-            lane.ended,
+            network=jax.tree.map(jnp.add, lane.network, updates),
+            optimiser=optimiser,
+            iteration=lane.iteration + 1,
+            first_loss=lane.first_loss,
+            loss=loss,
+            reached=lane.reached,
+            crossings=jnp.where(below, lane.iteration, lane.crossings),
+            key=lane.key,
+            ended=lane.ended,
         )
 
     def goes_on(self, lane: Lane) -> Bool[Array, ""]:
@@ -198,15 +198,15 @@ def starting_lanes(
             )
         lanes.append(
             Lane(
-                single,
-                problem.optimiser.init(single),  # pyright: ignore[reportArgumentType]
-                jnp.asarray(first_iteration),
-                loss,
-                loss,
-                loss,
-                jnp.full(problem.levels.shape, -1),
-                jax.random.fold_in(key, index),
-                jnp.asarray(RunStatus.COMPLETED),
+                network=single,
+                optimiser=problem.optimiser.init(single),  # pyright: ignore[reportArgumentType]
+                iteration=jnp.asarray(first_iteration),
+                first_loss=loss,
+                loss=loss,
+                reached=loss,
+                crossings=jnp.full(problem.levels.shape, -1),
+                key=jax.random.fold_in(key, index),
+                ended=jnp.asarray(RunStatus.COMPLETED),
             )
         )
     return stacked(lanes)

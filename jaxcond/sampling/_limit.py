@@ -174,7 +174,16 @@ def infinite_width_times(
     if count == 0:
         dtype = jnp.result_type(float)
         empty, none = jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
-        return BlowUp(empty, empty, empty, empty, none, none, none, methods=())
+        return BlowUp(
+            time=empty,
+            lower=empty,
+            upper=empty,
+            error=empty,
+            status=none,
+            num_steps=none,
+            stage=none,
+            methods=(),
+        )
     flat = np.pad(np.reshape(full, (4, count)), ((0, 0), (0, _missing(count))), mode="edge")
     flat = jnp.asarray(flat, jnp.result_type(float))
     found = _solve(_Limits(flat[0], flat[1:], 12), count, rtol)

@@ -208,7 +208,13 @@ class QuasiDraws(AbstractSource):
         """The samples in the dimension that a method works in."""
         dim = method.reduced_dim(1)
         dim = self.dim if dim is None else dim
-        return QuasiDraws(self.ensemble, self.key, self.indices, self.entries, dim)
+        return QuasiDraws(
+            ensemble=self.ensemble,
+            key=self.key,
+            indices=self.indices,
+            entries=self.entries,
+            dim=dim,
+        )
 
     def __call__(self, index: Integer[Array, ""]) -> State:
         """The sample at a position among `indices`."""

@@ -141,7 +141,9 @@ class Controls:
         inverse, rank = _pseudo_inverse(self._products[:-1, :-1], zbar, n)
         freedom = n - rank - 1
         if freedom < 1:
-            return ControlledMean(nan, nan, nan, nan, rank, n)
+            return ControlledMean(
+                mean=nan, standard_error=nan, gain=nan, r_squared=nan, num_controls=rank, count=n
+            )
         beta = inverse @ self._products[:-1, -1]
         contrast = np.append(-beta, 1.0)
         total = float(self._products[-1, -1])

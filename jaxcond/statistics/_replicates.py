@@ -58,7 +58,13 @@ def replicated(replicates: Iterable[Moments]) -> ReplicatedMean:
     pooled = functools.reduce(Moments.merge, parts, Moments())
     number, count = len(parts), pooled.count
     if number < 2:
-        return ReplicatedMean(pooled.mean, math.nan, math.nan, number, count)
+        return ReplicatedMean(
+            mean=pooled.mean,
+            standard_error=math.nan,
+            gain=math.nan,
+            num_replicates=number,
+            count=count,
+        )
     squares = sum(part.count * (part.mean - pooled.mean) ** 2 for part in parts)
     variance = squares / (number - 1) / count
     plain = pooled.variance / count

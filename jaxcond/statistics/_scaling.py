@@ -151,7 +151,7 @@ def _exponent(
     model = " + ".join([f"log A - {name} log m", "c/m", "d/m^2"][: powers + 1])
     if not (y > 0).all():
         nan = math.nan
-        return Fitted(nan, nan, nan, nan, nan, model)
+        return Fitted(value=nan, error=nan, lower=nan, upper=nan, p_value=nan, model=model)
     x = m.min() / m
     columns = [np.ones_like(x), np.log(x), *(x**i for i in range(1, powers + 1))]
     values, deviations, p_value = _least_squares(columns, np.log(y), errors / y)
@@ -182,7 +182,12 @@ def _least_squares(
 def _fitted(value: float, error: float, p_value: float, model: str, confidence: float) -> Fitted:
     half = normal(confidence) * error
     return Fitted(
-        float(value), float(error), float(value - half), float(value + half), p_value, model
+        value=float(value),
+        error=float(error),
+        lower=float(value - half),
+        upper=float(value + half),
+        p_value=p_value,
+        model=model,
     )
 
 

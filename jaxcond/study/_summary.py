@@ -163,7 +163,9 @@ def summarise(
     )
     scalings = tuple(_scalings(study, points, confidence))
     complete = bool(store.group.attrs.get("complete", False))
-    return StudySummary(study, points, scalings, confidence, complete)
+    return StudySummary(
+        study=study, points=points, scalings=scalings, confidence=confidence, complete=complete
+    )
 
 
 def limits_of(study: Study) -> np.ndarray:

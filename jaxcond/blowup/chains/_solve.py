@@ -69,7 +69,16 @@ def without_blow_up(chain: Chain) -> BlowUp:
     status = jnp.where(finite, Status.NO_BLOW_UP, Status.INVALID_INPUT).astype(jnp.int32)
     none = jnp.zeros_like(status)
     error = jnp.where(finite, 0, jnp.nan).astype(chain.dtype)
-    return BlowUp(time, time, time, error, status, none, none, ("closed form",))
+    return BlowUp(
+        time=time,
+        lower=time,
+        upper=time,
+        error=error,
+        status=status,
+        num_steps=none,
+        stage=none,
+        methods=("closed form",),
+    )
 
 
 def is_proven_at_rest(layers: Any, target: Any) -> bool:
@@ -97,7 +106,12 @@ def solve_chain(chain: Chain, diagonal: Chain, rtol: Array, method: AbstractMeth
     begun = 1 - 16 * jnp.finfo(unit.dtype).eps * max(chain.widths)
     lower, infinite = bracket_of_diagonal(unit)[0], jnp.full_like(raw.time, jnp.inf)
     scale = jnp.ldexp(jnp.ones_like(raw.time), exponent)
-    result = classify(raw, Known(begun * lower, infinite, scale, finite, rests), rtol, method.label)
+    result = classify(
+        raw,
+        Known(lower=begun * lower, upper=infinite, scale=scale, finite=finite, rests=rests),
+        rtol,
+        method.label,
+    )
     lost = (result.status == Status.CONVERGED) & ~(result.time > 0)
     status = jnp.where(lost, Status.NOT_CONVERGED, result.status)
     constants = {name: lax.stop_gradient(getattr(result, name)) for name in ("lower", "upper")}

@@ -40,14 +40,14 @@ class _Integration(AbstractMethod):
             runs = run_copies(unit, self.solver, rtol, self.max_steps)
             lost = jnp.where(truncated | wide, truncation(runs.last) * runs.time, 0)
             raw = Raw(
-                runs.time,
-                runs.lower,
-                runs.upper,
-                runs.error + lost,
-                runs.spread,
-                runs.reached & (lost <= rtol * runs.time),
-                runs.some_reach,
-                runs.num_steps,
+                time=runs.time,
+                lower=runs.lower,
+                upper=runs.upper,
+                error=runs.error + lost,
+                spread=runs.spread,
+                settled=runs.reached & (lost <= rtol * runs.time),
+                limited=runs.some_reach,
+                num_steps=runs.num_steps,
             )
             return raw, known
 

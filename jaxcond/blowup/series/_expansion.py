@@ -89,14 +89,14 @@ class Problem(eqx.Module):
         """Times in the units of the state that the problem was made of."""
         unit = self.unit
         return Raw(
-            raw.time * unit,
-            raw.lower * unit,
-            raw.upper * unit,
-            raw.error * unit,
-            raw.spread * unit,
-            raw.settled,
-            raw.limited,
-            raw.num_steps,
+            time=raw.time * unit,
+            lower=raw.lower * unit,
+            upper=raw.upper * unit,
+            error=raw.error * unit,
+            spread=raw.spread * unit,
+            settled=raw.settled,
+            limited=raw.limited,
+            num_steps=raw.num_steps,
         )
 
     def last_share(self) -> Float[Array, " lanes"]:

@@ -46,7 +46,16 @@ def solve_lanes(
         settled, none = narrow & expansion.suffices(rtol), jnp.zeros_like(lower)
         limited = jnp.zeros_like(settled)
         error = expansion.error
-        raw = Raw(expansion.zero, lower, upper, error, none, settled, limited, num_steps)
+        raw = Raw(
+            time=expansion.zero,
+            lower=lower,
+            upper=upper,
+            error=error,
+            spread=none,
+            settled=settled,
+            limited=limited,
+            num_steps=num_steps,
+        )
         return problem.in_units(raw)
     copies, lanes = len(_PACES), states.b.shape[-1]
     problem = Problem.of(_with_probes(states, plan.width), jnp.tile(truncated, copies), plan.width)
@@ -92,14 +101,14 @@ def _follow(
         # Adding up the steps rounds, too; most of them are short beside the last ones.
         wrong = expansion.error + lost + 2 * jnp.finfo(total.dtype).eps * total
         best = Raw(
-            jnp.where(reached, total, best.time),
-            jnp.where(reached, elapsed + lower, best.lower),
-            jnp.where(reached, elapsed + upper, best.upper),
-            jnp.where(reached, wrong, best.error),
-            best.spread,
-            best.settled | (reached & (lost <= rtol * total)),
-            best.limited,
-            best.num_steps + jnp.where(course.settled, 0, 1),
+            time=jnp.where(reached, total, best.time),
+            lower=jnp.where(reached, elapsed + lower, best.lower),
+            upper=jnp.where(reached, elapsed + upper, best.upper),
+            error=jnp.where(reached, wrong, best.error),
+            spread=best.spread,
+            settled=best.settled | (reached & (lost <= rtol * total)),
+            limited=best.limited,
+            num_steps=best.num_steps + jnp.where(course.settled, 0, 1),
         )
         settled = course.settled | reached
         moved, step = advance(taylor.a, plan.order, pace)
@@ -108,14 +117,33 @@ def _follow(
         point = jnp.where(keep[None, None], problem.point, moved)
         problem = eqx.tree_at(lambda p: p.point, problem, point)
         elapsed = elapsed + jnp.where(keep, 0, step)
-        return _Course(problem, elapsed, best, settled, course.num_expansions + 1)
+        return _Course(
+            problem=problem,
+            elapsed=elapsed,
+            best=best,
+            settled=settled,
+            num_expansions=course.num_expansions + 1,
+        )
 
     lanes = problem.unit.shape[0]
     unknown = jnp.full(lanes, jnp.inf, problem.unit.dtype)
     no, none = jnp.zeros(lanes, bool), jnp.zeros(lanes, jnp.int32)
-    best = Raw(unknown, unknown, unknown, unknown, unknown, no, no, none)
+    best = Raw(
+        time=unknown,
+        lower=unknown,
+        upper=unknown,
+        error=unknown,
+        spread=unknown,
+        settled=no,
+        limited=no,
+        num_steps=none,
+    )
     start = _Course(
-        problem, jnp.zeros_like(unknown), best, jnp.zeros(lanes, bool), jnp.zeros((), jnp.int32)
+        problem=problem,
+        elapsed=jnp.zeros_like(unknown),
+        best=best,
+        settled=jnp.zeros(lanes, bool),
+        num_expansions=jnp.zeros((), jnp.int32),
     )
     course = lax.while_loop(
         lambda course: (course.num_expansions < plan.max_expansions) & ~jnp.all(course.settled),

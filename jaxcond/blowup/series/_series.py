@@ -112,7 +112,14 @@ class Series(AbstractMethod):
         order, width, max_expansions = (jnp.asarray(number, jnp.int32) for number in numbers)
         size = _size_for(self.degree(form.dtype), orders)
         reduced = jnp.asarray(self.truncates(form))
-        return Plan(order, width, max_expansions, reduced, size, self.max_expansions > 1)
+        return Plan(
+            order=order,
+            width=width,
+            max_expansions=max_expansions,
+            reduced=reduced,
+            size=size,
+            again=self.max_expansions > 1,
+        )
 
     def kernel(self, form: Form | State) -> Kernel | None:
         return native_kernel(self, form)
