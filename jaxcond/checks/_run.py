@@ -1,76 +1,61 @@
-"""The list of statements, and their verdicts on a random ensemble."""
+"""The list of statements, and their verdicts on random ensembles."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._energy import vector_field
 from ..sampling import check_seed
-from . import statements as _s
-from ._evidence import Evidence, Field, gather, random_states
-from .statements import NOT_TESTED, Deviation, Statement
+from ._appendix import APPENDIX
+from ._evidence import INITIAL, SQUARE, Evidence, Field, gather, initial_states, start
+from ._own import OWN
+from ._section_3 import SECTION_3
+from ._section_4 import SECTION_4
+from ._statement import NOT_TESTED, Statement
 
-_ROUNDING = 1e-10
-# What holds in the limit is off by the distance from the blow-up, 1e-6, to some power.
-_LIMIT = 1e-5
-
-
-def _own(name: str, tested: str, deviation: Deviation, limit: float, rank: int = 1) -> Statement:
-    return Statement(name, "own", tested, deviation, limit, rank)
+STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN
 
 
-STATEMENTS: tuple[Statement, ...] = (
-    Statement("conserved by unit", "(3.11)", "change over |θ|²", _s.unit_conservation, _ROUNDING),
-    Statement("norms grow at 2E", "(3.11)", "rate against 2E", _s.norm_growth, _ROUNDING),
-    _own("A and C conserved", "change over |θ|²", _s.matrix_conservation, _ROUNDING),
-    Statement("E' ≥ 3E^(4/3)", "(3.14)", "E' against its parts", _s.energy_rate, _ROUNDING),
-    Statement("T* ≤ t + E^(-1/3)", "(3.15)", "excess over T*", _s.upper_bound, _ROUNDING),
-    Statement("E → ∞ at T*", "Theorem 1", "end of the flow against T*", _s.blow_up, 1e-9),
-    _own("blow-up guaranteed", "promises broken", _s.guaranteed_blow_up, 0.5),
-    Statement("no blow-up", "Example 1", "E against -(1+t)^-3", _s.example, 1e-8),
-    Statement("stays once true", "Proposition 2", "margin below 0 later", _s.persistence, 0.0),
-    Statement("|a_k|, |c_l| do not fall", "Assumption 2", "fall", _s.rising_units, _ROUNDING),
-    Statement("cos ξ → 1 on C₁", "(4.4)", "1 - cos ξ at the end", _s.aligned_columns, _LIMIT),
-    Statement("|a'|/|c|², |a'|/|a|² → 1", "(4.5)", "ratio - 1 at the end", _s.equal_norms, _LIMIT),
-    Statement("cos ψ → 1 on C₁", "(4.17)", "1 - cos ψ at the end", _s.aligned_velocity, _LIMIT),
-    Statement("cos ζ bounded from 0", "(4.19)", "fall in final stage", _s.velocity_along, 0.1),
-    Statement("E ≤ bound with C", "(4.21)", "excess of E^(-1/3) over T*", _s.energy_bound, 1e-9),
-    Statement("T* ≥ t + E^(-1/3)/C", "(4.22)", "excess over T*", _s.lower_bound, 1e-9),
-    Statement("every |c_l| → ∞", "Theorem 3", "growth exponent - 1", _s.condensation, 0.2),
-    _own("bracket holds T*", "distance outside", _s.bracketed, _ROUNDING),
-    _own("T*(θ(t)) = T* - t", "difference at T*/2", _s.semigroup, 1e-9),
-    _own("∇T*·θ = -T*, ∇T*·θ' = -1", "difference", _s.gradient_identities, 1e-9),
-    _own("reduced flow", "lifted velocity", _s.reduced_flow, _ROUNDING),
-    _own("A and C conserved, rank 2", "change over |θ|²", _s.matrix_conservation, _ROUNDING, 2),
-    Statement("norms grow at 2E, rank 2", "(A.8)", "rate", _s.norm_growth, _ROUNDING, 2),
-    Statement("stays, rank 2", "Assumptions 3, 4", "margin below 0", _s.persistence, 0.0, 2),
-    _own("bracket holds T*, rank 2", "distance outside", _s.bracketed, 1e-9, 2),
-)
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of one statement.
 
-
-class Verdict(eqx.Module):
-    """What came of one statement: the worst deviation over `num_tested` samples, and `holds`.
-
-    A statement that no sample tests does not hold.
+    - `worst`: the largest deviation; `num_tested`: the number of samples; `holds`: whether what is
+      said of the statement holds, which it does not if no sample tests it.
+    - `ensemble`, `sample`: where the worst one is; `None` and -1 if no sample tests it.
     """
 
     statement: Statement
     worst: float
     num_tested: int
     holds: bool
+    ensemble: str | None = None
+    sample: int = -1
 
 
-def judge(statement: Statement, evidence: Evidence) -> Verdict:
-    """Check one statement on evidence of its rank."""
-    deviations = np.asarray(statement.deviation(evidence), np.float64)
-    deviations = np.where(np.isnan(deviations), np.inf, deviations)
-    tested = deviations[deviations != NOT_TESTED]
-    worst = float(np.max(tested)) if tested.size else float("nan")
-    return Verdict(statement, worst, tested.size, worst <= statement.limit)
+def judge(statement: Statement, evidence: Mapping[str, Evidence]) -> Verdict:
+    """Check one statement on the ensembles that it is about."""
+    worst, count, ensemble, sample = -np.inf, 0, None, -1
+    for name in statement.on:
+        deviations = statement.deviations(evidence[name])
+        count += int(np.sum(deviations != NOT_TESTED))
+        index = int(np.argmax(deviations))
+        if deviations[index] > worst:
+            worst, ensemble, sample = float(deviations[index]), name, index
+    if count == 0:
+        return Verdict(statement, float("nan"), 0, False)
+    return Verdict(
+        statement=statement,
+        worst=worst,
+        num_tested=count,
+        holds=(worst > statement.limit) if statement.refuted else (worst <= statement.limit),
+        ensemble=ensemble,
+        sample=sample,
+    )
 
 
 def run_checks(
@@ -83,9 +68,10 @@ def run_checks(
 ) -> list[Verdict]:
     """Check every statement on Gaussian initial states, followed in full by plain integration.
 
-    **Arguments:** `width` of both hidden layers, at least 2; `samples`, random initial states for
-    each rank, and `seed`; `field`, the right-hand side to follow, which only a test of the checks
-    would replace; `progress`, called with the name of each part when it is done, from any thread.
+    **Arguments:** `width` of the wider hidden layer, at least 2; `samples`, random initial states
+    of rank 1 and equal widths, and a quarter as many of each other ensemble; `seed`; `field`, the
+    right-hand side to follow, which only a test of the checks would replace; `progress`, called
+    with the name of each part when it is done, from any thread.
 
     **Returns:** a `Verdict` for each of `STATEMENTS`.
 
@@ -102,22 +88,31 @@ def run_checks(
             "beforehand."
         )
     report = progress or (lambda _: None)
+    states = initial_states(width, samples, seed)
 
-    def follow(rank: int) -> Evidence:
+    def follow() -> dict[str, Evidence]:
         # The setting that the caller was checked for may be local to its thread.
         with jax.enable_x64(True):
-            evidence = gather(random_states(width, samples, seed, rank), field)
-        report(f"followed {samples} trajectories of rank {rank}")
+            evidence = gather(states, field)
+        report("followed all trajectories")
         return evidence
 
-    # Most of the time goes into compilation, which two threads share well.
+    def begin() -> dict[str, Evidence]:
+        with jax.enable_x64(True):
+            return start(states[SQUARE], field)
+
+    def check(statement: Statement) -> Verdict:
+        evidence = (at_first if statement.on == (INITIAL,) else followed).result()
+        with jax.enable_x64(True):
+            verdict = judge(statement, evidence)
+        report(statement.name)
+        return verdict
+
+    # Most of the time goes into compilation, which two threads share well. What needs no trajectory
+    # comes first.
     with ThreadPoolExecutor(2) as pool:
-        evidence = {rank: pool.submit(follow, rank) for rank in {s.rank for s in STATEMENTS}}
-
-        def check(statement: Statement) -> Verdict:
-            with jax.enable_x64(True):
-                verdict = judge(statement, evidence[statement.rank].result())
-            report(statement.name)
-            return verdict
-
-        return list(pool.map(check, STATEMENTS))
+        followed: Future[dict[str, Evidence]] = pool.submit(follow)
+        at_first: Future[dict[str, Evidence]] = pool.submit(begin)
+        early = sorted(STATEMENTS, key=lambda statement: statement.on != (INITIAL,))
+        found = {s.name: pool.submit(check, s) for s in early}
+        return [found[statement.name].result() for statement in STATEMENTS]
