@@ -178,8 +178,8 @@ SECTION_3 = (
     ),
     Statement(
         name="Assumption 1, (3.12)-(3.13)",
-        proven="(Remark 1) holds with probability 1; what it compares is constant",
-        observed="change, over |θ|²/m and |θ|⁴/m; infinite where it does not hold",
+        proven="holds with probability 1; its terms are constant",
+        observed="change of κ and (3.13), over |θ|²/m, |θ|⁴/m",
         deviation=blow_up_assumption,
         limit=5e-14,
         on=RANK_1,
@@ -235,7 +235,7 @@ SECTION_3 = (
     Statement(
         name="Corollary 1, (3.18)",
         proven="|a|, |b|, |c| → ∞ at T*",
-        observed="|a|(T*-t), |b|(T*-t), |c|(T*-t) against 1, 1e-4 T* before it",
+        observed="each times T*-t against 1, at 1e-4 T*",
         deviation=diverging_norms,
         limit=2e-6,
         on=RANK_1,
