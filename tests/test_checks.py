@@ -22,6 +22,7 @@ from jaxcond.checks import (
 )
 from jaxcond.checks import _run as checks_run
 from jaxcond.checks._evidence import EXAMPLE, HIGHER, INITIAL, PARTIAL, RANK_1, RANK_2, SQUARE
+from jaxcond.checks._run import _parts, _together
 from jaxcond.checks._statement import NOT_TESTED
 
 WIDTH, NUM_SAMPLES, SEED = 6, 8, 0
@@ -111,6 +112,7 @@ BROKEN_BY = {
     "Theorem 3, C₂": frozen,
     "Proposition 3 (ii), (4.4), (4.12)": swelling,
     "Proposition 3 (iii), (4.5)": hasty,
+    "(4.14)-(4.16)": slow,
     "(4.6)-(4.9)": frozen,
     "(4.10)": frozen,
     "Corollary 2, (4.17)": swelling,
@@ -122,6 +124,7 @@ BROKEN_BY = {
     # About initial states and T* alone, which no field to follow can change.
     "Theorem 2, (4.22) as printed": never,
     "Theorem 3, (4.26)": slow,
+    "Theorem 3, (4.25), (4.27)": frozen,
     "Theorem 3, Definition 1": slow,
     "Theorem 3, rate": frozen,
     "(A.8)": turning,
@@ -224,7 +227,7 @@ def test_statements_hold_on_the_true_flow(follow, name):
     assert (verdict.worst > statement.limit) == statement.refuted
     # At this width every state reaches the final stage: nearly all statements test them all.
     most = sum(follow(jc.vector_field)[on].num_samples for on in statement.on)
-    fewest = {"(3.16)": 3}.get(name, most)
+    fewest = {"(3.16)": 3, "Theorem 3, (4.25), (4.27)": most - 2}.get(name, most)
     assert fewest <= verdict.num_tested <= most
     assert verdict.ensemble in statement.on
     assert 0 <= verdict.sample < NUM_SAMPLES
@@ -369,6 +372,31 @@ def test_a_refuted_statement_needs_a_counter_example():
     assert not judged([NOT_TESTED], refuted=True).holds
 
 
+def test_samples_are_checked_in_parts_where_states_are_wide(monkeypatch):
+    states = initial_states(3, 10, SEED)
+    ((whole, offsets),) = _parts(states)
+    assert whole.keys() == states.keys()
+    assert set(offsets.values()) == {0}
+    monkeypatch.setattr(checks_run, "_MOST_ENTRIES", 9)
+    # No part is without a sample of each ensemble, of which the smallest have three.
+    parts = _parts(states)
+    assert len(parts) == 3
+    for name, batch in states.items():
+        together = np.concatenate([part[name].b for part, _ in parts])
+        np.testing.assert_array_equal(together, batch.b)
+        starts = np.cumsum([0] + [len(part[name].strength) for part, _ in parts[:-1]])
+        assert [offsets[name] for _, offsets in parts] == starts.tolist()
+
+
+def test_verdicts_on_parts_are_of_the_worst_of_all():
+    some, none, worst = judged([0.5, 0.7]), judged([NOT_TESTED]), judged([2.0])
+    together = _together([some, none, worst])
+    assert (together.worst, together.num_tested, together.holds) == (2.0, 3, False)
+    assert _together([none, some]).holds
+    assert not _together([none, none]).holds
+    assert _together([judged([0.5], refuted=True), judged([2.0], refuted=True)]).holds
+
+
 def test_what_is_not_a_number_is_no_agreement():
     assert not judged([0.0, math.nan]).holds
     assert not judged([math.nan]).holds
@@ -404,6 +432,17 @@ def test_a_sample_that_was_lost_on_the_way_is_no_agreement(lost, name):
     assert np.all(deviations[1:] <= statement.limit)
 
 
+def agreed(statement):
+    return Verdict(
+        statement=statement,
+        worst=0.0,
+        num_tested=1,
+        holds=True,
+        ensemble=statement.on[0],
+        sample=0,
+    )
+
+
 def test_checks_are_verdicts_on_every_statement(monkeypatch):
     asked, told = [], []
 
@@ -417,7 +456,7 @@ def test_checks_are_verdicts_on_every_statement(monkeypatch):
 
     def agree(statement, evidence):
         assert (INITIAL in evidence) == (INITIAL in statement.on)
-        return Verdict(statement, 0.0, 1, True)
+        return agreed(statement)
 
     monkeypatch.setattr(checks_run, "gather", remember)
     monkeypatch.setattr(checks_run, "start", begin)
@@ -445,7 +484,7 @@ def test_checks_are_in_double_precision_wherever_it_was_asked_for(monkeypatch):
 
     monkeypatch.setattr(checks_run, "gather", remember)
     monkeypatch.setattr(checks_run, "start", begin)
-    monkeypatch.setattr(checks_run, "judge", lambda statement, _: Verdict(statement, 0.0, 1, True))
+    monkeypatch.setattr(checks_run, "judge", lambda statement, _: agreed(statement))
     # The precision may be a matter of this thread, and not of the process.
     jax.config.update("jax_enable_x64", False)
     try:

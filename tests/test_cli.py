@@ -1048,8 +1048,16 @@ def verdicts(monkeypatch):
             worst = failing.get(statement.name, expected)
             tested = 0 if worst != worst else samples
             holds = statement.refuted if worst > statement.limit else worst <= statement.limit
-            place = {"ensemble": statement.on[0], "sample": 1} if tested else {}
-            found.append(Verdict(statement, worst, tested, holds, **place))
+            found.append(
+                Verdict(
+                    statement=statement,
+                    worst=worst,
+                    num_tested=tested,
+                    holds=holds,
+                    ensemble=statement.on[0] if tested else None,
+                    sample=1 if tested else -1,
+                )
+            )
         return found
 
     monkeypatch.setattr(jc.checks, "run_checks", run)

@@ -30,9 +30,9 @@ _LEAST_UNIT = 1e-4
 _LAST_OF_EXAMPLE = -1e-9
 _TOLERANCE = 1e-13
 _MAX_STEPS = 4096
-# Trajectories that are followed side by side. All ensembles are padded with zeros, which stay, to
-# one shape, so that one program follows them all.
-_LANES = 16
+# Trajectories that are followed side by side, fewer if these entries are too few for them. All
+# ensembles are padded with zeros, which stay, to one shape, so that one program follows them all.
+_LANES, _MOST_ENTRIES = 16, 1 << 17
 # One in so many samples is also drawn in the ensembles other than the square one.
 _SHARE = 4
 # Margins of the final stage condition that rounding cannot have made.
@@ -353,7 +353,7 @@ def _follow_all(
 ) -> tuple[Points, Points, np.ndarray]:
     """Follow all states, some side by side, and on two threads; all chunks have one size."""
     count = len(stops)
-    chunks = _chunks((padded, stops), count)
+    chunks = _chunks((padded, stops), count, padded.b[0].size)
 
     def one(chunk: tuple[Points, np.ndarray]) -> tuple[Points, Points, np.ndarray]:
         # The setting that the caller was checked for may be local to its thread.
@@ -368,11 +368,11 @@ def _follow_all(
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *done)
 
 
-def _chunks(batches: Any, count: int) -> list[Any]:
+def _chunks(batches: Any, count: int, entries: int) -> list[Any]:
     """Batches in parts of one size, the last one filled with its last sample."""
-    chunks = []
-    for begin in range(0, count, _LANES):
-        lanes = np.minimum(np.arange(begin, begin + _LANES), count - 1)
+    chunks, num = [], max(1, min(_LANES, _MOST_ENTRIES // entries))
+    for begin in range(0, count, num):
+        lanes = np.minimum(np.arange(begin, begin + num), count - 1)
         chunks.append(jax.tree.map(lambda x, lanes=lanes: np.asarray(x)[lanes], batches))
     return chunks
 
@@ -387,7 +387,7 @@ def in_lanes(function: Callable[[State], Any], states: Points) -> Any:
     width = max(states.widths)
     padded = _padded(states, (1 if states.rank == 1 else 3, width, width))
     count = len(states.strength)
-    parts = [_in_lanes(function, State(*chunk)) for chunk in _chunks(padded, count)]
+    parts = [_in_lanes(function, State(*chunk)) for chunk in _chunks(padded, count, width**2)]
     return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._energy import vector_field
+from .._state import State
 from ..sampling import check_seed
 from ._appendix import APPENDIX
 from ._evidence import INITIAL, SQUARE, Evidence, Field, gather, initial_states, start
@@ -16,6 +17,10 @@ from ._own import OWN
 from ._section_3 import SECTION_3
 from ._section_4 import SECTION_4
 from ._statement import NOT_TESTED, Statement
+
+# Entries of the middle layers of the square ensemble that are followed before they are checked: the
+# evidence takes some thousand times as many bytes each, in all.
+_MOST_ENTRIES = 16 * 200**2
 
 STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN
 
@@ -33,8 +38,8 @@ class Verdict:
     worst: float
     num_tested: int
     holds: bool
-    ensemble: str | None = None
-    sample: int = -1
+    ensemble: str | None
+    sample: int
 
 
 def judge(statement: Statement, evidence: Mapping[str, Evidence]) -> Verdict:
@@ -46,16 +51,47 @@ def judge(statement: Statement, evidence: Mapping[str, Evidence]) -> Verdict:
         index = int(np.argmax(deviations))
         if deviations[index] > worst:
             worst, ensemble, sample = float(deviations[index]), name, index
-    if count == 0:
-        return Verdict(statement, float("nan"), 0, False)
     return Verdict(
         statement=statement,
-        worst=worst,
+        worst=worst if count else float("nan"),
         num_tested=count,
-        holds=(worst > statement.limit) if statement.refuted else (worst <= statement.limit),
+        holds=count > 0 and (worst > statement.limit) == statement.refuted,
         ensemble=ensemble,
         sample=sample,
     )
+
+
+def _together(parts: list[Verdict]) -> Verdict:
+    """The verdict on several parts of the samples; `sample` counts from the first part on."""
+    tested = [part for part in parts if part.num_tested]
+    if not tested:
+        return parts[0]
+    worst = max(tested, key=lambda part: part.worst)
+    return dataclasses.replace(
+        worst,
+        num_tested=sum(part.num_tested for part in tested),
+        # A counter-example is enough, where there should be one.
+        holds=(any if worst.statement.refuted else all)(part.holds for part in tested),
+    )
+
+
+def _parts(states: dict[str, State]) -> list[tuple[dict[str, State], dict[str, int]]]:
+    """Batches in parts whose evidence fits into memory, with the indices of their first samples."""
+    fewest = min(len(batch.strength) for batch in states.values())
+    entries = states[SQUARE].b.size
+    count = min(fewest, -(-entries // _MOST_ENTRIES))
+    parts = []
+    for index in range(count):
+        bounds = {
+            name: [len(batch.strength) * i // count for i in (index, index + 1)]
+            for name, batch in states.items()
+        }
+        part = {
+            name: jax.tree.map(lambda x, ends=bounds[name]: x[slice(*ends)], batch)
+            for name, batch in states.items()
+        }
+        parts.append((part, {name: ends[0] for name, ends in bounds.items()}))
+    return parts
 
 
 def run_checks(
@@ -90,29 +126,31 @@ def run_checks(
     report = progress or (lambda _: None)
     states = initial_states(width, samples, seed)
 
-    def follow() -> dict[str, Evidence]:
+    def check(statement: Statement, evidence: Mapping[str, Evidence], last: bool = True) -> Verdict:
         # The setting that the caller was checked for may be local to its thread.
         with jax.enable_x64(True):
-            evidence = gather(states, field)
-        report("followed all trajectories")
-        return evidence
-
-    def begin() -> dict[str, Evidence]:
-        with jax.enable_x64(True):
-            return start(states[SQUARE], field)
-
-    def check(statement: Statement) -> Verdict:
-        evidence = (at_first if statement.on == (INITIAL,) else followed).result()
-        with jax.enable_x64(True):
             verdict = judge(statement, evidence)
-        report(statement.name)
+        if last:
+            report(statement.name)
         return verdict
 
-    # Most of the time goes into compilation, which two threads share well. What needs no trajectory
-    # comes first.
+    # Most of the time goes into compilation, which two threads share well: what needs no trajectory
+    # is checked while the first ones are followed.
+    first = [statement for statement in STATEMENTS if statement.on == (INITIAL,)]
+    others = [statement for statement in STATEMENTS if statement.on != (INITIAL,)]
+    found: dict[str, list[Verdict]] = {statement.name: [] for statement in others}
     with ThreadPoolExecutor(2) as pool:
-        followed: Future[dict[str, Evidence]] = pool.submit(follow)
-        at_first: Future[dict[str, Evidence]] = pool.submit(begin)
-        early = sorted(STATEMENTS, key=lambda statement: statement.on != (INITIAL,))
-        found = {s.name: pool.submit(check, s) for s in early}
-        return [found[statement.name].result() for statement in STATEMENTS]
+        begun = start(states[SQUARE], field)
+        early = [pool.submit(check, statement, begun) for statement in first]
+        parts = _parts(states)
+        for number, (part, offsets) in enumerate(parts, 1):
+            evidence, last = gather(part, field), number == len(parts)
+            if last:
+                report("followed all trajectories")
+            verdicts = pool.map(lambda s, e=evidence, last=last: check(s, e, last), others)
+            for verdict in verdicts:
+                sample = verdict.sample + offsets.get(verdict.ensemble or "", 0)
+                found[verdict.statement.name].append(dataclasses.replace(verdict, sample=sample))
+        done = {s.name: task.result() for s, task in zip(first, early, strict=True)}
+    done |= {name: _together(verdicts) for name, verdicts in found.items()}
+    return [done[statement.name] for statement in STATEMENTS]

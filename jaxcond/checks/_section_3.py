@@ -221,7 +221,7 @@ SECTION_3 = (
         proven="E(t) ≥ -(t - s + (-E(s))^(-1/3))^(-3), E(s) < 0",
         observed="excess of (-E(s))^(-1/3) + t - s, over (-E(t))^(-1/3)",
         deviation=negative_energy,
-        limit=8e-14,
+        limit=7e-14,
         on=(*RANK_1, EXAMPLE),
     ),
     Statement(

@@ -142,6 +142,21 @@ def equal_norms(evidence: Evidence) -> np.ndarray:
     return where_tested(np.isfinite(evidence.blow_up), apart, evidence)
 
 
+def shares(evidence: Evidence) -> np.ndarray:
+    r"""$m$ times the distance of $\|a'\|^2/(\sum_{C_1} c_i^2)^2$ and of the share of $C_1$ from 1.
+
+    $C_1$ holds the units that have grown tenfold since $10^{-4}\,T^*$ before the blow-up.
+    """
+    c = evidence.states.c[:, :, 0]
+    last = c[:, -1]
+    inside = np.abs(last) > 10 * np.abs(at(c, closest(evidence, _NEAR)))
+    square = np.sum(np.where(inside, last**2, 0), axis=-1)
+    speed = np.sum(evidence.rates.a[:, -1, 0] ** 2, axis=-1)
+    ratios = np.stack([speed / square**2, square / evidence.norms[2, :, -1]])
+    apart = max(evidence.states.widths) * np.max(np.abs(ratios - 1), axis=0)
+    return where_tested(np.isfinite(evidence.blow_up), apart, evidence)
+
+
 def aligned_velocity(evidence: Evidence) -> np.ndarray:
     r"""$1 - \cos\psi_i$ on $C_1$ at the last point, with $a'$ of the flow."""
     c, gram, inside = _last_columns(evidence)
@@ -246,6 +261,23 @@ def energy_by_norm(evidence: Evidence) -> np.ndarray:
     return over_points(evidence, second, np.stack(ratios, axis=-1) - 1)
 
 
+def growth_by_stretch(evidence: Evidence) -> np.ndarray:
+    r"""How far $c_i(t_2) - c_i(t_1)$ falls short of (4.27) on the second half, over $c_i(T_4)$.
+
+    $t_1$ is a point and $t_2$ the next one, if that is not later than the $t_2$ of the proof.
+    """
+    constant, after = _constant(evidence)
+    constant = constant[:, None]
+    size = np.abs(evidence.states.c[:, :, 0])
+    first = np.argmax(after, axis=1)
+    beginning = at(size, first)[:, None]
+    length = np.cbrt(1 / evidence.energies) / (2 * constant)
+    within = np.diff(evidence.times, axis=1) <= length[:, :-1]
+    least = (np.log(1 / (1 - 1 / (2 * constant))) - 1 / (2 * constant)) / 2
+    grown = np.diff(size, axis=1) / beginning
+    return over_points(evidence, after[:, :-1] & within, least[..., None] - grown)
+
+
 def _growth(evidence: Evidence) -> np.ndarray:
     r"""$|1 - E^{-1/3} c_l'/c_l|$ of the unit farthest from it, at every point.
 
@@ -338,6 +370,14 @@ SECTION_4 = (
         on=(*RANK_1, PARTIAL),
     ),
     Statement(
+        name="(4.14)-(4.16)",
+        proven="|a'|/Σ_C₁ c_i² → 1, Σ_C₁ c_i²/|c|² → 1",
+        observed="m times the distance from 1, the first squared",
+        deviation=shares,
+        limit=8e-11,
+        on=(*RANK_1, PARTIAL),
+    ),
+    Statement(
         name="(4.6)-(4.9)",
         proven="p', q' as given, dp/dq = (p/q + 1)/2",
         observed="rates against them, over powers of |θ|",
@@ -416,6 +456,14 @@ SECTION_4 = (
         observed="excess, relative, on the second half",
         deviation=energy_by_norm,
         limit=3e-15,
+        on=RANK_1,
+    ),
+    Statement(
+        name="Theorem 3, (4.25), (4.27)",
+        proven="c_i(t₂) - c_i(t₁) ≥ c_i(T₄)/2 (ln 1/(1-1/(2C)) - 1/(2C))",
+        observed="shortfall over c_i(T₄); C as above",
+        deviation=growth_by_stretch,
+        limit=0.0,
         on=RANK_1,
     ),
     Statement(
