@@ -36,6 +36,7 @@ from .blowup import Taylor as Taylor
 from .blowup import blowup_time as blowup_time
 from .blowup import blowup_times as blowup_times
 from .bounds import aligned_blowup_time as aligned_blowup_time
+from .bounds import assumption_1 as assumption_1
 from .bounds import blow_up_guaranteed as blow_up_guaranteed
 from .bounds import bracket as bracket
 from .bounds import carlson_rf as carlson_rf

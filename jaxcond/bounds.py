@@ -163,6 +163,44 @@ def theorem_2_energy(
     return jnp.where(left > 0, jnp.where(left > 0, left, 1) ** -3, jnp.inf)
 
 
+def assumption_1(state: State) -> Bool[Array, ""]:
+    r"""Whether Assumption 1 holds for one rank-one state, which then blows up (Theorem 1).
+
+    With $\kappa = \|c\|^2 - \|a\|^2$, $a' = bc$ and $c' = b^Ta$ it says that
+
+    $$\|a\| \ne \|c\|, \qquad
+      \|a'\|^2 - \|c'\|^2 - \kappa \min(\|a\|^2, \|c\|^2) \ne 0 .$$
+
+    $\kappa$ is conserved, and since $(\|a'\|^2 - \|c'\|^2)' = 2\kappa E$, so is
+    $\|a'\|^2 - \|c'\|^2 - \kappa\|a\|^2$: the left-hand side is what $\|a'\|^2 - \|c'\|^2$ would
+    tend to if the smaller of $a$ and $c$ came to rest at zero. `blow_up_guaranteed` is another
+    condition; neither implies the other.
+
+    **Arguments:** one `State` of rank 1, any widths and scale. Either strength of unit size has the
+    same condition; with another one, times are in units of $1/|\lambda|$.
+
+    **Returns:** a boolean scalar. Differences within 16 units of rounding of their terms count as
+    zero, and no state without strength, or with entries that are not finite, satisfies it.
+
+    **Raises:** `ValueError` for a higher rank.
+
+    Source: Chen and Luo, eqs. (3.12) and (3.13).
+    """
+    if state.rank != 1:
+        raise ValueError(f"Assumption 1 is about rank 1, but the rank is {state.rank}.")
+    unit, _ = state.unit_scale()
+    a, b, c = unit.a[0], unit.b, unit.c[0]
+    size_a, size_c = jnp.sum(a * a), jnp.sum(c * c)
+    speed_a, speed_c = jnp.sum((b @ c) ** 2), jnp.sum((a @ b) ** 2)
+    smaller = jnp.minimum(size_a, size_c)
+    rounding = 16 * jnp.finfo(state.dtype).eps
+    apart = jnp.abs(size_a - size_c) > rounding * (size_a + size_c)
+    remainder = speed_a - speed_c - (size_c - size_a) * smaller
+    terms = speed_a + speed_c + (size_c + size_a) * smaller
+    moving = apart & (jnp.abs(remainder) > rounding * terms)
+    return moving & (unit.strength[0] != 0)
+
+
 def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
     r"""Whether what the flow conserves rules out that one rank-one state comes to rest.
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +139,57 @@ def test_transposition_keeps_bounds(key):
     state = random_state(key, 1, 5, 3)
     for ours, other in zip(jc.bracket(state), jc.bracket(state.transpose()), strict=True):
         np.testing.assert_allclose(ours, other, rtol=1e-13)
+
+
+def assumed(a, b, c):
+    """Assumption 1 as it is printed, in NumPy."""
+    size_a, size_c = a @ a, c @ c
+    speed_a, speed_c = b @ c, b.T @ a
+    if size_a == size_c:
+        return False
+    smaller = size_c if size_a > size_c else size_a
+    return speed_a @ speed_a - speed_c @ speed_c - smaller * (size_c - size_a) != 0
+
+
+def test_assumption_1_is_that_of_the_paper():
+    # Small whole numbers, in which nothing is rounded and many cases are equalities.
+    rng = np.random.default_rng(0)
+    layers = [rng.integers(-1, 2, (2000, *shape)).astype(float) for shape in ((3,), (3, 2), (2,))]
+    found = jax.vmap(jc.assumption_1)(jc.State.from_vectors(*layers))
+    expected = [assumed(*point) for point in zip(*layers, strict=True)]
+    np.testing.assert_array_equal(found, expected)
+    assert 300 < np.sum(found) < 1700
+
+
+def test_assumption_1_is_about_the_flow_and_not_its_coordinates(key):
+    state = random_state(key, 1, 5, 3)
+    assert jc.assumption_1(state)
+    for other in (state.transpose(), state.scale(1e-100), state.scale(1e100)):
+        assert jc.assumption_1(other)
+    balanced = aligned_state(0.9, 0.4, 0.9)
+    assert not jc.assumption_1(balanced)
+    assert not jc.assumption_1(balanced.transpose().scale(1e100))
+    # Rounding does not make a balanced state satisfy it.
+    a, b, c = balanced.layers
+    assert not jc.assumption_1(jc.State(a * (1 + 4 * EPS), b, c, balanced.strength))
+    assert jc.assumption_1(jc.State(a * (1 + 1e-9), b, c, balanced.strength))
+
+
+def test_assumption_1_fails_where_nothing_is_known_to_move(key):
+    state = random_state(key, 1, 5, 3)
+    assert not jc.assumption_1(jc.State(*state.layers, jnp.zeros(1)))
+    assert not jc.assumption_1(state.scale(jnp.nan))
+    assert jc.assumption_1(jc.State(*state.layers, -state.strength))
+
+
+def test_assumption_1_is_about_rank_one(key):
+    with pytest.raises(ValueError, match="about rank 1, but the rank is 2"):
+        jc.assumption_1(random_state(key, 2, 5, 3))
+
+
+def test_neither_condition_for_blow_up_implies_the_other():
+    grid = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=8)))
+    states = jc.State.from_vectors(grid[:, :2], grid[:, 2:6].reshape(-1, 2, 2), grid[:, 6:])
+    ours = np.asarray(jax.vmap(jc.blow_up_guaranteed)(states))
+    theirs = np.asarray(jax.vmap(jc.assumption_1)(states))
+    assert (np.sum(theirs), np.sum(ours & theirs), np.sum(ours & ~theirs)) == (3104, 1216, 2720)

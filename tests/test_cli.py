@@ -1044,9 +1044,20 @@ def verdicts(monkeypatch):
         found = []
         for statement in STATEMENTS:
             progress(statement.name)
-            worst = failing.get(statement.name, 0.5 * statement.limit)
+            expected = 1.0 if statement.refuted else 0.5 * statement.limit
+            worst = failing.get(statement.name, expected)
             tested = 0 if worst != worst else samples
-            found.append(Verdict(statement, worst, tested, worst <= statement.limit))
+            holds = statement.refuted if worst > statement.limit else worst <= statement.limit
+            found.append(
+                Verdict(
+                    statement=statement,
+                    worst=worst,
+                    num_tested=tested,
+                    holds=holds,
+                    ensemble=statement.on[0] if tested else None,
+                    sample=1 if tested else -1,
+                )
+            )
         return found
 
     monkeypatch.setattr(jc.checks, "run_checks", run)
@@ -1056,7 +1067,7 @@ def verdicts(monkeypatch):
 @pytest.fixture
 def wide(call, monkeypatch):
     """The command line where every row of the table has a line of its own."""
-    monkeypatch.setattr(_check.out, "_width", 160)
+    monkeypatch.setattr(_check.out, "_width", 220)
     return call
 
 
@@ -1082,27 +1093,34 @@ def test_the_statements_hold(call, tmp_path, monkeypatch):
         "check", "--width", "3", "--samples", "2", "--quiet", "--json", "found.json"
     )
     assert (code, err) == (0, "")
-    assert "4 of 4 statements hold." in out
+    assert "4 of 4 statements hold; 0 refuted, as expected." in out
     assert "Table written to found.json" in out
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
     found = json.loads((tmp_path / "found.json").read_text())
     assert (found["width"], found["samples"], found["seed"]) == (3, 2, 0)
     for row, statement in zip(found["statements"], some, strict=True):
         assert row["statement"] == statement.name
-        assert row["source"] == statement.source
+        assert row["proven"] == statement.proven
+        assert row["observed"] == statement.observed
+        assert row["ensembles"] == list(statement.on)
+        assert row["worst_of"]["ensemble"] in statement.on
         assert row["holds"] is True
         assert row["worst"] <= row["limit"] == statement.limit
-        assert 0 < row["samples"] <= 2
-        assert row["rank"] == statement.rank
+        # Two of the square ensemble and one of each other.
+        assert 0 < row["samples"] <= 5
+        assert row["refuted"] is False
 
 
 def test_a_table_of_all_statements(wide, tmp_path, verdicts):
     code, out, err = wide("check")
     assert code == 0
-    assert f"{len(STATEMENTS)}/{len(STATEMENTS) + 2}" in err
+    assert f"{len(STATEMENTS)}/{len(STATEMENTS) + 1}" in err
     assert set(the_table(out)) == {statement.name for statement in STATEMENTS}
     assert "FAILS" not in out
-    assert "Width 16, 128 samples a rank, seed 0" in out
+    assert "Width 16, 128 samples, seed 0" in out
+    refuted = [statement.name for statement in STATEMENTS if statement.refuted]
+    assert [row for row, line in the_table(out).items() if "refuted" in line] == refuted
+    assert f"Counter-example to {refuted[0]}: sample 1 of the ensemble 'rank 1'." in out
     code, quiet_out, err = wide("check", "--quiet")
     assert (code, quiet_out, err) == (0, out, "")
     assert list(tmp_path.iterdir()) == []
@@ -1122,8 +1140,10 @@ def test_a_statement_that_does_not_hold_gives_exit_code_3(wide, tmp_path, verdic
     failing[name] = worst
     code, out, _ = wide("check", "--json", "found.json")
     assert code == 3
-    assert f"{len(STATEMENTS) - 1} of {len(STATEMENTS)} statements hold." in out
-    assert [row for row, line in the_table(out).items() if "FAILS" in line] == [name]
+    assert f"{len(STATEMENTS) - 2} of {len(STATEMENTS)} statements hold; 1 refuted" in out
+    word = "NOT TESTED" if worst != worst else "FAILS"
+    assert [row for row, line in the_table(out).items() if word in line] == [name]
+    assert (f"Counter-example to {name}: sample 1" in out) == (worst == worst)
     # Strict JSON, which knows neither infinity nor NaN.
     text = (tmp_path / "found.json").read_text()
     found = json.loads(text, parse_constant=lambda constant: pytest.fail(constant))

@@ -140,6 +140,13 @@ def test_angle_with_a_vector_that_vanishes_is_nan(key):
     assert np.all(np.isfinite(angles.psi[0, ::2]))
 
 
+def test_ratios_of_components_that_share_the_lead():
+    share, u, w = np.array([0.6, 0.8]), np.full(4, 0.5), np.full(9, 1 / 3)
+    a, b, c = np.outer(share, u), np.outer(u, w), np.outer(share, w)
+    ratios = jc.ratios(jc.State(a, b, c, np.array([1.0, -1.0])).scale(1e6))
+    np.testing.assert_allclose(ratios, [1 / share, 1 / share], rtol=1e-13)
+
+
 def test_ratios_and_condensed_set_of_a_condensed_state():
     state = condensed_state()
     np.testing.assert_allclose(jc.ratios(state), 1.0, atol=1e-5)

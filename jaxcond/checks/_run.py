@@ -1,76 +1,97 @@
-"""The list of statements, and their verdicts on a random ensemble."""
+"""The list of statements, and their verdicts on random ensembles."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._energy import vector_field
+from .._state import State
 from ..sampling import check_seed
-from . import statements as _s
-from ._evidence import Evidence, Field, gather, random_states
-from .statements import NOT_TESTED, Deviation, Statement
+from ._appendix import APPENDIX
+from ._evidence import INITIAL, SQUARE, Evidence, Field, gather, initial_states, start
+from ._own import OWN
+from ._section_3 import SECTION_3
+from ._section_4 import SECTION_4
+from ._statement import NOT_TESTED, Statement
 
-_ROUNDING = 1e-10
-# What holds in the limit is off by the distance from the blow-up, 1e-6, to some power.
-_LIMIT = 1e-5
+# Entries of the middle layers of the square ensemble that are followed before they are checked: the
+# evidence takes some thousand times as many bytes each, in all.
+_MOST_ENTRIES = 16 * 200**2
 
-
-def _own(name: str, tested: str, deviation: Deviation, limit: float, rank: int = 1) -> Statement:
-    return Statement(name, "own", tested, deviation, limit, rank)
-
-
-STATEMENTS: tuple[Statement, ...] = (
-    Statement("conserved by unit", "(3.11)", "change over |θ|²", _s.unit_conservation, _ROUNDING),
-    Statement("norms grow at 2E", "(3.11)", "rate against 2E", _s.norm_growth, _ROUNDING),
-    _own("A and C conserved", "change over |θ|²", _s.matrix_conservation, _ROUNDING),
-    Statement("E' ≥ 3E^(4/3)", "(3.14)", "E' against its parts", _s.energy_rate, _ROUNDING),
-    Statement("T* ≤ t + E^(-1/3)", "(3.15)", "excess over T*", _s.upper_bound, _ROUNDING),
-    Statement("E → ∞ at T*", "Theorem 1", "end of the flow against T*", _s.blow_up, 1e-9),
-    _own("blow-up guaranteed", "promises broken", _s.guaranteed_blow_up, 0.5),
-    Statement("no blow-up", "Example 1", "E against -(1+t)^-3", _s.example, 1e-8),
-    Statement("stays once true", "Proposition 2", "margin below 0 later", _s.persistence, 0.0),
-    Statement("|a_k|, |c_l| do not fall", "Assumption 2", "fall", _s.rising_units, _ROUNDING),
-    Statement("cos ξ → 1 on C₁", "(4.4)", "1 - cos ξ at the end", _s.aligned_columns, _LIMIT),
-    Statement("|a'|/|c|², |a'|/|a|² → 1", "(4.5)", "ratio - 1 at the end", _s.equal_norms, _LIMIT),
-    Statement("cos ψ → 1 on C₁", "(4.17)", "1 - cos ψ at the end", _s.aligned_velocity, _LIMIT),
-    Statement("cos ζ bounded from 0", "(4.19)", "fall in final stage", _s.velocity_along, 0.1),
-    Statement("E ≤ bound with C", "(4.21)", "excess of E^(-1/3) over T*", _s.energy_bound, 1e-9),
-    Statement("T* ≥ t + E^(-1/3)/C", "(4.22)", "excess over T*", _s.lower_bound, 1e-9),
-    Statement("every |c_l| → ∞", "Theorem 3", "growth exponent - 1", _s.condensation, 0.2),
-    _own("bracket holds T*", "distance outside", _s.bracketed, _ROUNDING),
-    _own("T*(θ(t)) = T* - t", "difference at T*/2", _s.semigroup, 1e-9),
-    _own("∇T*·θ = -T*, ∇T*·θ' = -1", "difference", _s.gradient_identities, 1e-9),
-    _own("reduced flow", "lifted velocity", _s.reduced_flow, _ROUNDING),
-    _own("A and C conserved, rank 2", "change over |θ|²", _s.matrix_conservation, _ROUNDING, 2),
-    Statement("norms grow at 2E, rank 2", "(A.8)", "rate", _s.norm_growth, _ROUNDING, 2),
-    Statement("stays, rank 2", "Assumptions 3, 4", "margin below 0", _s.persistence, 0.0, 2),
-    _own("bracket holds T*, rank 2", "distance outside", _s.bracketed, 1e-9, 2),
-)
+STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN
 
 
-class Verdict(eqx.Module):
-    """What came of one statement: the worst deviation over `num_tested` samples, and `holds`.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of one statement.
 
-    A statement that no sample tests does not hold.
+    - `worst`: the largest deviation; `num_tested`: the number of samples; `holds`: whether what is
+      said of the statement holds, which it does not if no sample tests it.
+    - `ensemble`, `sample`: where the worst one is; `None` and -1 if no sample tests it.
     """
 
     statement: Statement
     worst: float
     num_tested: int
     holds: bool
+    ensemble: str | None
+    sample: int
 
 
-def judge(statement: Statement, evidence: Evidence) -> Verdict:
-    """Check one statement on evidence of its rank."""
-    deviations = np.asarray(statement.deviation(evidence), np.float64)
-    deviations = np.where(np.isnan(deviations), np.inf, deviations)
-    tested = deviations[deviations != NOT_TESTED]
-    worst = float(np.max(tested)) if tested.size else float("nan")
-    return Verdict(statement, worst, tested.size, worst <= statement.limit)
+def judge(statement: Statement, evidence: Mapping[str, Evidence]) -> Verdict:
+    """Check one statement on the ensembles that it is about."""
+    worst, count, ensemble, sample = -np.inf, 0, None, -1
+    for name in statement.on:
+        deviations = statement.deviations(evidence[name])
+        count += int(np.sum(deviations != NOT_TESTED))
+        index = int(np.argmax(deviations))
+        if deviations[index] > worst:
+            worst, ensemble, sample = float(deviations[index]), name, index
+    return Verdict(
+        statement=statement,
+        worst=worst if count else float("nan"),
+        num_tested=count,
+        holds=count > 0 and (worst > statement.limit) == statement.refuted,
+        ensemble=ensemble,
+        sample=sample,
+    )
+
+
+def _together(parts: list[Verdict]) -> Verdict:
+    """The verdict on several parts of the samples; `sample` counts from the first part on."""
+    tested = [part for part in parts if part.num_tested]
+    if not tested:
+        return parts[0]
+    worst = max(tested, key=lambda part: part.worst)
+    return dataclasses.replace(
+        worst,
+        num_tested=sum(part.num_tested for part in tested),
+        # A counter-example is enough, where there should be one.
+        holds=(any if worst.statement.refuted else all)(part.holds for part in tested),
+    )
+
+
+def _parts(states: dict[str, State]) -> list[tuple[dict[str, State], dict[str, int]]]:
+    """Batches in parts whose evidence fits into memory, with the indices of their first samples."""
+    fewest = min(len(batch.strength) for batch in states.values())
+    entries = states[SQUARE].b.size
+    count = min(fewest, -(-entries // _MOST_ENTRIES))
+    parts = []
+    for index in range(count):
+        bounds = {
+            name: [len(batch.strength) * i // count for i in (index, index + 1)]
+            for name, batch in states.items()
+        }
+        part = {
+            name: jax.tree.map(lambda x, ends=bounds[name]: x[slice(*ends)], batch)
+            for name, batch in states.items()
+        }
+        parts.append((part, {name: ends[0] for name, ends in bounds.items()}))
+    return parts
 
 
 def run_checks(
@@ -83,9 +104,10 @@ def run_checks(
 ) -> list[Verdict]:
     """Check every statement on Gaussian initial states, followed in full by plain integration.
 
-    **Arguments:** `width` of both hidden layers, at least 2; `samples`, random initial states for
-    each rank, and `seed`; `field`, the right-hand side to follow, which only a test of the checks
-    would replace; `progress`, called with the name of each part when it is done, from any thread.
+    **Arguments:** `width` of the wider hidden layer, at least 2; `samples`, random initial states
+    of rank 1 and equal widths, and a quarter as many of each other ensemble; `seed`; `field`, the
+    right-hand side to follow, which only a test of the checks would replace; `progress`, called
+    with the name of each part when it is done, from any thread.
 
     **Returns:** a `Verdict` for each of `STATEMENTS`.
 
@@ -102,22 +124,33 @@ def run_checks(
             "beforehand."
         )
     report = progress or (lambda _: None)
+    states = initial_states(width, samples, seed)
 
-    def follow(rank: int) -> Evidence:
+    def check(statement: Statement, evidence: Mapping[str, Evidence], last: bool = True) -> Verdict:
         # The setting that the caller was checked for may be local to its thread.
         with jax.enable_x64(True):
-            evidence = gather(random_states(width, samples, seed, rank), field)
-        report(f"followed {samples} trajectories of rank {rank}")
-        return evidence
-
-    # Most of the time goes into compilation, which two threads share well.
-    with ThreadPoolExecutor(2) as pool:
-        evidence = {rank: pool.submit(follow, rank) for rank in {s.rank for s in STATEMENTS}}
-
-        def check(statement: Statement) -> Verdict:
-            with jax.enable_x64(True):
-                verdict = judge(statement, evidence[statement.rank].result())
+            verdict = judge(statement, evidence)
+        if last:
             report(statement.name)
-            return verdict
+        return verdict
 
-        return list(pool.map(check, STATEMENTS))
+    # Most of the time goes into compilation, which two threads share well: what needs no trajectory
+    # is checked while the first ones are followed.
+    first = [statement for statement in STATEMENTS if statement.on == (INITIAL,)]
+    others = [statement for statement in STATEMENTS if statement.on != (INITIAL,)]
+    found: dict[str, list[Verdict]] = {statement.name: [] for statement in others}
+    with ThreadPoolExecutor(2) as pool:
+        begun = start(states[SQUARE], field)
+        early = [pool.submit(check, statement, begun) for statement in first]
+        parts = _parts(states)
+        for number, (part, offsets) in enumerate(parts, 1):
+            evidence, last = gather(part, field), number == len(parts)
+            if last:
+                report("followed all trajectories")
+            verdicts = pool.map(lambda s, e=evidence, last=last: check(s, e, last), others)
+            for verdict in verdicts:
+                sample = verdict.sample + offsets.get(verdict.ensemble or "", 0)
+                found[verdict.statement.name].append(dataclasses.replace(verdict, sample=sample))
+        done = {s.name: task.result() for s, task in zip(first, early, strict=True)}
+    done |= {name: _together(verdicts) for name, verdicts in found.items()}
+    return [done[statement.name] for statement in STATEMENTS]

@@ -24,19 +24,20 @@ def add_check(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         "check",
         help="the statements of the theory as numerical checks",
         description=(
-            "Checks the statements of Chen and Luo, and those that this package adds, on random "
-            "Gaussian initial states, whose flow is followed in full by plain integration. Prints "
-            "the worst deviation for each; exit code 3 if one does not hold."
+            "Checks every numbered statement of Chen and Luo, and those that this package adds, on "
+            "random Gaussian initial states of ranks 1 to 3, whose flow is followed in full by "
+            "plain integration. Prints what is proven, what is observed, and the worst deviation; "
+            "exit code 3 if a statement does not hold, or one that is wrong as printed does."
         ),
     )
     add = check.add_argument
-    add("--width", type=int, default=16, metavar="M", help="width of both layers (default 16)")
+    add("--width", type=int, default=16, metavar="M", help="width of the wider layer (default 16)")
     add(
         "--samples",
         type=int,
         default=128,
         metavar="N",
-        help="random initial states for each rank (default 128)",
+        help="random states of rank 1, a quarter as many of each other kind (default 128)",
     )
     add("--seed", type=int, default=0, help="seed of the initial states (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the table to a JSON file")
@@ -51,8 +52,8 @@ def _check(arguments: argparse.Namespace) -> int:
         check_writable(arguments.json)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err, disable=arguments.quiet) as progress:
-        ranks = len({statement.rank for statement in checks.STATEMENTS})
-        task = progress.add_task("following trajectories", total=len(checks.STATEMENTS) + ranks)
+        total = len(checks.STATEMENTS) + 1
+        task = progress.add_task("following trajectories", total=total)
         verdicts = checks.run_checks(
             arguments.width,
             arguments.samples,
@@ -68,9 +69,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> None:
-    title = f"Width {arguments.width}, {arguments.samples} samples a rank, seed {arguments.seed}"
+    title = f"Width {arguments.width}, {arguments.samples} samples, seed {arguments.seed}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("statement", "source", "tested"):
+    for name in ("statement", "proven", "observed"):
         table.add_column(name, overflow="fold")
     for name in ("worst", "limit", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -78,30 +79,46 @@ def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> Non
     for verdict in verdicts:
         said = verdict.statement
         table.add_row(
-            said.name,
-            said.source,
-            said.tested,
-            f"{verdict.worst:.0e}" if math.isfinite(verdict.worst) else str(verdict.worst),
+            Text(said.name),
+            Text(said.proven),
+            Text(said.observed),
+            f"{verdict.worst:.1e}" if math.isfinite(verdict.worst) else str(verdict.worst),
             f"{said.limit:.0e}",
             str(verdict.num_tested),
-            "holds" if verdict.holds else "[bold red]FAILS[/]",
+            _word(verdict),
         )
     out.print(table)
     failed = sum(not verdict.holds for verdict in verdicts)
-    out.print(f"{len(verdicts) - failed} of {len(verdicts)} statements hold.")
+    refuted = sum(verdict.holds and verdict.statement.refuted for verdict in verdicts)
+    out.print(
+        f"{len(verdicts) - failed - refuted} of {len(verdicts)} statements hold; "
+        f"{refuted} refuted, as expected."
+    )
+    for verdict in verdicts:
+        if verdict.ensemble is not None and verdict.holds == verdict.statement.refuted:
+            said = f"Counter-example to {verdict.statement.name}: sample {verdict.sample}"
+            out.print(Text(f"{said} of the ensemble {verdict.ensemble!r}."), soft_wrap=True)
+
+
+def _word(verdict: checks.Verdict) -> str:
+    if verdict.holds:
+        return "refuted" if verdict.statement.refuted else "holds"
+    return "[bold red]NOT TESTED[/]" if verdict.num_tested == 0 else "[bold red]FAILS[/]"
 
 
 def _record(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> dict[str, object]:
     rows = [
         {
             "statement": verdict.statement.name,
-            "source": verdict.statement.source,
-            "tested": verdict.statement.tested,
-            "rank": verdict.statement.rank,
+            "proven": verdict.statement.proven,
+            "observed": verdict.statement.observed,
+            "ensembles": verdict.statement.on,
             "worst": verdict.worst if math.isfinite(verdict.worst) else str(verdict.worst),
             "limit": verdict.statement.limit,
             "samples": verdict.num_tested,
+            "refuted": verdict.statement.refuted,
             "holds": verdict.holds,
+            "worst_of": {"ensemble": verdict.ensemble, "sample": verdict.sample},
         }
         for verdict in verdicts
     ]

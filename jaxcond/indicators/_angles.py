@@ -91,8 +91,21 @@ def ratios_of(products: Products) -> Float[Array, "2 rank"]:
 
 @eqx.filter_jit
 def ratios(state: State) -> Float[Array, "2 rank"]:
-    r"""$\|a'\|/\|c\|^2$ and $\|a'\|/\|a\|^2$ of each component over $|\lambda|$; both tend to 1.
+    r"""$\|a_i'\|/(|\lambda_i|\|c_i\|^2)$ and $\|a_i'\|/(|\lambda_i|\|a_i\|^2)$ of each component.
 
-    Source: Chen and Luo, eq. (4.5).
+    At rank 1 both tend to 1 at $T^*$, eq. (4.5). At higher rank they do not: all components share
+    one $b$, and near $T^*$ both ratios are $\|b\|_F/\|c_i\|$, with
+    $\|b\|_F^2 \approx \sum_i \|c_i\|^2$. So only a component that leads alone has ratios that tend
+    to 1. Those of a weaker one grow like $(T^*-t)^{|\lambda_i|/|\lambda_1| - 1}$, where 1 leads: at
+    width 16 with strengths 1 and 0.6 to more than 1000, $3\cdot10^{-7}\,T^*$ before $T^*$.
+    Components whose strengths have equal size share the lead, and the inverse squares of their
+    ratios add up to 1.
+
+    **Arguments:** one `State` of any rank and scale.
+
+    **Returns:** shape `(2, rank)`, dimensionless; not finite for a component that has no strength
+    or whose $c_i$ or $a_i$ vanishes.
+
+    Source: Chen and Luo, eq. (4.5), for rank 1.
     """
     return ratios_of(Products.of(state.unit_scale()[0]))

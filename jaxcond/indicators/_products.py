@@ -37,13 +37,13 @@ class Products(eqx.Module):
         a, b, c = state.layers
         strength = state.strength[:, None]
         return cls(
-            a,
-            c,
-            state.strength,
-            strength * (c @ b.T),
-            strength * (a @ b),
-            jnp.linalg.norm(b, axis=1),
-            jnp.linalg.norm(b, axis=0),
-            b @ b.T,
-            b.T @ b,
+            a=a,
+            c=c,
+            strength=state.strength,
+            onto_a=strength * (c @ b.T),
+            onto_c=strength * (a @ b),
+            rows=jnp.linalg.norm(b, axis=1),
+            columns=jnp.linalg.norm(b, axis=0),
+            left=b @ b.T,
+            right=b.T @ b,
         )
