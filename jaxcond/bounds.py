@@ -209,7 +209,7 @@ def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
     $\|a\| > \|c\|$ it is $c = 0$, hence $C = b^Tb - cc^T$, which is conserved, must be positive
     semidefinite; if $\|c\| > \|a\|$ the same holds for $A = bb^T - aa^T$. A negative eigenvalue of
     that matrix, or $E > 0$, therefore guarantees a finite blow-up time. The condition is
-    sufficient, not necessary.
+    sufficient, not necessary; `assumption_1` is the paper's, and docs/paper.md compares the two.
 
     **Returns:** a boolean scalar.
     """

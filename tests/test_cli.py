@@ -1103,7 +1103,7 @@ def test_the_statements_hold(call, tmp_path, monkeypatch):
         assert row["proven"] == statement.proven
         assert row["observed"] == statement.observed
         assert row["ensembles"] == list(statement.on)
-        assert row["worst_of"]["ensemble"] in statement.on
+        assert row["counter_example"] is None
         assert row["holds"] is True
         assert row["worst"] <= row["limit"] == statement.limit
         # Two of the square ensemble and one of each other.
@@ -1120,7 +1120,8 @@ def test_a_table_of_all_statements(wide, tmp_path, verdicts):
     assert "Width 16, 128 samples, seed 0" in out
     refuted = [statement.name for statement in STATEMENTS if statement.refuted]
     assert [row for row, line in the_table(out).items() if "refuted" in line] == refuted
-    assert f"Counter-example to {refuted[0]}: sample 1 of the ensemble 'rank 1'." in out
+    assert f"Counter-example to {refuted[0]}: sample 1 of the ensemble 'rank 1' of" in out
+    assert "of initial_states(16, 128, 0)." in out
     code, quiet_out, err = wide("check", "--quiet")
     assert (code, quiet_out, err) == (0, out, "")
     assert list(tmp_path.iterdir()) == []
@@ -1151,6 +1152,11 @@ def test_a_statement_that_does_not_hold_gives_exit_code_3(wide, tmp_path, verdic
     assert (row["statement"], row["holds"]) == (name, False)
     assert float(row["worst"]) == pytest.approx(worst, nan_ok=True)
     assert sum(not row["holds"] for row in found["statements"]) == 1
+    refuted = next(row for row in found["statements"] if row["refuted"])["counter_example"]
+    assert (refuted["ensemble"], refuted["sample"]) == ("rank 1", 1)
+    state = jc.checks.initial_states(16, 128, 0)["rank 1"]
+    np.testing.assert_array_equal(refuted["b"], state.b[1])
+    assert (row["counter_example"] is None) == (worst != worst)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ._section_4 import SECTION_4
 from ._statement import NOT_TESTED, Statement
 
 # Entries of the middle layers of the square ensemble that are followed before they are checked: the
-# evidence takes some thousand times as many bytes each, in all.
+# evidence takes some five thousand bytes for each.
 _MOST_ENTRIES = 16 * 200**2
 
 STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN

@@ -17,6 +17,9 @@ from ..files import written_whole
 from . import _late as late
 from ._common import Parser, add_cache, check_writable, err, out
 
+# What the state of a counter-example is written as.
+_FIELDS = ("a", "b", "c", "strength")
+
 
 def add_check(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
     """Add the command and its options."""
@@ -94,10 +97,15 @@ def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> Non
         f"{len(verdicts) - failed - refuted} of {len(verdicts)} statements hold; "
         f"{refuted} refuted, as expected."
     )
-    for verdict in verdicts:
-        if verdict.ensemble is not None and verdict.holds == verdict.statement.refuted:
-            said = f"Counter-example to {verdict.statement.name}: sample {verdict.sample}"
-            out.print(Text(f"{said} of the ensemble {verdict.ensemble!r}."), soft_wrap=True)
+    called = f"initial_states({arguments.width}, {arguments.samples}, {arguments.seed})"
+    for verdict in filter(_is_counter_example, verdicts):
+        where = f"sample {verdict.sample} of the ensemble {verdict.ensemble!r}"
+        said = f"Counter-example to {verdict.statement.name}: {where} of {called}."
+        out.print(Text(said), soft_wrap=True)
+
+
+def _is_counter_example(verdict: checks.Verdict) -> bool:
+    return verdict.ensemble is not None and verdict.holds == verdict.statement.refuted
 
 
 def _word(verdict: checks.Verdict) -> str:
@@ -107,6 +115,18 @@ def _word(verdict: checks.Verdict) -> str:
 
 
 def _record(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> dict[str, object]:
+    settings = {name: getattr(arguments, name) for name in ("width", "samples", "seed")}
+    states = checks.initial_states(**settings)
+
+    def counter_example(verdict: checks.Verdict) -> dict[str, object] | None:
+        if not _is_counter_example(verdict):
+            return None
+        # Other ensembles are made of these.
+        batch = states.get(verdict.ensemble or "")
+        layers = {} if batch is None else {n: getattr(batch, n)[verdict.sample] for n in _FIELDS}
+        found: dict[str, object] = {"ensemble": verdict.ensemble, "sample": verdict.sample}
+        return found | {name: layer.tolist() for name, layer in layers.items()}
+
     rows = [
         {
             "statement": verdict.statement.name,
@@ -118,9 +138,8 @@ def _record(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> di
             "samples": verdict.num_tested,
             "refuted": verdict.statement.refuted,
             "holds": verdict.holds,
-            "worst_of": {"ensemble": verdict.ensemble, "sample": verdict.sample},
+            "counter_example": counter_example(verdict),
         }
         for verdict in verdicts
     ]
-    settings = {name: getattr(arguments, name) for name in ("width", "samples", "seed")}
     return {**settings, "statements": rows}
