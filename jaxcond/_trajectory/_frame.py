@@ -66,8 +66,8 @@ def _gram(
     squares: Array, gram: Array, onto: Array, change: Array, basis: Array
 ) -> tuple[Array, Array]:
     r"""Row norms and Gram matrix of the rows of $b_0 + P\Delta Q^T$."""
-    moved = onto @ change.T + 0.5 * basis.T @ (change @ change.T)
-    crossed = moved @ basis
+    part = basis.T @ change
     # Apart from the matrix, so that it need not be formed for them.
-    squares = squares + 2 * jnp.sum(moved * basis.T, axis=1)
+    squares = squares + jnp.sum((2 * onto + part) * part, axis=1)
+    crossed = ((onto + 0.5 * part) @ change.T) @ basis
     return jnp.sqrt(jnp.maximum(squares, 0)), gram + crossed + crossed.T

@@ -96,9 +96,9 @@ def _change(sides: Array, place: Array, strength: Array) -> Array:
 
 def integral_weights(terms: int, place: Array) -> Float[Array, "terms terms"]:
     """Integrals of products of two powers of $u$ from 0 to `place`."""
-    powers = jnp.arange(terms)
-    degree = powers[:, None] + powers[None, :] + 1
-    return place**degree / degree
+    degrees = jnp.arange(terms)
+    powers = place ** degrees.astype(place.dtype)
+    return place * jnp.outer(powers, powers) / (degrees[:, None] + degrees[None, :] + 1)
 
 
 def _coefficients(state: State) -> Array:
