@@ -318,7 +318,7 @@ def everything(step):
 def test_derivatives_equal_differences():
     step = 1e-5
     difference = (everything(step) - everything(-step)) / (2 * step)
-    forward, backward = jax.jacfwd(everything)(0.0), jax.jacrev(everything)(0.0)
+    forward, backward = jax.jit(jax.jacfwd(everything))(0.0), jax.jit(jax.jacrev(everything))(0.0)
     np.testing.assert_allclose(forward, difference, rtol=1e-7)
     np.testing.assert_allclose(backward, forward, rtol=1e-9)
     np.testing.assert_allclose(forward[0], -0.0164, atol=1e-4)
@@ -330,7 +330,7 @@ def test_second_derivatives_equal_differences():
 
     step = 1e-4
     difference = (of(step) - 2 * of(0.0) + of(-step)) / step**2
-    np.testing.assert_allclose(jax.hessian(of)(0.0), difference, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.hessian(of))(0.0), difference, rtol=1e-5)
 
 
 def test_derivatives_by_time():
@@ -349,8 +349,8 @@ def test_derivatives_through_the_reduction():
         return jc.trajectory(jc.State(*layers, state.strength))(0.05).b[3, 4]
 
     difference = (of(1e-5) - of(-1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.jacfwd(of)(0.0), difference, rtol=1e-7)
-    np.testing.assert_allclose(jax.grad(of)(0.0), difference, rtol=1e-7)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(of))(0.0), difference, rtol=1e-7)
+    np.testing.assert_allclose(jax.jit(jax.grad(of))(0.0), difference, rtol=1e-7)
 
 
 def test_derivatives_are_refused_where_the_reduction_ends_early():
