@@ -11,10 +11,13 @@ same flow, and converges to the full one superexponentially in the dimension.
 Lifting back: $a = P\tilde a$, $c = Q\tilde c$, $b = b(0) + P(\tilde b - \tilde b(0))Q^T$.
 """
 
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._state import State
 
@@ -119,6 +122,31 @@ def reduce(state: State, dim: int) -> Reduction:
     images = of_left[rank:]
     reduced = State(state.a @ left.T, left @ images.T, state.c @ right.T, state.strength)
     return Reduction(reduced, left, right)
+
+
+def ends_early(reduction: Reduction, widths: tuple[int, int]) -> Bool[Array, ""]:
+    """Whether both bases of a state of these widths end before `dim`.
+
+    They are exact for that state, but a change of it may need directions that they lack. Where one
+    basis holds all of its layer the other has no more to explore.
+    """
+    dim = reduction.left.shape[0]
+    sizes = [jnp.sum(jnp.any(basis != 0, axis=1)) for basis in (reduction.left, reduction.right)]
+    return (sizes[0] < min(widths[0], dim)) & (sizes[1] < min(widths[1], dim))
+
+
+@jax.custom_jvp
+def without_derivatives(value: Array, where: Bool[Array, ""]) -> Array:
+    """A value as it is, with NaN for its derivatives where they would be wrong."""
+    del where
+    return value
+
+
+@without_derivatives.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    value, where = primals
+    # A factor, since a constant in the place of the tangent would be lost in reverse mode.
+    return without_derivatives(value, where), tangents[0] * jnp.where(where, jnp.nan, 1)
 
 
 def pad(state: State, dim: int) -> State:

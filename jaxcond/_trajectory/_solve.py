@@ -1,6 +1,6 @@
 """`trajectory`: a point brought to the form in which it is followed, its pieces, its blow-up."""
 
-from typing import Any, overload
+from typing import overload
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from .._chain import Chain
-from .._reduction import Reduction, pad, reduce
+from .._reduction import Reduction, ends_early, pad, reduce, without_derivatives
 from .._state import State
 from ..blowup import (
     BlowUp,
@@ -163,7 +163,7 @@ def _of_chain(chain: Chain, closeness: Array, max_pieces: int, rtol: Array) -> T
     left = _left_of_chain(parts, blowup)
     # The time moves with what is left at the end, since the lengths of the pieces are constants.
     known = jnp.where(parts.ends, left, 0)
-    change = _without_derivatives(known - lax.stop_gradient(known), ~parts.ends)
+    change = without_derivatives(known - lax.stop_gradient(known), ~parts.ends)
     blowup = eqx.tree_at(lambda b: b.time, blowup, blowup.time + change)
     return Trajectory(
         blowup=blowup,
@@ -234,28 +234,9 @@ def _at_unit_scale(state: State) -> tuple[State, Array]:
 def _reduced(state: State, dim: int) -> tuple[State, Array, Reduction]:
     unit, scale = _at_unit_scale(state)
     reduction = reduce(unit, dim)
-    sizes = [jnp.sum(jnp.any(x != 0, axis=1)) for x in (reduction.left, reduction.right)]
-    # Where a basis holds all of its layer the other has no more to explore.
-    whole = [min(dim, width) for width in state.widths]
-    ended = (sizes[0] < whole[0]) & (sizes[1] < whole[1])
-    reduction = jax.tree.map(lambda leaf: _without_derivatives(leaf, ended), reduction)
+    ended = ends_early(reduction, state.widths)
+    reduction = jax.tree.map(lambda leaf: without_derivatives(leaf, ended), reduction)
     return reduction.state, scale, reduction
-
-
-@jax.custom_jvp
-def _without_derivatives(leaf: Array, ended: Bool[Array, ""]) -> Array:
-    """A value as it is, with NaN for its derivatives where the bases have ended.
-
-    They are exact for that state, but a change of the state may need directions that they lack.
-    """
-    del ended
-    return leaf
-
-
-@_without_derivatives.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
-    leaf, ended = primals
-    return _without_derivatives(leaf, ended), tangents[0] * jnp.where(ended, jnp.nan, 1)
 
 
 @eqx.filter_jit

@@ -207,7 +207,8 @@ def blowup_times(
 
     The first method runs on every state; those that report `not_converged` or `ill_conditioned`,
     and only those, go on to the next: one Taylor expansion, then re-expansion in more dimensions,
-    then with more digits, then diffrax on the reduced and at last on the full state. What knows the
+    then with more digits, then diffrax on the reduced and at last on the full state; at rank 2 and
+    higher diffrax on the reduced state, then `Taylor`, then diffrax on the full one. What knows the
     time best is kept, and no method after the one with more digits is asked about a state that it
     finds ill-conditioned. No state holds up the others, none is dropped, and what a state comes to
     does not depend on the batch it is in.

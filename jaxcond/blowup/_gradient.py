@@ -6,30 +6,11 @@ one between a basis and its complement changes $T^*$ in second order only, by re
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from .._reduction import pad, reduce
+from .._reduction import ends_early, pad, reduce, without_derivatives
 from .._state import State
-
-
-@jax.custom_jvp
-def _first_order(gradient: Array, ended: Bool[Array, ""]) -> Array:
-    """The gradient as it is, with NaN for its own derivatives where the bases have ended.
-
-    They are exact for that state, but a change of the state may need directions that they lack.
-    """
-    del ended
-    return gradient
-
-
-@_first_order.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    gradient, ended = primals
-    # A factor, since a constant in the place of the tangent would be lost in reverse mode.
-    return gradient, tangents[0] * jnp.where(ended, jnp.nan, 1)
 
 
 def gradient_in_reduction(
@@ -50,11 +31,10 @@ def gradient_in_reduction(
         reduction = reduce(unit, dim)
         small = small_gradient(reduction.state, time * scale)
         left, right = reduction.left, reduction.right
-        # They end by themselves, too, where they hold all of the narrower layer.
-        sizes = [jnp.sum(jnp.any(basis != 0, axis=1)) for basis in (left, right)]
-        ended = (sizes[0] < min(p, dim)) & (sizes[1] < min(q, dim))
+        ended = ends_early(reduction, (p, q))
         layers = small.a @ left, left.T @ (small.b @ right), small.c @ right
-        a, b, c = (_first_order(layer, ended) for layer in layers)
+        # The gradient itself needs no other directions, its own derivatives do.
+        a, b, c = (without_derivatives(layer, ended) for layer in layers)
     else:
         small = small_gradient(pad(unit, max(p, q)), time * scale)
         a, b, c = small.a[:, :p], small.b[:p, :q], small.c[:, :q]

@@ -126,14 +126,14 @@ def gradient_descent(
     model = model_where_it_applies(network, data, factor)
     observables = resolve_observables(observe, model)
     problem = Problem(
-        data,
-        model,
-        None if learning_rate is None else LearningRate.of(learning_rate),
-        jnp.asarray(levels, network.dtype),
-        jnp.asarray(0.0 if until is None else until, network.dtype),
-        factor,
-        _batch_size(batch_size, data),
-        _PLAIN if optimiser is None else optimiser,
+        data=data,
+        model=model,
+        rate=None if learning_rate is None else LearningRate.of(learning_rate),
+        levels=jnp.asarray(levels, network.dtype),
+        until=jnp.asarray(0.0 if until is None else until, network.dtype),
+        factor=factor,
+        batch_size=_batch_size(batch_size, data),
+        optimiser=_PLAIN if optimiser is None else optimiser,
     )
     key = jax.random.key(0) if key is None else key
     last = first_iteration + int(num_steps)

@@ -120,7 +120,13 @@ def expand_flow(
 
     values, squares, current = lax.fori_loop(1, order, turn, (values, squares, start[1]))
     values = _stored(values, current, size - order)[size::-1]
-    return Taylor(values[:, :k], values[:, k], values[:, k + 1], squares[:-1, 0], squares[:-1, 1])
+    return Taylor(
+        a=values[:, :k],
+        tau=values[:, k],
+        sizes=values[:, k + 1],
+        norms=squares[:-1, 0],
+        last=squares[:-1, 1],
+    )
 
 
 def derivatives(
