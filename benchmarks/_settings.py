@@ -28,17 +28,14 @@ class Setting:
     bias: bool = False
     seeds: int = 3
 
-    def network(self, seed: int) -> nw.ThreeLayer:
+    def network(self, seed: int) -> nw.MLP:
         """The initial network of a seed."""
-        return nw.ThreeLayer.random(
-            self.p,
-            self.q,
+        return nw.MLP.random(
+            (self.inputs, self.q, self.p, self.outputs),
             key=jax.random.key(seed),
             std=self.std,
-            inputs=self.inputs,
-            outputs=self.outputs,
             activation=self.activation,
-            bias=self.bias,
+            bias="input" if self.bias else False,
         )
 
 

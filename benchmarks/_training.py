@@ -49,7 +49,7 @@ def torch_loop(setting: Setting, threads: int, compiled: bool) -> Loop:
     assert setting.activation == "tanh"
     features = np.pad(np.asarray(data.x), ((0, 0), (0, int(setting.bias))), constant_values=1)
     x, y = torch.from_numpy(features), torch.from_numpy(np.array(data.y))
-    initial = [torch.from_numpy(np.array(w)) for w in setting.network(0).layers]
+    initial = [torch.from_numpy(np.array(w)) for w in setting.network(0).weights]
 
     def loss_of(w1: Any, w2: Any, w3: Any) -> Any:
         hidden = torch.tanh(torch.tanh(x @ w1.T) @ w2.T)
@@ -187,13 +187,13 @@ def vmapped(setting: Setting, num_seeds: int) -> Callable[[int], jax.Array]:
     data = setting.data()
     networks = [setting.network(seed) for seed in range(num_seeds)]
     batch = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *networks)
-    factor = nw.loss_factor(LOSS)
+    factor = nw.resolve_loss(LOSS)
 
     @functools.partial(jax.jit, static_argnums=1)
-    def loop(batch: nw.ThreeLayer, num_steps: int) -> jax.Array:
+    def loop(batch: nw.MLP, num_steps: int) -> jax.Array:
         slope = jax.vmap(jax.grad(lambda network: data.loss(network, factor)))
 
-        def step(_: jax.Array, batch: nw.ThreeLayer) -> nw.ThreeLayer:
+        def step(_: jax.Array, batch: nw.MLP) -> nw.MLP:
             return jax.tree.map(lambda w, g: w - setting.rate * g, batch, slope(batch))
 
         batch = jax.lax.fori_loop(0, num_steps, step, batch)

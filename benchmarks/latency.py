@@ -63,7 +63,7 @@ TRAINING = """
 import jax.numpy as jnp
 x = jnp.linspace(-jnp.pi, jnp.pi, 100)
 data = jc.networks.Regression(x, jnp.tanh(x))
-network = jc.networks.ThreeLayer.random(50, 50, key=jax.random.key(0), std=1e-3, bias=True)
+network = jc.networks.MLP.random((1, 50, 50, 1), key=jax.random.key(0), std=1e-3, bias="input")
 print(jc.networks.predict_escape(network, data, 5e-3, loss="mse"))
 """
 GRADIENT = "print(jax.value_and_grad(lambda s: jc.blowup_time(s).time)(state)[0])\n"

@@ -102,10 +102,10 @@ def trained(setting: Setting, keep: Path | None) -> Trained:
 
 
 def skip_to(
-    setting: Setting, network: nw.ThreeLayer, data: nw.AbstractData, drop: float
+    setting: Setting, network: nw.MLP, data: nw.AbstractData, drop: float
 ) -> tuple[float, nw.Skip, float]:
     """The initial loss, the skip, and the seconds that it took once compiled."""
-    initial = float(data.loss(network, nw.loss_factor(LOSS)))
+    initial = float(data.loss(network, nw.resolve_loss(LOSS)))
 
     def go() -> nw.Skip:
         return nw.skip_plateau(network, data, setting.rate, loss=LOSS, drop=drop)
@@ -125,7 +125,7 @@ def from_skip(
 ) -> Skipped:
     initial, skip, seconds = start
     # Half of the initial loss, as a fraction of the loss that the skipped run begins with.
-    half = 0.5 * initial / float(data.loss(skip.network, nw.loss_factor(LOSS)))
+    half = 0.5 * initial / float(data.loss(skip.network, nw.resolve_loss(LOSS)))
     iteration = int(skip.iteration)
     run = nw.gradient_descent(
         skip.network,
@@ -323,10 +323,10 @@ def speed(quick: bool, keep: Path | None) -> Row:
     networks = [setting.network(seed) for seed in range(seeds)]
     batch = stacked(networks)
 
-    def train(network: nw.ThreeLayer) -> jax.Array:
+    def train(network: nw.MLP) -> jax.Array:
         return nw.gradient_descent(
             network, data, setting.rate, loss=LOSS, num_steps=num_steps, record=2, observe=[]
-        ).network.w2
+        ).network.weights[1]
 
     plain = vmapped(setting, seeds)
     calls: dict[str, Callable[[], object]] = {
@@ -413,7 +413,7 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
             max_steps=10_000_000,
         )
 
-    problem = Flow(data, None, jax.numpy.asarray(0.0), nw.loss_factor(LOSS), {})
+    problem = Flow(data, None, jax.numpy.asarray(0.0), nw.resolve_loss(LOSS), {})
     at_crossing = float(sharpness(start.network, problem))
     for solver in solvers.values():
         go(solver, 1.0)  # compiles

@@ -45,11 +45,11 @@ def random_network(std, activation="tanh", bias=False, seed=0, inputs=INPUTS, ou
     rng = np.random.default_rng(seed)
     shapes = ((Q, inputs + bias), (P, Q), (outputs, P))
     layers = [jnp.asarray(std * rng.standard_normal(shape)) for shape in shapes]
-    return jn.ThreeLayer(*layers, activation=activation, bias=bias)
+    return jn.MLP(layers, activation=activation, bias="input" if bias else False)
 
 
 def as_numpy(network):
-    return [np.asarray(w) for w in network.layers]
+    return [np.asarray(w) for w in network.weights]
 
 
 def with_ones(x, bias):
@@ -86,23 +86,22 @@ def test_outputs_and_losses_equal_numpy(name, bias):
     np.testing.assert_allclose(network(jnp.asarray(x[0])), outputs[0], ROUNDING, ROUNDING)
     for loss, kappa in (("half_mse", 0.5), ("mse", 1.0), (0.25, 0.25)):
         expected = kappa * np.mean(np.sum((outputs - y) ** 2, axis=1))
-        np.testing.assert_allclose(data.loss(network, jn.loss_factor(loss)), expected, ROUNDING)
-    assert network.widths == (P, Q)
+        np.testing.assert_allclose(data.loss(network, jn.resolve_loss(loss)), expected, ROUNDING)
+    assert network.sizes == (INPUTS, Q, P, OUTPUTS)
     assert (network.num_inputs, network.num_outputs) == (INPUTS, OUTPUTS)
     np.testing.assert_allclose(network.product, w3 @ w2 @ w1, ROUNDING, ROUNDING)
 
 
 def test_weights_have_the_standard_deviations_asked_for(key):
-    sizes = {"inputs": 60, "outputs": 70}
-    network = jn.ThreeLayer.random(80, 90, key=key, std=(1.0, 1e-3, 1e-6), bias=True, **sizes)
-    assert [w.shape for w in network.layers] == [(90, 61), (80, 90), (70, 80)]
-    for weights, std in zip(network.layers, (1.0, 1e-3, 1e-6), strict=True):
+    network = jn.MLP.random((60, 90, 80, 70), key=key, std=(1.0, 1e-3, 1e-6), bias="input")
+    assert [w.shape for w in network.weights] == [(90, 61), (80, 90), (70, 80)]
+    for weights, std in zip(network.weights, (1.0, 1e-3, 1e-6), strict=True):
         # Five standard errors of a standard deviation.
         assert abs(np.std(weights) / std - 1) < 5 / np.sqrt(2 * weights.size)
-    many = jax.vmap(lambda k: jn.ThreeLayer.random(P, Q, key=k, std=0.1))(jax.random.split(key, 4))
+    many = jax.vmap(lambda k: jn.MLP.random((1, Q, P, 1), key=k, std=0.1))(jax.random.split(key, 4))
     assert many.batch_shape == (4,)
-    assert len(np.unique(many.w2)) == many.w2.size
-    assert jn.ThreeLayer.random(P, Q, key=key, std=0.1, dtype=jnp.float32).dtype == jnp.float32
+    assert len(np.unique(many.weights[1])) == many.weights[1].size
+    assert jn.MLP.random((1, Q, P, 1), key=key, std=0.1, dtype=jnp.float32).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", [n for n, (_, slope) in ACTIVATIONS.items() if slope])
@@ -227,19 +226,19 @@ def test_lift_is_the_inverse_and_keeps_the_rest():
         np.testing.assert_allclose(found, expected, ROUNDING, ROUNDING)
     right = np.asarray(model.right)
     outside = np.eye(INPUTS + 1) - right.T @ right
-    change = np.asarray(lifted.w1 - network.w1) @ outside
+    change = np.asarray(lifted.weights[0] - network.weights[0]) @ outside
     np.testing.assert_allclose(change, 0, atol=ROUNDING)
-    assert np.max(np.abs(np.asarray(network.w1) @ outside)) > 0.1
+    assert np.max(np.abs(np.asarray(network.weights[0]) @ outside)) > 0.1
     same = model.lift(network, model.to_state(network))
-    for found, expected in zip(same.layers, network.layers, strict=True):
+    for found, expected in zip(same.weights, network.weights, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 def test_states_of_many_networks_are_those_of_each(key):
     data = jn.Regression(*samples())
-    many = jax.vmap(
-        lambda k: jn.ThreeLayer.random(P, Q, key=k, std=0.1, inputs=INPUTS, outputs=OUTPUTS)
-    )(jax.random.split(key, 3))
+    many = jax.vmap(lambda k: jn.MLP.random((INPUTS, Q, P, OUTPUTS), key=k, std=0.1))(
+        jax.random.split(key, 3)
+    )
     states = jn.to_state(many, data)
     assert states.batch_shape == (3,)
     for index in range(3):
@@ -297,21 +296,31 @@ def matrices(q=Q, p=P, features=INPUTS, outputs=OUTPUTS, columns=Q):
 
 
 X, Y = samples()
+
+
+def random_of(sizes, **options):
+    return jn.MLP.random(sizes, key=jax.random.key(0), **options)
+
+
 NOT_A_NUMBER = np.where(np.arange(N) == 3, np.nan, 1.0)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: jn.ThreeLayer(*matrices(columns=4)), r"w1 \(q, features\), w2 \(p, q\)"),
-        (lambda: jn.ThreeLayer(jnp.ones(3), jnp.ones((2, 3)), jnp.ones((1, 2))), "matrices|w1"),
-        (lambda: jn.ThreeLayer(*matrices(), activation=constant), "`activation` must vanish"),
-        (lambda: jn.ThreeLayer(*matrices(), activation="tanh2"), "`activation` .* 'tanh2'"),
-        (lambda: jn.ThreeLayer(*matrices(features=1), bias=True), "With a bias `w1`"),
-        (lambda: jn.ThreeLayer.random(0, 3, key=jax.random.key(0), std=1.0), "`p` .* is 0"),
-        (lambda: jn.ThreeLayer.random(3, 3, key=jax.random.key(0), std=-1.0), "`std` .* -1"),
-        (lambda: jn.ThreeLayer.random(3, 3, key=jax.random.key(0), std=np.nan), "`std` .* nan"),
-        (lambda: jn.ThreeLayer.random(3, 3, key=jax.random.key(0), std=[1.0, 2.0]), "`std`.*three"),
+        (lambda: jn.MLP(matrices(columns=4)), r"shapes \(n_1, n_0\), \(n_2, n_1\)"),
+        (lambda: jn.MLP([jnp.ones(3), jnp.ones((2, 3))]), "two matrices or more"),
+        (lambda: jn.MLP(matrices(), activation=constant), "`activation` must vanish"),
+        (lambda: jn.MLP(matrices(), activation="tanh2"), "`activation` .* 'tanh2'"),
+        (lambda: jn.MLP(matrices(features=1), bias="input"), "With a bias at the input"),
+        (lambda: random_of((1, 0, 3, 1), std=1.0), "`sizes` .* is"),
+        (lambda: random_of((1, 3), std=1.0), "`sizes` must be"),
+        (lambda: random_of((1, 3, 1)), "one of `std` and `exponent`"),
+        (lambda: jn.MLP(jnp.ones((3, 3))), "`weights` must be a list"),
+        (lambda: jn.MLP([jnp.ones((3, 3), int)] * 2), "must be real floating"),
+        (lambda: random_of((1, 3, 3, 1), std=-1.0), "`std` .* -1"),
+        (lambda: random_of((1, 3, 3, 1), std=np.nan), "`std` .* nan"),
+        (lambda: random_of((1, 3, 3, 1), std=[1.0, 2.0]), "`std`.*one for each layer"),
         (lambda: jn.Regression(X, Y[:-1]), "`x` .* and `y` .* do not fit"),
         (lambda: jn.Regression(X, NOT_A_NUMBER), "`y` must be finite, but holds 1 "),
         (lambda: jn.Regression(X * np.inf, Y), "`x` must be finite"),
@@ -319,8 +328,8 @@ NOT_A_NUMBER = np.where(np.arange(N) == 3, np.nan, 1.0)
         (lambda: jn.Entries(np.ones(3)), "`matrix` must be a matrix"),
         (lambda: jn.Entries(np.full((2, 3), np.nan)), "`matrix` must be finite"),
         (lambda: jn.Entries(np.ones((2, 3)), np.zeros((2, 3), bool)), "`mask` must be booleans"),
-        (lambda: jn.loss_factor("rmse"), "`loss` .* 'rmse'"),
-        (lambda: jn.loss_factor(-1.0), "`loss` .* -1"),
+        (lambda: jn.resolve_loss("rmse"), "`loss` .* 'rmse'"),
+        (lambda: jn.resolve_loss(-1.0), "`loss` .* -1"),
         (lambda: jn.LearningRate.of({1: 0.1}), r"`learning_rate` .* \[1\]"),
         (lambda: jn.LearningRate.of({0: 0.1, 5: -0.1}), "`learning_rate` must be positive"),
         (lambda: jn.LearningRate.of(np.nan), "`learning_rate` must be positive and finite"),

@@ -21,7 +21,7 @@ def _state():
 
 def _network(activation="tanh"):
     key = jax.random.key(0)
-    return networks.ThreeLayer.random(4, 5, inputs=2, std=0.1, activation=activation, key=key)
+    return networks.MLP.random((2, 5, 4, 1), std=0.1, activation=activation, key=key)
 
 
 def _data():

@@ -1,5 +1,6 @@
 """The predicted end of the plateau and the skip of it, against descents that go through it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ DATA = jn.Regression(*samples())
 
 def draw(seed=0, std=STD):
     key = jax.random.key(seed)
-    return jn.ThreeLayer.random(P, Q, key=key, std=std, inputs=INPUTS, outputs=OUTPUTS)
+    return jn.MLP.random((INPUTS, Q, P, OUTPUTS), key=key, std=std)
 
 
 def predict(network, data=DATA, **options):
@@ -97,7 +98,7 @@ def test_losses_along_the_trajectory_are_those_of_numpy(escape):
     """The effective model by scipy in the weights, and the losses there by NumPy."""
     x, y = samples()
     moment = y.T @ x / N
-    start = [np.asarray(w) for w in draw().layers]
+    start = [np.asarray(w) for w in draw().weights]
     cuts = np.cumsum([w.size for w in start])[:-1]
 
     def unpack(z):
@@ -137,7 +138,7 @@ def test_losses_along_the_trajectory_are_those_of_numpy(escape):
 
 def spoilt(value):
     network = draw(1)
-    return network.replace(network.w1, network.w2.at[3, 2].set(value), network.w3)
+    return eqx.tree_at(lambda n: n.weights[1], network, network.weights[1].at[3, 2].set(value))
 
 
 def test_many_networks_are_each_alone_with_every_status(escape):
@@ -168,7 +169,7 @@ def test_networks_that_come_to_rest():
     # Example 1 of the paper, times a power of two: its balance is exact, or else it would tip over.
     w1, w2, w3 = jnp.zeros((2, 1)), jnp.zeros((3, 2)), jnp.zeros((1, 3))
     w1, w2, w3 = w1.at[0, 0].set(-0.125), w2.at[0, 0].set(0.125), w3.at[0, 0].set(0.125)
-    network = jn.ThreeLayer(w1, w2, w3, "linear")
+    network = jn.MLP([w1, w2, w3], "linear")
     data = jn.Regression(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     assert jn.predict_escape(network, data).status == EscapeStatus.NO_BLOW_UP
     with pytest.raises(ValueError, match=r"cannot be skipped: .*comes to rest"):
@@ -220,7 +221,7 @@ def test_skips_of_a_share_of_the_blow_up_time_and_of_many(escape):
     assert skips.iteration.tolist() == [-1, -1]
     np.testing.assert_allclose(skips.effective_time[0], escape.blowup.time / 2, 1e-9)
     alone = jn.skip_plateau(draw(), DATA, fraction=0.5)
-    np.testing.assert_array_equal(alone.network.w2, skips.network.w2[0])
+    np.testing.assert_array_equal(alone.network.weights[1], skips.network.weights[1][0])
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,6 @@ def test_bad_input_is_named(function, options, message):
 
 @pytest.mark.parametrize("function", [jn.predict_escape, jn.skip_plateau])
 def test_activations_without_a_slope_are_refused(function):
-    network = jn.ThreeLayer(*draw().layers, activation="z_tanh_z")
+    network = jn.MLP(draw().weights, activation="z_tanh_z")
     with pytest.raises(ValueError, match="slope at zero does not vanish"):
         function(network, DATA)

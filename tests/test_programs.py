@@ -63,7 +63,7 @@ def test_no_program_calls_back_to_the_host(name):
 
 def test_no_program_of_a_network_calls_back_to_the_host():
     key = jax.random.key(0)
-    network = jc.networks.ThreeLayer.random(4, 4, key=key, std=1e-2, inputs=3)
+    network = jc.networks.MLP.random((3, 4, 4, 1), key=key, std=1e-2)
     x = jax.random.normal(key, (6, 3))
     data = jc.networks.Regression(x, jnp.sum(x, axis=1))
     flow = _legs.Flow(data, None, jnp.asarray(1e-6), 0.5, {})

@@ -43,9 +43,7 @@ DATA = jn.Regression(X, Y)
 
 def draw(seed=0, std=0.1, dtype=jnp.float64, activation="tanh"):
     key = jax.random.key(seed)
-    return jn.ThreeLayer.random(
-        P, Q, key=key, std=std, inputs=INPUTS, dtype=dtype, activation=activation
-    )
+    return jn.MLP.random((INPUTS, Q, P, 1), key=key, std=std, dtype=dtype, activation=activation)
 
 
 def descend(network=None, data=DATA, learning_rate=RATE, **options):
@@ -68,7 +66,7 @@ def gradient_by_hand(layers, x=X, y=Y, kappa=0.5):
 
 def loop_by_hand(network, rate_at, num_steps=STEPS, kappa=0.5):
     """Weights and losses at all iterations."""
-    layers = [np.asarray(w) for w in network.layers]
+    layers = [np.asarray(w) for w in network.weights]
     weights, losses = [], []
     for iteration in range(num_steps + 1):
         loss, gradient = gradient_by_hand(layers, kappa=kappa)
@@ -89,7 +87,7 @@ def assert_same_run(first, second):
 
 
 def assert_layers(network, expected, tolerance):
-    for found, wanted in zip(network.layers, expected, strict=True):
+    for found, wanted in zip(network.weights, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
@@ -160,7 +158,7 @@ def test_records_are_the_observables_of_the_state(plain):
     np.testing.assert_allclose(run["energy"][-1], plain["energy"][2], ROUNDING)
     norms = [np.linalg.norm(layer) for layer in state.layers]
     np.testing.assert_allclose(run["norms"][-1], norms, ROUNDING)
-    w1, w2, w3 = (np.asarray(w) for w in run.network.layers)
+    w1, w2, w3 = (np.asarray(w) for w in run.network.weights)
     values = np.linalg.svd(w3 @ w2 @ w1, compute_uv=False)
     np.testing.assert_allclose(run["singular_values"][-1], values, ROUNDING)
     rows = w1 / np.linalg.norm(w1, axis=1, keepdims=True)
@@ -176,16 +174,18 @@ def test_records_are_the_observables_of_the_state(plain):
 
 def test_observables_of_the_caller():
     def trace(network, model):
-        return jnp.sum(network.w2**2) + 0 * model.rate
+        return jnp.sum(network.weights[1] ** 2) + 0 * model.rate
 
     run = descend(num_steps=2, observe={"square": trace})
-    np.testing.assert_allclose(run["square"][-1], np.sum(np.asarray(run.network.w2) ** 2), ROUNDING)
+    np.testing.assert_allclose(
+        run["square"][-1], np.sum(np.asarray(run.network.weights[1]) ** 2), ROUNDING
+    )
 
 
 def test_adam_equals_optax():
     optimiser = optax.adam(1e-2)
     run = descend(learning_rate=None, optimiser=optimiser, num_steps=60)
-    weights = [jnp.asarray(w) for w in draw().layers]
+    weights = [jnp.asarray(w) for w in draw().weights]
     state = optimiser.init(weights)
     for _ in range(60):
         _, gradient = gradient_by_hand([np.asarray(w) for w in weights])
@@ -204,7 +204,7 @@ def test_every_epoch_visits_every_sample_once():
     # steps move the others by the square of the learning rate.
     rate, identity = 1e-4, jnp.eye(12)
     data = jn.Regression(identity, jnp.ones((12, 1)))
-    network = jn.ThreeLayer(identity, identity, jnp.zeros((1, 12)), "linear")
+    network = jn.MLP([identity, identity, jnp.zeros((1, 12))], "linear")
     run = jn.gradient_descent(
         network, data, rate, num_steps=9, batch_size=4, record=10, observe={"w3": output_layer}
     )
@@ -217,7 +217,7 @@ def test_every_epoch_visits_every_sample_once():
 
 def output_layer(network, model):
     del model
-    return network.w3
+    return network.weights[2]
 
 
 def test_minibatches_do_not_depend_on_what_is_recorded(key, tmp_path):
@@ -227,7 +227,7 @@ def test_minibatches_do_not_depend_on_what_is_recorded(key, tmp_path):
     assert_same_run(first.network, second.network)
     np.testing.assert_array_equal(first.loss, second.loss[[0, -1]])
     other = descend(**{**options, "key": jax.random.key(1)}, record=2)
-    assert np.max(np.abs(other.network.w2 - first.network.w2)) > 1e-6
+    assert np.max(np.abs(other.network.weights[1] - first.network.weights[1])) > 1e-6
     assert np.all(np.isnan(list(first.crossings.values())))
 
 
@@ -278,7 +278,7 @@ def test_one_of_many_diverges_alone():
         runs = descend(networks, learning_rate=2.0, num_steps=40, record=2)
     assert runs.status.tolist() == [jn.RunStatus.COMPLETED, jn.RunStatus.DIVERGED]
     alone = descend(draw(0), learning_rate=2.0, num_steps=40, record=2)
-    np.testing.assert_array_equal(runs.network.w2[0], alone.network.w2)
+    np.testing.assert_array_equal(runs.network.weights[1][0], alone.network.weights[1])
 
 
 def test_stalls_of_float32_are_told():
@@ -477,7 +477,7 @@ def test_bad_input_of_descent_is_named(options, message):
 
 
 def test_entries_have_no_minibatches():
-    network = jn.ThreeLayer(*draw().layers, activation="linear")
+    network = jn.MLP(draw().weights, activation="linear")
     data = jn.Entries(np.ones((1, 2)))
     with pytest.raises(ValueError, match="no minibatches"):
         descend(network, data, batch_size=1)
@@ -494,7 +494,7 @@ def flow():
 @pytest.fixture(scope="module")
 def reference():
     """The flow by DOP853 from NumPy's gradient, as a dense solution."""
-    start = [np.asarray(w) for w in draw().layers]
+    start = [np.asarray(w) for w in draw().weights]
     shapes = [w.shape for w in start]
     cuts = np.cumsum([w.size for w in start])[:-1]
 
@@ -567,7 +567,7 @@ def test_flows_of_many_networks_are_each_alone(flow):
     np.testing.assert_array_equal(runs.times[0, :longest], flow.times)
     assert np.all(np.isnan(runs.times[0, longest:]))
     np.testing.assert_array_equal(runs.loss[0, :longest], flow.loss)
-    np.testing.assert_array_equal(runs.network.w2[0], flow.network.w2)
+    np.testing.assert_array_equal(runs.network.weights[1][0], flow.network.weights[1])
     np.testing.assert_array_equal(runs.crossings[0.9][0], flow.crossings[0.9])
     np.testing.assert_array_equal(runs.num_gradients[0], flow.num_gradients)
 
@@ -575,7 +575,7 @@ def test_flows_of_many_networks_are_each_alone(flow):
 def test_implicit_and_explicit_solvers_agree(flow):
     stiff = jn.gradient_flow(draw(), DATA, T1, observe=["energy"], solver_after=stiff_solver())
     np.testing.assert_allclose(stiff.loss[-1], flow.loss[-1], FLOW)
-    assert_layers(stiff.network, flow.network.layers, FLOW)
+    assert_layers(stiff.network, flow.network.weights, FLOW)
     assert stiff.crossings[0.9] == flow.crossings[0.9]
     assert stiff.num_gradients == -1
 

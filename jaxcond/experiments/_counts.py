@@ -16,7 +16,7 @@ from ..networks import (
     Escape,
     EscapeStatus,
     Run,
-    ThreeLayer,
+    MLP,
     effective_model,
     gradient_descent,
     gradient_flow,
@@ -34,14 +34,14 @@ _BEYOND = 0.05
 
 
 def _effective_counts(
-    networks: ThreeLayer, setting: TanhSetting, num: int
+    networks: MLP, setting: TanhSetting, num: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training times and counts of the effective model, evenly in log of the time left."""
     model = effective_model(networks, setting.data, LOSS)
     fractions = 1 - np.geomspace(1, _CLOSEST, num)
 
     @eqx.filter_jit
-    def count(network: ThreeLayer) -> tuple[jax.Array, jax.Array]:
+    def count(network: MLP) -> tuple[jax.Array, jax.Array]:
         path = trajectory(model.to_state(network), closeness=0.5 * _CLOSEST)
         times = path.times_of(fraction=fractions)
         return times / model.rate, path.condition(1, times).positive

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..indicators import CONDITIONS
-from ..networks import Entries, ThreeLayer, gradient_flow, predict_escape
+from ..networks import Entries, MLP, gradient_flow, predict_escape
 from ._result import Experiment
 
 _OBSERVE = (
@@ -50,14 +50,8 @@ def figure_3(
     deviation = float(width) ** -3 if std is None else std
     target = jnp.diag(jnp.zeros(width).at[:2].set(jnp.asarray([1.0, -1.0])))
     networks = jax.vmap(
-        lambda s: ThreeLayer.random(
-            width,
-            width,
-            key=jax.random.key(s),
-            std=deviation,
-            inputs=width,
-            outputs=width,
-            activation="linear",
+        lambda s: MLP.random(
+            (width,) * 4, key=jax.random.key(s), std=deviation, activation="linear"
         )
     )(seed + jnp.arange(num_seeds))
     data = Entries(target)

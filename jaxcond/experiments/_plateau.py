@@ -18,7 +18,7 @@ from ..networks import (
     EffectiveModel,
     EscapeStatus,
     Run,
-    ThreeLayer,
+    MLP,
     gradient_descent,
     predict_escape,
 )
@@ -34,9 +34,9 @@ _LATEST = 0.92
 _BEYOND, _FALLEN = 0.04, 0.02
 
 
-def _first_layer(network: ThreeLayer, model: EffectiveModel | None) -> Array:
+def _first_layer(network: MLP, model: EffectiveModel | None) -> Array:
     del model
-    return network.w1
+    return network.weights[0]
 
 
 _OBSERVE = {"w1": _first_layer}
@@ -98,7 +98,7 @@ def figure_1(
     def folder(name: str) -> Path | None:
         return None if checkpoint is None else checkpoint / name
 
-    def train(networks: ThreeLayer, rate: float, first: int, last: int, **further: Any) -> Run:
+    def train(networks: MLP, rate: float, first: int, last: int, **further: Any) -> Run:
         run = gradient_descent(
             networks,
             data,

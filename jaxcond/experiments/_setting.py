@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..networks import Regression, ThreeLayer
+from ..networks import MLP, Regression
 
 LOSS = "mse"
 
@@ -55,13 +55,13 @@ class TanhSetting:
         x = jnp.linspace(-jnp.pi, jnp.pi, self.num_samples)
         return Regression(x, jnp.tanh(x))
 
-    def networks(self, deviation: float | None = None) -> ThreeLayer:
+    def networks(self, deviation: float | None = None) -> MLP:
         """The initial networks, a batch with one for each seed."""
         std = self.deviation if deviation is None else deviation
         m = self.width
         seeds = self.seed + jnp.arange(self.num_seeds)
         return jax.vmap(
-            lambda seed: ThreeLayer.random(m, m, key=jax.random.key(seed), std=std, bias=True)
+            lambda seed: MLP.random((1, m, m, 1), key=jax.random.key(seed), std=std, bias="input")
         )(seeds)
 
     def told(self) -> dict[str, Any]:

@@ -2,12 +2,10 @@ from ._checkpoints import Checkpoint as Checkpoint
 from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import read_checkpoint as read_checkpoint
 from ._course import EscapeStatus as EscapeStatus
-from ._data import LOSSES as LOSSES
 from ._data import AbstractData as AbstractData
 from ._data import Entries as Entries
 from ._data import Regression as Regression
 from ._data import Sensing as Sensing
-from ._data import loss_factor as loss_factor
 from ._descent import gradient_descent as gradient_descent
 from ._descent import log_spaced as log_spaced
 from ._effective import EffectiveModel as EffectiveModel
@@ -17,8 +15,11 @@ from ._flow import gradient_flow as gradient_flow
 from ._legs import stiff_solver as stiff_solver
 from ._loop import DivergenceWarning as DivergenceWarning
 from ._loop import StallWarning as StallWarning
+from ._losses import LOSSES as LOSSES
+from ._losses import Loss as Loss
+from ._losses import resolve_loss as resolve_loss
 from ._modules import ACTIVATIONS as ACTIVATIONS
-from ._modules import ThreeLayer as ThreeLayer
+from ._modules import MLP as MLP
 from ._prediction import Escape as Escape
 from ._prediction import predict_escape as predict_escape
 from ._run import Run as Run

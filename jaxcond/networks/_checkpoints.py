@@ -14,7 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PRNGKeyArray
 
-from ._modules import ACTIVATIONS, Activation, ThreeLayer
+from ._losses import Custom, Loss
+from ._modules import ACTIVATIONS, MLP, Activation
 
 _LANES, _RECORDS, _RUN = "lanes", "records", "run"
 
@@ -33,7 +34,13 @@ def _name(activation: Activation) -> str:
     return named[0] if named else getattr(activation, "__name__", repr(activation))
 
 
-def _optimiser(problem: Any, network: ThreeLayer) -> str:
+def _loss_name(loss: Loss) -> str:
+    if isinstance(loss, Custom):
+        return getattr(loss.function, "__qualname__", repr(loss.function))
+    return repr(loss)
+
+
+def _optimiser(problem: Any, network: MLP) -> str:
     """What an optimiser does in its first two steps: closures have no other identity.
 
     The first step alone does not tell momenta apart.
@@ -47,7 +54,7 @@ def _optimiser(problem: Any, network: ThreeLayer) -> str:
 
 
 def identity(
-    network: ThreeLayer,
+    network: MLP,
     problem: Any,
     observables: Iterable[str],
     key: PRNGKeyArray,
@@ -56,13 +63,13 @@ def identity(
     """What makes two runs the same, as plain values."""
     rate = problem.rate
     return {
-        "layers": [list(w.shape) for w in network.layers],
+        "layers": [list(w.shape) for w in network.weights],
         "dtype": str(network.dtype),
         "activation": _name(network.activation),
         "bias": network.bias,
         "initial weights": _digest(network),
         "data": _digest(problem.data),
-        "loss": problem.factor,
+        "loss": _loss_name(problem.sample_loss),
         "batch_size": problem.batch_size,
         "key": None if problem.batch_size is None else _digest(jax.random.key_data(key)),
         "learning_rate": None if rate is None else [rate.starts.tolist(), rate.rates.tolist()],
@@ -84,7 +91,7 @@ class Checkpoints:
     def __init__(
         self,
         path: Path,
-        network: ThreeLayer,
+        network: MLP,
         problem: Any,
         observables: Iterable[str],
         key: PRNGKeyArray,
@@ -152,7 +159,7 @@ class Checkpoint(eqx.Module):
     - `records`: those up to it, the records along the first axis, then the networks of a batch.
     """
 
-    network: ThreeLayer
+    network: MLP
     iteration: int = eqx.field(static=True)
     records: dict[str, np.ndarray]
 
@@ -185,14 +192,12 @@ def read_checkpoint(
     if activation is None and name not in ACTIVATIONS:
         raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
     arrays, records = _read(manager, path, step)
-    # Of a lane the network comes first, and of a network its layers.
-    w1, w2, w3 = (jnp.asarray(arrays[str(i)]) for i in range(3))
+    # Of a lane the network comes first, and of a network its weights.
+    weights = [jnp.asarray(arrays[str(i)]) for i in range(len(found["layers"]))]
     if len(found["layers"][0]) == 2:
-        w1, w2, w3 = w1[0], w2[0], w3[0]
+        weights = [w[0] for w in weights]
         records = [{key: value[0] for key, value in record.items()} for record in records]
-    network = ThreeLayer(
-        w1=w1, w2=w2, w3=w3, activation=activation or ACTIVATIONS[name], bias=found["bias"]
-    )
+    network = MLP(weights, activation=activation or ACTIVATIONS[name], bias=found["bias"])
     return Checkpoint(network, step, {k: np.stack([r[k] for r in records]) for k in records[0]})
 
 

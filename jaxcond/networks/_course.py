@@ -3,7 +3,8 @@ r"""The course of a network along its effective trajectory: three curves, and wh
 The effective model blows up at $T^*$ of the initial weights; the loss falls a little earlier. Along
 the effective trajectory $\theta(t)$, lifted to the network, there are three curves:
 
-1. the loss of the linearised network, $R_1 = \frac\kappa n\sum\|\sigma'(0)^2 W^3W^2W^1x_i - y_i\|^2
+1. the loss of the linearised network,
+   $R_1 = \frac1n\sum\ell(\sigma'(0)^{L-1} W_L\cdots W_1x_i, y_i)
    = R_0 - \mathrm{rate}\cdot E + O(E^2)$: the effective model with the quadratic term;
 2. the loss of the network itself at these weights;
 3. the clock of the network. It moves along the trajectory not with the speed of the effective
@@ -28,13 +29,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 from scipy.interpolate import CubicHermiteSpline
 
-from .._energy import squared_norms, vector_field
+from .._chain import Chain
+from .._energy import energy as _energy
+from .._energy import vector_field
 from .._trajectory import Trajectory, trajectory
 from ..blowup import BlowUp, Status, blowup_time
-from ._data import AbstractData, loss_factor
+from ..bounds import two_layer_flow
+from ._data import AbstractData
 from ._effective import EffectiveModel, effective_model
 from ._lanes import over_lanes, unstacked
-from ._modules import ThreeLayer
+from ._losses import Loss, LossFunction, resolve_loss
+from ._modules import MLP
 from ._schedule import LearningRate
 
 # Trajectories go on to this share of the time left where the effective loss has fallen by as much
@@ -95,59 +100,118 @@ class Path(eqx.Module):
     energy: Float[Array, " num"]
 
 
+class _Exponential(eqx.Module):
+    r"""The effective trajectory of two layers, which does not blow up: by its closed form.
+
+    It goes on to where its energy has grown to `energy`, as `end` tells.
+    """
+
+    start: Chain
+    end: Float[Array, ""]
+    complete: Bool[Array, ""]
+    blowup: BlowUp
+
+    @classmethod
+    def to_energy(cls, start: Chain, energy: Array) -> "_Exponential":
+        r"""From its start to the time at which the energy, at most $e^{2t}$ times, is reached."""
+
+        def reached(time: Array) -> Array:
+            return _energy(two_layers_at(start, time)) >= energy
+
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            below, above = ends
+            middle = 0.5 * (below + above)
+            hit = reached(middle)
+            return jnp.where(hit, below, middle), jnp.where(hit, middle, above)
+
+        longest = jnp.asarray(_LONGEST, start.dtype)
+        _, end = lax.fori_loop(0, 40, halve, (jnp.zeros_like(longest), longest))
+        return cls(start, end, reached(end), blowup_time(start))
+
+    def __call__(self, time: Array) -> Chain:
+        return two_layers_at(self.start, time)
+
+    def spread(self, num: int) -> Array:
+        return jnp.linspace(0, self.end, num)
+
+    def time_left(self, times: Array) -> Array:
+        return jnp.full_like(times, jnp.inf)
+
+    def energy(self, times: Array) -> Array:
+        return jax.vmap(lambda time: _energy(self(time)))(times)
+
+
+def two_layers_at(start: Chain, time: Array) -> Chain:
+    """A chain of two layers with a diagonal target at an effective time, by its closed form."""
+    first, last = start.layers
+    strength = jnp.diagonal(start.target)
+
+    def pair(a: Array, c: Array, rate: Array) -> tuple[Array, Array]:
+        return two_layer_flow(a, c, rate * time)
+
+    a, c = jax.vmap(pair)(last, first.T, strength)
+    return Chain((c.T, a), start.target)
+
+
+# Units of effective time beyond which nobody waits for two layers.
+_LONGEST = 300.0
+
+
 def _trajectory(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
     model: EffectiveModel,
-    factor: float,
-    drop: float,
-) -> Trajectory:
+    loss: Loss,
+    drop: Array,
+) -> "Trajectory | _Exponential":
     """The effective trajectory of a network, past where its loss falls by `drop`."""
-    state = model.to_state(network)
-    drops = drop * data.loss(network, factor) / model.rate
-    # Close to the blow-up E^(-1/3) is the time left, and rate * E what the loss has fallen by.
-    closeness = _BEYOND / (jnp.cbrt(drops) * blowup_time(state).time)
+    point = model.to_state(network)
+    drops = drop / model.rate
+    depth = network.depth
+    if depth == 2:
+        assert isinstance(point, Chain)
+        return _Exponential.to_energy(point, drops / _BEYOND)
+    # Close to the blow-up E^(-(L-2)/L)/(L-2) is the time left, and rate * E what the loss has
+    # fallen by.
+    left = drops ** (-(depth - 2) / depth) / (depth - 2)
+    closeness = _BEYOND * left / blowup_time(point).time
     least = max(1e-9, 64 * float(jnp.finfo(network.dtype).eps))
     closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, least, 0.5), 0.5)
     rtol = _RTOL if jnp.finfo(network.dtype).bits >= 64 else None
-    return trajectory(state, closeness=closeness, rtol=rtol)
+    return trajectory(point, closeness=closeness, rtol=rtol)
 
 
 @eqx.filter_jit
 def _along(
-    network: ThreeLayer,
-    path: Trajectory,
+    network: MLP,
+    path: "Trajectory | _Exponential",
     data: AbstractData,
     model: EffectiveModel,
-    factor: float,
+    loss: Loss,
     num: int,
 ) -> Path:
     """What a network has along the effective trajectory from its weights."""
 
-    def linear_loss(network: ThreeLayer) -> Array:
-        outputs = model.slope**2 * data.predict_linear(network.product, network.bias)
-        return data.loss_of(outputs, factor)
+    def linear_loss(network: MLP) -> Array:
+        outputs = model.gain * data.predict_linear(network.product, bool(network.bias))
+        return data.loss_of(outputs, loss)
 
     def at(time: Array) -> tuple[Array, ...]:
-        full = path(time)
-        slope = vector_field(full)
+        point = path(time)
         # The effective gradient in the weights, for a unit of training time.
-        moving = network.replace(
-            model.rate * slope.c.T @ model.right,
-            model.rate * slope.b,
-            model.rate * model.left.T @ slope.a,
-        )
-        here = model.lift(network, full)
-        size = model.rate**2 * jnp.sum(squared_norms(slope))
+        weights = model.to_weights(vector_field(point))
+        moving = network.replace([model.rate * w for w in weights])
+        here = model.lift(network, point)
+        size = sum(jnp.sum(w**2) for w in moving.weights)
         effective, d_effective = jax.jvp(linear_loss, (here,), (moving,))
-        real, d_real = jax.jvp(lambda n: data.loss(n, factor), (here,), (moving,))
+        real, d_real = jax.jvp(lambda n: data.loss(n, loss), (here,), (moving,))
         return effective, d_effective, real, d_real, -d_real / size, 0.5 * jnp.log(size)
 
     times = path.spread(num)
     effective, d_effective, real, d_real, speed, log_size = lax.map(at, times)
     return Path(
         blowup=path.blowup,
-        complete=path.pieces.ends,
+        complete=path.complete if isinstance(path, _Exponential) else path.pieces.ends,
         times=times,
         time_left=path.time_left(times),
         effective_loss=effective,
@@ -209,6 +273,8 @@ class Course:
 
     def status(self, crossing: float) -> EscapeStatus:
         """What is known, given the effective time of the crossing."""
+        if self.grows_exponentially:
+            return self._status_along(crossing)
         solved = int(self.blowup.status)
         by_solver = {
             Status.NO_BLOW_UP: EscapeStatus.NO_BLOW_UP,
@@ -219,8 +285,20 @@ class Course:
             return by_solver[Status(solved)]
         if not self.blowup.is_known():
             return EscapeStatus.NOT_CONVERGED
+        return self._status_along(crossing)
+
+    @property
+    def grows_exponentially(self) -> bool:
+        """Whether the model is that of two layers, which does not blow up."""
+        return bool(np.all(np.isinf(self.time_left)))
+
+    def _status_along(self, crossing: float) -> EscapeStatus:
+        """`status`, by the points of the trajectory."""
+        if not np.all(np.isfinite(self.path.network_loss)):
+            return EscapeStatus.INVALID_INPUT
         if not self.path.complete:
-            return EscapeStatus.NOT_CONVERGED
+            rests = self.grows_exponentially
+            return EscapeStatus.NO_BLOW_UP if rests else EscapeStatus.NOT_CONVERGED
         until = self.times <= (self.times[-1] if np.isnan(crossing) else crossing)
         speed = np.asarray(self.path.speed)
         astray = np.flatnonzero(~((speed > _SLOWEST) & (speed < _FASTEST)) & until)
@@ -237,22 +315,30 @@ class Course:
 
 
 def courses(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
-    loss: str | float,
+    loss: str | float | LossFunction | Loss,
     rate: LearningRate | None,
     drop: float,
     num: int,
+    level: float | None = None,
 ) -> tuple[list[Course], EffectiveModel]:
-    """The courses of one network or of many, and their effective model."""
-    factor = loss_factor(loss)
-    data = data.astype(network.dtype)
-    model = effective_model(network, data, factor)
+    """The courses of one network or of many, and their effective model.
+
+    Each goes past where the loss has fallen by the share `drop`, or to `level`.
+    """
+    loss = resolve_loss(loss)
+    model = effective_model(network, data, loss)
+    data = data.prepared(network, loss)
     lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
 
-    def follow(lane: ThreeLayer) -> Path:
-        path = _trajectory(lane, data, model, factor, drop)
-        return _along(lane, path, data, model, factor, num)
+    def follow(lane: MLP) -> Path:
+        initial = data.loss(lane, loss)
+        fall = drop * initial if level is None else initial - level
+        # A level that is not below the initial loss has no crossing, as `Course` finds out.
+        fall = jnp.where(fall > 0, fall, 0.1 * jnp.abs(initial))
+        path = _trajectory(lane, data, model, loss, fall)
+        return _along(lane, path, data, model, loss, num)
 
     paths = over_lanes(follow, lanes)
     return [Course(path, model, rate) for path in unstacked(paths)], model

@@ -1,16 +1,15 @@
-r"""What networks are trained on: samples, or measurements of a matrix; and the quadratic loss.
+r"""What networks are trained on: samples, or measurements of a matrix.
 
-$$R = \frac{\kappa}{n} \sum_{i=1}^n \|f_i - y_i\|^2, \qquad \kappa = \tfrac12 \text{ or } 1,$$
+$$R = \frac1n \sum_{i=1}^n \ell(f_i, y_i),$$
 
-where $f_i$ is $f(x_i)$, or $\langle W^3W^2W^1, X_i\rangle$ of a linear network that factorises a
-matrix. What the plateau sees of the data is the matrix $V = \frac1n\sum_i y_i x_i^T$, or
-$\frac1n\sum_i y_i X_i$.
+where $f_i$ is $f(x_i)$, or $\langle W_L\cdots W_1, X_i\rangle$ of a linear network that factorises
+a matrix. What the plateau sees of the data is the matrix $V = \frac1n\sum_i g_i x_i^T$, or
+$\frac1n\sum_i g_i X_i$, with the pulls $g_i = -\partial\ell(0, y_i)/\partial f$.
 
 Source: Chen and Luo, eqs. (3.2), (3.7), (A.1).
 """
 
 import abc
-import math
 
 import equinox as eqx
 import jax
@@ -19,30 +18,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Integer, PRNGKeyArray
 
-from ._modules import ThreeLayer, linear
-
-LOSSES = {"half_mse": 0.5, "mse": 1.0}
-r"""Conventions by name: $\kappa = 1/2$, as in the paper, and $\kappa = 1$, as in most libraries."""
-
-
-def loss_factor(loss: str | float) -> float:
-    r"""The factor $\kappa$ of a loss.
-
-    **Arguments:** `loss`, `"half_mse"` ($\frac1{2n}\sum\|f-y\|^2$), `"mse"`
-    ($\frac1n\sum\|f-y\|^2$), or $\kappa$ itself. The squares of several outputs are added up, not
-    averaged: for a mean over `m` outputs too give `1 / m`.
-
-    **Raises:** `ValueError` for other names and for factors that are not positive and finite.
-    """
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(
-                f"Argument `loss` must be a factor or one of {', '.join(LOSSES)}, but is {loss!r}."
-            )
-        return LOSSES[loss]
-    if not 0 < loss < math.inf:
-        raise ValueError(f"Argument `loss` must be a positive factor, but is {loss}.")
-    return float(loss)
+from ._losses import Loss, LossFunction, Squared, resolve_loss
+from ._modules import MLP, linear
 
 
 def _finite(name: str, value: ArrayLike) -> Array:
@@ -72,36 +49,41 @@ class AbstractData(eqx.Module):
         """What the outputs should be."""
 
     @abc.abstractmethod
-    def check(self, network: ThreeLayer) -> None:
-        """Raise `ValueError` where a network does not fit."""
+    def prepared(self, network: MLP, loss: Loss) -> "AbstractData":
+        """The data in the dtype of a network, targets as the loss takes them.
+
+        **Raises:** `ValueError` where network, data and loss do not fit.
+        """
 
     @abc.abstractmethod
-    def predict(self, network: ThreeLayer) -> Array:
+    def predict(self, network: MLP) -> Array:
         """Outputs of one network, of the shape of `targets`."""
 
     @abc.abstractmethod
-    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool | str) -> Array:
         r"""Outputs of the linear map $x \mapsto Mx$."""
 
     @abc.abstractmethod
-    def moment(self, bias: bool) -> np.ndarray:
+    def moment(self, pull: np.ndarray, bias: bool | str) -> np.ndarray:
         r"""The matrix $V$, shape `(outputs, features)`, on the host in double precision."""
 
     @abc.abstractmethod
-    def moment_scale(self, bias: bool) -> float:
+    def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
         r"""The size that $V$ would have if all samples pulled the same way."""
 
     @abc.abstractmethod
     def take(self, indices: Integer[Array, " batch"]) -> "AbstractData":
         """Some of the samples, as a minibatch."""
 
-    def loss_of(self, outputs: Array, factor: float) -> Float[Array, ""]:
-        r"""$\frac\kappa n\sum_i\|f_i - y_i\|^2$ of given outputs."""
-        return factor / self.num_samples * jnp.sum((outputs - self.targets) ** 2)
+    def loss_of(self, outputs: Array, loss: Loss) -> Float[Array, ""]:
+        r"""$\frac1n\sum_i\ell(f_i, y_i)$ of given outputs."""
+        return loss.total(outputs, self.targets) / self.num_samples
 
-    def loss(self, network: ThreeLayer, factor: float = 0.5) -> Float[Array, ""]:
-        """The loss of one network; `factor` as from `loss_factor`."""
-        return self.loss_of(self.predict(network), factor)
+    def loss(
+        self, network: MLP, loss: str | float | LossFunction | Loss = "half_mse"
+    ) -> Float[Array, ""]:
+        """The loss of one network; `loss` as of `resolve_loss`, targets as `prepared` has them."""
+        return self.loss_of(self.predict(network), resolve_loss(loss))
 
     def astype(self, dtype: jnp.dtype) -> "AbstractData":
         """The same data in another floating dtype."""
@@ -142,30 +124,29 @@ class Regression(AbstractData):
     def targets(self) -> Array:
         return self.y
 
-    def check(self, network: ThreeLayer) -> None:
-        sizes = (network.num_inputs, network.num_outputs)
-        if sizes != (self.x.shape[1], self.y.shape[1]):
+    def prepared(self, network: MLP, loss: Loss) -> "Regression":
+        if network.num_inputs != self.x.shape[1]:
             raise ValueError(
-                f"The network has {sizes[0]} inputs and {sizes[1]} outputs, but the data have "
-                f"{self.x.shape[1]} and {self.y.shape[1]}."
+                f"The network has {network.num_inputs} inputs, but the data have {self.x.shape[1]}."
             )
+        targets = loss.targets(self.y, network.num_outputs)
+        return eqx.tree_at(lambda data: data.y, self, targets).astype(network.dtype)
 
-    def predict(self, network: ThreeLayer) -> Array:
+    def predict(self, network: MLP) -> Array:
         return network.many(self.x)
 
-    def _features(self, bias: bool) -> Array:
-        return jnp.pad(self.x, ((0, 0), (0, int(bias))), constant_values=1)
+    def _features(self, bias: bool | str) -> Array:
+        return jnp.pad(self.x, ((0, 0), (0, int(bool(bias)))), constant_values=1)
 
-    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool | str) -> Array:
         return self._features(bias) @ matrix.T
 
-    def moment(self, bias: bool) -> np.ndarray:
-        x, y = (np.asarray(v, np.float64) for v in (self._features(bias), self.y))
-        return y.T @ x / self.num_samples
+    def moment(self, pull: np.ndarray, bias: bool | str) -> np.ndarray:
+        return pull.T @ np.asarray(self._features(bias), np.float64) / self.num_samples
 
-    def moment_scale(self, bias: bool) -> float:
-        x, y = (np.asarray(v, np.float64) for v in (self._features(bias), self.y))
-        return float(np.mean(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)))
+    def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
+        x = np.asarray(self._features(bias), np.float64)
+        return float(np.mean(np.linalg.norm(x, axis=1) * np.linalg.norm(pull, axis=1)))
 
     def take(self, indices: Integer[Array, " batch"]) -> "Regression":
         return eqx.tree_at(lambda d: (d.x, d.y), self, (self.x[indices], self.y[indices]))
@@ -183,7 +164,9 @@ class _AbstractMeasurements(AbstractData):
     def measure(self, matrix: Array) -> Array:
         """The measurements of a matrix, of the shape of `targets`."""
 
-    def check(self, network: ThreeLayer) -> None:
+    def prepared(self, network: MLP, loss: Loss) -> "AbstractData":
+        if not isinstance(loss, Squared):
+            raise ValueError("Measurements of a matrix are fitted by a squared loss.")
         if network.activation is not linear or network.bias:
             raise ValueError(
                 "Measurements of a matrix are for linear networks without bias: "
@@ -194,11 +177,12 @@ class _AbstractMeasurements(AbstractData):
             raise ValueError(
                 f"The product of the layers has shape {shape}, but the matrix {self.matrix_shape}."
             )
+        return self.astype(network.dtype)
 
-    def predict(self, network: ThreeLayer) -> Array:
+    def predict(self, network: MLP) -> Array:
         return self.measure(network.product)
 
-    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool) -> Array:
+    def predict_linear(self, matrix: Float[Array, "outputs features"], bias: bool | str) -> Array:
         del bias
         return self.measure(matrix)
 
@@ -245,12 +229,12 @@ class Entries(_AbstractMeasurements):
     def measure(self, matrix: Array) -> Array:
         return matrix if self.mask is None else matrix * self.mask
 
-    def moment(self, bias: bool) -> np.ndarray:
+    def moment(self, pull: np.ndarray, bias: bool | str) -> np.ndarray:
         del bias
-        return np.asarray(self.matrix, np.float64) / float(self.num_samples)
+        return pull / float(self.num_samples)
 
-    def moment_scale(self, bias: bool) -> float:
-        return float(np.mean(np.abs(self.moment(bias))))
+    def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
+        return float(np.mean(np.abs(self.moment(pull, bias))))
 
     def take(self, indices: Integer[Array, " batch"]) -> "Entries":
         raise ValueError(
@@ -312,15 +296,14 @@ class Sensing(_AbstractMeasurements):
     def measure(self, matrix: Array) -> Array:
         return self.operators.reshape(self.num_samples, -1) @ matrix.ravel()
 
-    def moment(self, bias: bool) -> np.ndarray:
+    def moment(self, pull: np.ndarray, bias: bool | str) -> np.ndarray:
         del bias
-        operators, y = (np.asarray(v, np.float64) for v in (self.operators, self.y))
-        return np.tensordot(y, operators, 1) / self.num_samples
+        return np.tensordot(pull, np.asarray(self.operators, np.float64), 1) / self.num_samples
 
-    def moment_scale(self, bias: bool) -> float:
+    def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
         del bias
-        operators, y = (np.asarray(v, np.float64) for v in (self.operators, self.y))
-        return float(np.mean(np.linalg.norm(operators, axis=(1, 2)) * np.abs(y)))
+        sizes = np.linalg.norm(np.asarray(self.operators, np.float64), axis=(1, 2))
+        return float(np.mean(sizes * np.abs(pull)))
 
     def take(self, indices: Integer[Array, " batch"]) -> "Sensing":
         some = (self.operators[indices], self.y[indices])

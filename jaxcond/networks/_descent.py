@@ -16,9 +16,10 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from .. import networks
-from ._data import AbstractData, loss_factor
+from ._data import AbstractData
 from ._loop import Loop
-from ._modules import ThreeLayer
+from ._losses import Loss, LossFunction, resolve_loss
+from ._modules import MLP
 from ._observe import Observable, model_where_it_applies, resolve_observables
 from ._progress import training_bar
 from ._run import Run
@@ -55,13 +56,13 @@ _PLAIN = optax.identity()
 
 
 def gradient_descent(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
     learning_rate: float | Mapping[int, float] | LearningRate | None = None,
     *,
     num_steps: int,
     optimiser: optax.GradientTransformation | None = None,
-    loss: str | float = "half_mse",
+    loss: str | float | LossFunction | Loss = "half_mse",
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
     record: int | Sequence[int] | np.ndarray = 200,
@@ -76,7 +77,7 @@ def gradient_descent(
     r"""Train a network, or many at once, by gradient descent or an optimiser of optax.
 
     $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k), \qquad
-      R = \tfrac\kappa n \textstyle\sum_i \|f(x_i) - y_i\|^2$$
+      R = \tfrac1n \textstyle\sum_i \ell(f(x_i), y_i)$$
 
     **Arguments:**
 
@@ -87,7 +88,8 @@ def gradient_descent(
     - `num_steps`: how many iterations.
     - `optimiser`: any optax optimiser in place of `learning_rate`, as `optax.adam(1e-3)`. Training
       times are then NaN.
-    - `loss`: `"half_mse"`, `"mse"` or $\kappa$ itself; see `loss_factor`.
+    - `loss`: a name of `LOSSES` (`"half_mse"`, `"mse"`, `"softmax"`, `"logistic"`), a number
+      $\kappa$ for $\kappa\|f-y\|^2$, or a function of the output and the target of one sample.
     - `batch_size`: size of a minibatch, by default all samples. Every epoch goes through a new
       permutation of the samples, which depends on `key` and the epoch only; what is left over at
       the end of an epoch is passed over.
@@ -120,18 +122,17 @@ def gradient_descent(
     every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
     if every < 1:
         raise ValueError(f"Argument `checkpoint_every` must be at least 1, but is {every}.")
-    factor = loss_factor(loss)
-    data.check(network)
-    data = data.astype(network.dtype)
-    model = model_where_it_applies(network, data, factor)
-    observables = resolve_observables(observe, model)
+    loss = resolve_loss(loss)
+    model = model_where_it_applies(network, data, loss)
+    observables = resolve_observables(observe, network, model)
+    data = data.prepared(network, loss)
     problem = Problem(
         data=data,
         model=model,
         rate=None if learning_rate is None else LearningRate.of(learning_rate),
         levels=jnp.asarray(levels, network.dtype),
         until=jnp.asarray(0.0 if until is None else until, network.dtype),
-        factor=factor,
+        sample_loss=loss,
         batch_size=_batch_size(batch_size, data),
         optimiser=_PLAIN if optimiser is None else optimiser,
     )

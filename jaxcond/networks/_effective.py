@@ -1,22 +1,25 @@
-r"""The map between a real network and the state of the effective dynamics.
+r"""The map between a real network and the point that the effective dynamics moves.
 
-With $V = \frac1n\sum_i y_i x_i^T = P\,\mathrm{diag}(\mu)\,Q^T$ and the loss
-$\frac\kappa n\sum\|f-y\|^2$, gradient flow of a network with small weights is, to leading order,
+With the pulls $g_i = -\partial\ell(0, y_i)/\partial f$ of the loss at zero output and
+$V = \frac1n\sum_i g_i x_i^T = P\,\mathrm{diag}(\mu)\,Q^T$, gradient flow of a network of $L$
+layers with small weights is, to leading order,
 
-$$\dot\theta = \nabla_\theta\; 2\kappa\,\sigma'(0)^2 \langle W^3W^2W^1, V\rangle
-  = 2\kappa\,\sigma'(0)^2\mu_1\; \nabla_\theta E,
-\qquad E = \sum_i \lambda_i\, a_i^T b\, c_i,$$
+$$\dot\theta = \nabla_\theta\; \sigma'(0)^{L-1} \langle W_L\cdots W_1, V\rangle
+  = \sigma'(0)^{L-1}\mu_1\; \nabla_\theta E, \qquad
+  E = \langle P^TW_L\, W_{L-1}\cdots W_2\, W_1Q,\ \mathrm{diag}(\lambda)\rangle,$$
 
-with $\lambda_i = \mu_i/\mu_1$ and $a_i = (W^3)^T P_i$, $b = W^2$, $c_i = W^1 Q_i$. So the state of
-a network is its weights as they are, and
+with $\lambda_i = \mu_i/\mu_1$. Of three layers this is the energy of the `State`
+$a_i = W_3^TP_i$, $b = W_2$, $c_i = W_1Q_i$, otherwise that of the `Chain` of the layers
+$W_1Q, W_2, \dots, P^TW_L$. The weights stand there as they are, and
 
-$$\bar t = 2\kappa\,\sigma'(0)^2\,\mu_1\; t$$
+$$\bar t = |\sigma'(0)|^{L-1}\mu_1\; t$$
 
-is its time. (The paper divides the weights by their standard deviation $\varepsilon$ and multiplies
-time by it, which is the same flow: $T^*(\kappa\theta) = T^*(\theta)/\kappa$.) What $W^1$ and $W^3$
-have outside $Q$ and $P$ does not move.
+is their time. (The paper divides the weights by their standard deviation $\varepsilon$ and
+multiplies time by it, which is the same flow: $T^*(\kappa\theta) = T^*(\theta)/\kappa$.) What the
+first and the last layer have outside $Q$ and $P$ does not move.
 
-Source: Chen and Luo, eqs. (3.7), (3.8), (3.10) for one output, (A.8) for several.
+Source: Chen and Luo, eqs. (3.7), (3.8), (3.10) for one output, (A.8) for several; other losses and
+depths are derived here from the derivative of the loss.
 """
 
 import equinox as eqx
@@ -24,74 +27,87 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._chain import Chain
 from .._state import State
-from ._data import AbstractData, loss_factor
-from ._modules import ThreeLayer, slope_at_zero
+from ._data import AbstractData
+from ._losses import Loss, LossFunction, resolve_loss
+from ._modules import MLP, slope_at_zero
 
 
 class EffectiveModel(eqx.Module):
-    r"""What the data and the activation make of the effective dynamics of a network.
+    r"""What the data, the loss and the activation make of the effective dynamics of a network.
 
     - `left`: $P^T$, shape `(rank, outputs)`; `right`: $Q^T$, shape `(rank, features)`: the target
       directions. With one output `right[0]` is the paper's $v$, and `left` is 1.
     - `strength`: $\lambda_i = \mu_i/\mu_1$, shape `(rank,)`; 1 with one output.
-    - `rate`: $d\bar t/dt = 2\kappa\sigma'(0)^2\mu_1$, effective time for a unit of training time.
-    - `slope`: $\sigma'(0)$.
+    - `rate`: $d\bar t/dt = |\sigma'(0)|^{L-1}\mu_1$, effective time for a unit of training time.
+    - `gain`: $\sigma'(0)^{L-1}$, by which $W_L\cdots W_1$ is multiplied in the linearised network.
     """
 
     left: Float[Array, "rank outputs"]
     right: Float[Array, "rank features"]
     strength: Float[Array, " rank"]
     rate: Float[Array, ""]
-    slope: Float[Array, ""]
+    gain: Float[Array, ""]
 
-    def to_state(self, network: ThreeLayer) -> State:
-        """The state of one network: its weights along the target directions, as they are."""
-        return State(self.left @ network.w3, network.w2, self.right @ network.w1.T, self.strength)
+    def to_state(self, network: MLP) -> State | Chain:
+        """The point of one network: its weights along the target directions, as they are."""
+        first, *middle, last = network.weights
+        if network.depth == 3:
+            return State(self.left @ last, middle[0], self.right @ first.T, self.strength)
+        return Chain((first @ self.right.T, *middle, self.left @ last), jnp.diag(self.strength))
 
-    def lift(self, network: ThreeLayer, state: State) -> ThreeLayer:
-        r"""The network whose state is `state`.
+    def to_weights(self, point: State | Chain) -> tuple[Array, ...]:
+        r"""Weights along the target directions alone, $(c^TQ^T, b, Pa)$ of three layers."""
+        layers = Chain.from_state(point).layers if isinstance(point, State) else point.layers
+        first, *middle, last = layers
+        return first @ self.right, *middle, self.left.T @ last
 
-        What $W^1$ and $W^3$ of `network` have outside the target directions is kept.
+    def lift(self, network: MLP, point: State | Chain) -> MLP:
+        r"""The network whose point is `point`.
+
+        What the first and the last layer of `network` have outside the target directions is kept.
         """
-        before = self.to_state(network)
+        before, after = self.to_weights(self.to_state(network)), self.to_weights(point)
+        first, *_, last = network.weights
         return network.replace(
-            network.w1 + (state.c - before.c).T @ self.right,
-            state.b,
-            network.w3 + self.left.T @ (state.a - before.a),
+            (first + (after[0] - before[0]), *after[1:-1], last + (after[-1] - before[-1]))
         )
 
     def astype(self, dtype: jnp.dtype) -> "EffectiveModel":
         """The same in another floating dtype."""
-        fields = (self.left, self.right, self.strength, self.rate, self.slope)
+        fields = (self.left, self.right, self.strength, self.rate, self.gain)
         return EffectiveModel(*(x.astype(dtype) for x in fields))
 
 
 def effective_model(
-    network: ThreeLayer, data: AbstractData, loss: str | float = "half_mse"
+    network: MLP, data: AbstractData, loss: str | float | LossFunction | Loss = "half_mse"
 ) -> EffectiveModel:
     r"""The effective model of a network on some data: target directions, strengths, time scale.
 
     **Arguments:** `network`, one or many (only its shapes and its activation matter); `data`;
-    `loss`, as of `loss_factor`.
+    `loss`, as of `resolve_loss`.
 
-    **Returns:** an `EffectiveModel` in the dtype of the network. Its rank is that of $V$, at most
-    the number of outputs.
+    **Returns:** an `EffectiveModel` in the dtype of the network. Its rank is that of $V$: at most
+    the number of outputs, and one less than the classes with the loss `"softmax"`.
 
     **Raises:** `ValueError` if $V$ vanishes, so that there is no target direction; if the
-    activation has no slope at zero, or none but zero; if network and data do not fit.
+    activation has no slope at zero, or none but zero; if the loss has a kink at zero output; if
+    network, data and loss do not fit.
     """
-    factor = loss_factor(loss)
-    data.check(network)
-    slope = slope_at_zero(network.activation)
-    moment = data.moment(network.bias)
-    left, values, right = np.linalg.svd(moment, full_matrices=False)
+    loss = resolve_loss(loss)
+    data = data.prepared(network, loss)
+    gain = slope_at_zero(network.activation) ** (network.depth - 1)
+    pull = loss.pull(data.targets, network.num_outputs)
+    left, values, right = np.linalg.svd(data.moment(pull, network.bias), full_matrices=False)
     # Singular values of V below this share of the largest are taken for rounding of the data.
     negligible = float(jnp.finfo(data.targets.dtype).eps) ** (2 / 3)
-    if values[0] <= negligible * data.moment_scale(network.bias):
+    if values[0] <= negligible * data.moment_scale(pull, network.bias):
         raise ValueError(
-            "The data have no target direction: the sum of y x^T over the samples vanishes, and "
-            "with it the leading order of the dynamics."
+            "The data have no target direction: the sum of y x^T over the samples vanishes (of "
+            "other losses than the squared one, with minus the derivative of the loss at zero "
+            "output in place of y), and with it the leading order of the dynamics. Follow the "
+            "network by `gradient_flow`."
         )
     rank = int(np.sum(values > negligible * values[0]))
     left, right = left[:, :rank].T, right[:rank]
@@ -99,20 +115,23 @@ def effective_model(
     signs = np.sign(left[np.arange(rank), np.argmax(np.abs(left), axis=1)])[:, None]
     dtype = network.dtype
     return EffectiveModel(
-        left=jnp.asarray(signs * left, dtype),
+        # A negative gain turns the target round.
+        left=jnp.asarray(np.sign(gain) * signs * left, dtype),
         right=jnp.asarray(signs * right, dtype),
         strength=jnp.asarray(values[:rank] / values[0], dtype),
-        rate=jnp.asarray(2 * factor * slope**2 * values[0], dtype),
-        slope=jnp.asarray(slope, dtype),
+        rate=jnp.asarray(abs(gain) * values[0], dtype),
+        gain=jnp.asarray(gain, dtype),
     )
 
 
-def to_state(network: ThreeLayer, data: AbstractData, loss: str | float = "half_mse") -> State:
-    r"""The state of the effective dynamics that a network with small weights follows.
+def to_state(
+    network: MLP, data: AbstractData, loss: str | float | LossFunction | Loss = "half_mse"
+) -> State | Chain:
+    r"""The point of the effective dynamics that a network with small weights follows.
 
-    **Returns:** a `State` with $a_i = (W^3)^TP_i$, $b = W^2$, $c_i = W^1Q_i$ and strengths
-    $\lambda_i = \mu_i/\mu_1$; of many networks, a batch. Its time is $2\kappa\sigma'(0)^2\mu_1$
-    times training time: `effective_model(...).rate`.
+    **Returns:** for three layers a `State` with $a_i = W_3^TP_i$, $b = W_2$, $c_i = W_1Q_i$ and
+    strengths $\lambda_i = \mu_i/\mu_1$, otherwise a `Chain`; of many networks, a batch. Its time is
+    $|\sigma'(0)|^{L-1}\mu_1$ times training time: `effective_model(...).rate`.
 
     **Raises:** `ValueError` as `effective_model`.
     """

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._data import AbstractData, loss_factor
+from ._data import AbstractData
 from ._lanes import over_lanes, stacked, unstacked
 from ._legs import STABLE, Flow, Leg, follow, sharpness, stiff_solver
-from ._modules import ThreeLayer
+from ._losses import Loss, LossFunction, resolve_loss
+from ._modules import MLP
 from ._observe import Observable, model_where_it_applies, resolve_observables
 from ._progress import training_bar
 from ._run import Run, RunStatus
@@ -28,11 +29,11 @@ _CURVATURE_GROWTH = 4
 
 
 def gradient_flow(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
     t1: float,
     *,
-    loss: str | float = "half_mse",
+    loss: str | float | LossFunction | Loss = "half_mse",
     t0: float = 0.0,
     times: Sequence[float] | np.ndarray | None = None,
     observe: Sequence[str] | Mapping[str, Observable] | None = None,
@@ -70,9 +71,8 @@ def gradient_flow(
 
     **Raises:** `ValueError` as `gradient_descent`.
     """
-    factor = loss_factor(loss)
-    data.check(network)
-    data = data.astype(network.dtype)
+    loss = resolve_loss(loss)
+    prepared = data.prepared(network, loss)
     # In the dtype of the network, as the solver has them, so that it comes to them exactly.
     t0, t1 = (float(np.asarray(t, network.dtype)) for t in (t0, t1))
     if not t0 < t1 < np.inf:
@@ -86,13 +86,13 @@ def gradient_flow(
         stops = stops[(stops >= t0) & (stops <= t1)]
         if not stops.size:
             raise ValueError(f"Argument `times` has no time between {t0} and {t1}.")
-    model = model_where_it_applies(network, data, factor)
+    model = model_where_it_applies(network, data, loss)
     problem = Flow(
-        data=data,
+        data=prepared,
         model=model,
         rtol=jnp.asarray(rtol, network.dtype),
-        factor=factor,
-        observables=resolve_observables(observe, model),
+        sample_loss=loss,
+        observables=resolve_observables(observe, network, model),
     )
     singles = unstacked(network) if network.batch_shape else [network]
     falling: list[float] = sorted({*levels, *([] if until is None else [until])}, reverse=True)
@@ -114,7 +114,7 @@ class _Course:
 
     def __init__(
         self,
-        network: ThreeLayer,
+        network: MLP,
         problem: Flow,
         levels: Sequence[float],
         until: float | None,
@@ -156,7 +156,7 @@ class _Course:
         """Whether the plateau is behind."""
         return bool(self.crossings)
 
-    def heads_for(self) -> tuple[ThreeLayer, tuple[Array, Array, Array], Array]:
+    def heads_for(self) -> tuple[MLP, tuple[Array, Array, Array], Array]:
         """The arguments of `_follow`."""
         dtype = self.network.dtype
         end = self.t1
@@ -220,7 +220,7 @@ class _Course:
 
 
 @eqx.filter_jit
-def _observe(network: ThreeLayer, problem: Flow) -> dict[str, Array]:
+def _observe(network: MLP, problem: Flow) -> dict[str, Array]:
     return problem.observe(jnp.zeros(()), network, None)
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float
 from ..flow import Layerwise
 from ._data import AbstractData
 from ._effective import EffectiveModel
-from ._modules import ThreeLayer
+from ._losses import Loss
+from ._modules import MLP
 from ._observe import Observable
 
 # Steps of one call to the device: as often the bar moves and Ctrl-C is heard.
@@ -34,13 +35,13 @@ class Flow(eqx.Module):
     data: AbstractData
     model: EffectiveModel | None
     rtol: Float[Array, ""]
-    factor: float = eqx.field(static=True)
+    sample_loss: Loss = eqx.field(static=True)
     observables: Mapping[str, Observable]
 
-    def loss(self, network: ThreeLayer) -> Array:
-        return self.data.loss(network, self.factor)
+    def loss(self, network: MLP) -> Array:
+        return self.data.loss(network, self.sample_loss)
 
-    def observe(self, time: Array, network: ThreeLayer, args: Any) -> dict[str, Array]:
+    def observe(self, time: Array, network: MLP, args: Any) -> dict[str, Array]:
         del time, args
         found = {name: f(network, self.model) for name, f in self.observables.items()}
         # diffrax marks steps that were not needed by infinity, which counts cannot be.
@@ -52,7 +53,7 @@ class Flow(eqx.Module):
 class Leg(eqx.Module):
     """Some steps of the flow."""
 
-    network: ThreeLayer
+    network: MLP
     time: Float[Array, ""]
     step: Float[Array, ""]
     crossed: Bool[Array, ""]
@@ -64,7 +65,7 @@ class Leg(eqx.Module):
 
 @eqx.filter_jit
 def follow(
-    network: ThreeLayer,
+    network: MLP,
     span: tuple[Array, Array, Array],
     level: Array,
     problem: Flow,
@@ -72,13 +73,13 @@ def follow(
 ) -> Leg:
     """Follow the flow until its loss falls to `level`, for so many steps at most."""
     start, end, step = span
-    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.layers]))
+    smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.weights]))
 
-    def falling(time: Any, network: ThreeLayer, args: Any) -> ThreeLayer:
+    def falling(time: Any, network: MLP, args: Any) -> MLP:
         del time, args
         return jax.tree.map(jnp.negative, jax.grad(problem.loss)(network))
 
-    def above(t: Array, y: ThreeLayer, args: Any, **kwargs: Any) -> Array:
+    def above(t: Array, y: MLP, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
         # diffrax wants JAX's default precision of an event, even where the network has another.
         return (problem.loss(y) - level).astype(jnp.result_type(float))
@@ -123,17 +124,17 @@ def follow(
 
 
 @eqx.filter_jit
-def sharpness(network: ThreeLayer, problem: Flow) -> Array:
+def sharpness(network: MLP, problem: Flow) -> Array:
     """About the largest eigenvalue of the Hessian, by power iteration."""
     gradient = jax.grad(problem.loss)
 
-    def times_hessian(_: Array, vector: ThreeLayer) -> ThreeLayer:
-        size = jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
+    def times_hessian(_: Array, vector: MLP) -> MLP:
+        size = jnp.sqrt(sum(jnp.sum(w**2) for w in vector.weights))
         unit = jax.tree.map(lambda w: w / jnp.where(size == 0, 1, size), vector)
         return jax.jvp(gradient, (network,), (unit,))[1]
 
     vector = lax.fori_loop(0, _POWER_ITERATIONS, times_hessian, gradient(network))
-    return jnp.sqrt(sum(jnp.sum(w**2) for w in vector.layers))
+    return jnp.sqrt(sum(jnp.sum(w**2) for w in vector.weights))
 
 
 def stiff_solver() -> diffrax.AbstractSolver:

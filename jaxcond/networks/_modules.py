@@ -1,15 +1,17 @@
-r"""Three-layer networks, nonlinear and linear.
+r"""Fully connected networks of any depth, nonlinear and linear.
 
-$$f(x) = W^3\,\sigma(W^2\,\sigma(W^1 x)), \qquad \sigma(0) = 0 .$$
+$$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x))), \qquad \sigma(0) = 0 .$$
 
-Source: Chen and Luo, eqs. (3.1), (3.3); the linear network of their appendix A is the case
-$\sigma(z) = z$.
+Source: Chen and Luo, eqs. (3.1), (3.3), which are the case $L = 3$; the linear network of their
+appendix A is the case $\sigma(z) = z$.
 """
 
 import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -79,45 +81,63 @@ def _resolve(activation: str | Activation) -> Activation:
     return activation
 
 
-class ThreeLayer(eqx.Module):
-    r"""A network of three layers without biases of its own, acting on one sample.
+def _matrices(weights: Sequence[Array]) -> tuple[Array, ...]:
+    """The weights as a tuple of arrays of one floating dtype."""
+    if not isinstance(weights, list | tuple):
+        raise ValueError(
+            "Argument `weights` must be a list of matrices, the one next to the input first, but "
+            f"is of type {type(weights).__name__}."
+        )
+    if not all(hasattr(w, "shape") and hasattr(w, "dtype") for w in weights):
+        return tuple(weights)  # what tree transformations put in the place of arrays
+    if not all(jnp.issubdtype(w.dtype, jnp.floating) for w in weights):
+        dtypes = [str(w.dtype) for w in weights]
+        raise ValueError(f"Argument `weights` must be real floating, but has dtypes {dtypes}.")
+    return tuple(jnp.asarray(w) if isinstance(w, np.ndarray) else w for w in weights)
+
+
+class MLP(eqx.Module):
+    r"""A fully connected network of $L \ge 2$ layers, acting on one sample.
+
+    $$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x)))$$
 
     **Arguments:**
 
-    - `w1`: $W^1$, shape `(q, inputs)`, or `(q, inputs + 1)` with `bias`.
-    - `w2`: $W^2$, shape `(p, q)`.
-    - `w3`: $W^3$, shape `(outputs, p)`.
+    - `weights`: $(W_1, \dots, W_L)$, the one next to the input first, of shapes `(n_l, n_(l-1))`,
+      as PyTorch's `Linear` and `eqx.nn.Linear` have them.
     - `activation`: $\sigma$, a name of `ACTIVATIONS` or a function with $\sigma(0) = 0$.
-    - `bias`: whether a constant 1 is appended to every input, $(x, 1)$, so that the last column of
-      $W^1$ is the bias of the first layer. With one input and no bias the rows of $W^1$ are
-      scalars, and the cosine similarity of two of them is $\pm1$ by definition.
+    - `bias`: `False`, or `"input"`: then a constant 1 is appended to every input, $(x, 1)$, and the
+      last column of $W_1$ is the bias of the first layer. With one input and no bias the rows of
+      $W_1$ are scalars, and the cosine similarity of two of them is $\pm1$ by definition.
 
-    Many networks are one `ThreeLayer` whose weights have the same leading axis, as `jax.vmap` of
-    `ThreeLayer.random` makes them; `network(x)` is for a single one.
+    Many networks are one `MLP` whose weights have the same leading axis, as `jax.vmap` of
+    `MLP.random` makes them; `network(x)` is for a single one.
 
     **Raises:** `ValueError` for shapes that do not fit, or $\sigma(0) \ne 0$.
 
-    Source: Chen and Luo, eq. (3.1).
+    Source: Chen and Luo, eq. (3.1), with another number of layers.
     """
 
-    w1: Float[Array, "*batch q features"]
-    w2: Float[Array, "*batch p q"]
-    w3: Float[Array, "*batch outputs p"]
+    weights: tuple[Float[Array, "..."], ...] = eqx.field(converter=_matrices)
     activation: Activation = eqx.field(static=True, converter=_resolve, default="tanh")
-    bias: bool = eqx.field(static=True, default=False)
+    bias: Literal[False, "input"] = eqx.field(static=True, kw_only=True, default=False)
 
     def __check_init__(self):
-        first, middle, last = shapes = [weights.shape for weights in self.layers]
-        if any(len(shape) < 2 or 0 in shape for shape in shapes):
-            raise ValueError(f"The three layers must be matrices, but have shapes {shapes}.")
-        fits = middle[-1] == first[-2] and last[-1] == middle[-2]
-        if not fits or not first[:-2] == middle[:-2] == last[:-2]:
+        shapes = [weights.shape for weights in self.weights]
+        fits = len(shapes) >= 2 and all(len(s) >= 2 and 0 not in s for s in shapes)
+        fits = fits and all(s[:-2] == shapes[0][:-2] for s in shapes)
+        if not fits or any(shapes[i + 1][-1] != s[-2] for i, s in enumerate(shapes[:-1])):
             raise ValueError(
-                "The layers must have shapes w1 (q, features), w2 (p, q), w3 (outputs, p), but "
-                f"have {first}, {middle}, {last}."
+                "Argument `weights` must be two matrices or more of shapes (n_1, n_0), "
+                f"(n_2, n_1), ..., with the same leading axes, but has shapes {shapes}."
             )
-        if self.bias and first[-1] < 2:
-            raise ValueError(f"With a bias `w1` needs two columns or more, but has shape {first}.")
+        if self.bias not in (False, "input"):
+            raise ValueError(f"Argument `bias` must be False or 'input', but is {self.bias!r}.")
+        if self.bias and shapes[0][-1] < 2:
+            raise ValueError(
+                "With a bias at the input the first matrix needs two columns or more, but has "
+                f"shape {shapes[0]}."
+            )
         with jax.ensure_compile_time_eval():
             at_zero = float(self.activation(jnp.zeros(())))
         if at_zero != 0:
@@ -128,91 +148,103 @@ class ThreeLayer(eqx.Module):
     @classmethod
     def random(
         cls,
-        p: int,
-        q: int,
+        sizes: Sequence[int],
         *,
         key: PRNGKeyArray,
-        std: float | Sequence[float] | Float[Array, "..."],
-        inputs: int = 1,
-        outputs: int = 1,
+        std: float | Sequence[float] | Float[Array, "..."] | None = None,
+        exponent: float | None = None,
         activation: str | Activation = "tanh",
-        bias: bool = False,
+        bias: Literal[False, "input"] = False,
         dtype: DTypeLike | None = None,
-    ) -> "ThreeLayer":
-        r"""A network with independent Gaussian weights, $W^l_{ij} \sim N(0, \varepsilon_l^2)$.
+    ) -> "MLP":
+        r"""A network with independent Gaussian weights, $(W_l)_{ij} \sim N(0, \varepsilon_l^2)$.
+
+            MLP.random((1, 200, 200, 1), key=key, exponent=2.0, bias="input")
 
         **Arguments:**
 
-        - `p`, `q`: widths of the hidden layers, `q` next to the input.
+        - `sizes`: inputs, widths of the hidden layers, outputs; at least three numbers.
         - `key`: a JAX random key; `jax.vmap` over keys makes many networks.
-        - `std`: the *standard deviation* $\varepsilon$ of the weights, or three of them, of $W^1$,
-          $W^2$ and $W^3$. May be traced.
-        - `inputs`, `outputs`, `activation`, `bias`: as of the class.
+        - `std`: the *standard deviation* $\varepsilon$ of the weights, or one for each layer. May
+          be traced.
+        - `exponent`: $\gamma$ in place of `std`: $\varepsilon = m^{-\gamma}$ with $m$ the width of
+          the widest hidden layer.
+        - `activation`, `bias`: as of the class.
         - `dtype`: by default JAX's default precision.
 
-        **Raises:** `ValueError` for sizes below 1, or standard deviations that are negative or not
-        finite.
+        **Raises:** `ValueError` for sizes below 1, standard deviations that are negative or not
+        finite, or both or none of `std` and `exponent`.
 
         Source: Chen and Luo, eq. (3.3).
         """
-        sizes = {"p": p, "q": q, "inputs": inputs, "outputs": outputs}
-        for name, size in sizes.items():
-            if not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"Argument `{name}` must be a positive integer, but is {size}.")
-        dtype = jnp.result_type(float) if dtype is None else dtype
-        deviations = jnp.asarray(std, dtype)
-        if deviations.shape not in ((), (3,)):
+        sizes = tuple(sizes)
+        if len(sizes) < 3 or any(not isinstance(n, int | np.integer) or n < 1 for n in sizes):
             raise ValueError(
-                f"Argument `std` must be a number or three, but has shape {deviations.shape}."
+                "Argument `sizes` must be inputs, hidden widths and outputs, three positive whole "
+                f"numbers or more, but is {sizes}."
             )
-        deviations = jnp.broadcast_to(deviations, (3,))
+        if (std is None) == (exponent is None):
+            raise ValueError("Give one of `std` and `exponent`.")
+        depth, dtype = len(sizes) - 1, jnp.result_type(float) if dtype is None else dtype
+        if exponent is not None:
+            std = float(max(sizes[1:-1])) ** -exponent
+        deviations = jnp.asarray(std, dtype)
+        if deviations.shape not in ((), (depth,)):
+            raise ValueError(
+                f"Argument `std` must be a number or {depth}, one for each layer, but has shape "
+                f"{deviations.shape}."
+            )
         if not isinstance(deviations, Tracer) and not bool(
             jnp.all((deviations >= 0) & jnp.isfinite(deviations))
         ):
             raise ValueError(f"Argument `std` must be finite and not negative, but is {std}.")
-        shapes = ((q, inputs + bias), (p, q), (outputs, p))
-        layers = [
-            deviation * jax.random.normal(k, shape, dtype)
-            for deviation, k, shape in zip(
-                deviations, jax.random.split(key, 3), shapes, strict=True
+        columns = (sizes[0] + (bias == "input"), *sizes[1:-1])
+        weights = [
+            deviation * jax.random.normal(k, (rows, n), dtype)
+            for deviation, k, rows, n in zip(
+                jnp.broadcast_to(deviations, (depth,)),
+                jax.random.split(key, depth),
+                sizes[1:],
+                columns,
+                strict=True,
             )
         ]
-        return cls(*layers, activation=activation, bias=bias)
+        return cls(weights, activation=activation, bias=bias)
 
     @property
-    def layers(self) -> tuple[Array, Array, Array]:
-        """The weights $(W^1, W^2, W^3)$."""
-        return self.w1, self.w2, self.w3
+    def depth(self) -> int:
+        """The number of layers $L$."""
+        return len(self.weights)
 
     @property
-    def widths(self) -> tuple[int, int]:
-        """The widths $(p, q)$ of the hidden layers."""
-        return self.w2.shape[-2], self.w2.shape[-1]
+    def sizes(self) -> tuple[int, ...]:
+        """Inputs (without the constant of a bias), widths of the hidden layers, outputs."""
+        return self.num_inputs, *(weights.shape[-2] for weights in self.weights)
 
     @property
     def num_inputs(self) -> int:
         """Length of an input, without the constant of a bias."""
-        return self.w1.shape[-1] - self.bias
+        return self.weights[0].shape[-1] - (self.bias == "input")
 
     @property
     def num_outputs(self) -> int:
         """Length of an output."""
-        return self.w3.shape[-2]
+        return self.weights[-1].shape[-2]
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
         """Leading axes; `()` for a single network."""
-        return self.w2.shape[:-2]
+        return self.weights[0].shape[:-2]
 
     @property
     def dtype(self) -> jnp.dtype:
         """Dtype of the weights."""
-        return self.w2.dtype
+        return self.weights[0].dtype
 
     @property
     def product(self) -> Float[Array, "*batch outputs features"]:
-        r"""The matrix $W^3W^2W^1$, which is what a linear network computes."""
-        return self.w3 @ self.w2 @ self.w1
+        r"""The matrix $W_L\cdots W_1$, which is what a linear network computes."""
+        return reduce(lambda product, weights: weights @ product, self.weights)
 
     def features(self, x: Float[Array, " inputs"]) -> Float[Array, " features"]:
         """One input as the first layer takes it: with a constant 1 behind it if there is a bias."""
@@ -220,8 +252,9 @@ class ThreeLayer(eqx.Module):
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """The output for one input."""
-        hidden = self.activation(self.w1 @ self.features(x))
-        return self.w3 @ self.activation(self.w2 @ hidden)
+        *hidden, last = self.weights
+        return last @ reduce(lambda h, weights: self.activation(weights @ h), hidden,
+                             self.features(x))  # fmt: skip
 
     def many(self, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
         """The outputs for many inputs, as of `jax.vmap(network)`.
@@ -231,11 +264,12 @@ class ThreeLayer(eqx.Module):
         """
         if self.bias:
             x = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
-        return self.activation(self.activation(x @ self.w1.T) @ self.w2.T) @ self.w3.T
+        *hidden, last = self.weights
+        return reduce(lambda h, weights: self.activation(h @ weights.T), hidden, x) @ last.T
 
-    def replace(self, w1: Array, w2: Array, w3: Array) -> "ThreeLayer":
+    def replace(self, weights: Sequence[Array]) -> "MLP":
         """The same network with other weights."""
-        return ThreeLayer(w1=w1, w2=w2, w3=w3, activation=self.activation, bias=self.bias)
+        return MLP(weights, activation=self.activation, bias=self.bias)
 
 
 def slope_at_zero(activation: Activation) -> float:

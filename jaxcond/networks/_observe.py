@@ -5,12 +5,14 @@ simulation go through the same code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._energy import energy, squared_norms
+from .._chain import Chain
+from .._energy import energy
 from .._state import State
 from ..indicators import (
     CONDITIONS,
@@ -25,9 +27,10 @@ from ..indicators import (
 )
 from ._data import AbstractData
 from ._effective import EffectiveModel, effective_model
-from ._modules import ThreeLayer
+from ._losses import Loss
+from ._modules import MLP
 
-Observable = Callable[[ThreeLayer, EffectiveModel | None], Array]
+Observable = Callable[[MLP, EffectiveModel | None], Array]
 _NUM_SINGULAR = 4
 
 
@@ -46,9 +49,13 @@ def _least_cosines(state: State) -> Array:
     return jnp.stack([*least, found.zeta])
 
 
-OF_STATE: dict[str, Callable[[State], Array]] = {
+def _norms(point: State | Chain) -> Array:
+    return jnp.stack([jnp.linalg.norm(layer) for layer in point.layers])
+
+
+OF_STATE: dict[str, Callable[[Any], Array]] = {
     "energy": energy,
-    "norms": lambda state: jnp.sqrt(squared_norms(state)),
+    "norms": _norms,
     **{
         f"{what}_{number}": _condition(number, what)
         for number in CONDITIONS
@@ -59,64 +66,70 @@ OF_STATE: dict[str, Callable[[State], Array]] = {
 }
 r"""Observables of the state of a network, by name.
 
-- `energy` $E$; `norms` $(\|a\|, \|b\|_F, \|c\|)$.
+- `energy` $E$; `norms` $(\|a\|, \|b\|_F, \|c\|)$, of other depths than three those of the layers
+  of the `Chain`, the one next to the input first.
 - `positive_1`, `undecided_1`, `margin_1`, ..., `margin_3`: of the three final stage conditions.
 - `angles`: least cosines of $\xi$, $\psi$, $\varphi$, and $\cos\zeta$, shape `(4, rank)`.
 - `ratios`: $\|a'\|/\|c\|^2$ and $\|a'\|/\|a\|^2$, shape `(2, rank)`.
 """
 
 
-def _alignment(network: ThreeLayer, model: EffectiveModel | None) -> Array:
+OF_ANY_DEPTH = ("energy", "norms")
+"""Those of the observables of the state that networks of any depth have."""
+
+
+def _alignment(network: MLP, model: EffectiveModel | None) -> Array:
     assert model is not None  # as `resolve_observables` has found out
-    return jax.vmap(alignment, in_axes=(None, 0))(network.w1, model.right)
+    return jax.vmap(alignment, in_axes=(None, 0))(network.weights[0], model.right)
 
 
-OF_NETWORK: dict[str, Callable[[ThreeLayer], Array]] = {
+OF_NETWORK: dict[str, Callable[[MLP], Array]] = {
     "singular_values": lambda network: singular_values(network.product, _NUM_SINGULAR),
     "effective_rank": lambda network: effective_rank(network.product),
-    "similarity": lambda network: cosine_similarity(network.w1),
+    "similarity": lambda network: cosine_similarity(network.weights[0]),
 }
-"""Observables of the weights alone, by name.
+r"""Observables of the weights alone, by name.
 
-- `singular_values`: the largest (up to four) of $W^3W^2W^1$; `effective_rank` of the same.
-- `similarity`: cosines of all pairs of rows of $W^1$, shape `(q, q)`: large.
+- `singular_values`: the largest (up to four) of $W_L\cdots W_1$; `effective_rank` of the same.
+- `similarity`: cosines of all pairs of rows of $W_1$, shape `(q, q)`: large.
 """
 
 ALIGNMENT = "alignment"
-r"""Cosines of the rows of $W^1$ with each target direction, shape `(rank, q)`."""
+r"""Cosines of the rows of $W_1$ with each target direction, shape `(rank, q)`."""
 
 NAMES = (*OF_STATE, *OF_NETWORK, ALIGNMENT)
 DEFAULT = ("energy", "norms", "positive_1", "undecided_1", "singular_values")
 
 
-def model_where_it_applies(
-    network: ThreeLayer, data: AbstractData, factor: float
-) -> EffectiveModel | None:
+def model_where_it_applies(network: MLP, data: AbstractData, loss: Loss) -> EffectiveModel | None:
     """The effective model, or None where there is none: training goes on without it."""
     try:
-        return effective_model(network, data, factor)
+        return effective_model(network, data, loss)
     except ValueError:
         return None
 
 
 def resolve_observables(
-    observe: Sequence[str] | Mapping[str, Observable] | None, model: EffectiveModel | None
+    observe: Sequence[str] | Mapping[str, Observable] | None,
+    network: MLP,
+    model: EffectiveModel | None,
 ) -> dict[str, Observable]:
     """The observables asked for, as functions of the network and its effective model.
 
-    **Raises:** `ValueError` for names that are not known, and for those of the state where the
-    effective model does not apply.
+    **Raises:** `ValueError` for names that are not known, for those of the state where the
+    effective model does not apply, and for those of three layers where there are more or fewer.
     """
     if observe is None:
-        observe = DEFAULT if model is not None else tuple(OF_NETWORK)[:1]
+        names = DEFAULT if network.depth == 3 else (*OF_ANY_DEPTH, "singular_values")
+        observe = names if model is not None else tuple(OF_NETWORK)[:1]
     if isinstance(observe, str):
         raise ValueError(f"Argument `observe` must hold names, but is the string {observe!r}.")
     if isinstance(observe, Mapping):
         return dict(observe)
-    return {name: _named(name, model) for name in observe}
+    return {name: _named(name, network, model) for name in observe}
 
 
-def _named(name: str, model: EffectiveModel | None) -> Observable:
+def _named(name: str, network: MLP, model: EffectiveModel | None) -> Observable:
     if name not in NAMES:
         raise ValueError(
             f"Argument `observe` must hold names among {', '.join(NAMES)}, but has {name!r}."
@@ -125,18 +138,22 @@ def _named(name: str, model: EffectiveModel | None) -> Observable:
         raise ValueError(
             f"Observable {name!r} is one of the effective model, which does not apply here."
         )
+    if name in OF_STATE and name not in OF_ANY_DEPTH and network.depth != 3:
+        raise ValueError(
+            f"Observable {name!r} is one of three layers, but the network has {network.depth}."
+        )
     return _BY_NAME[name]
 
 
-def _of_state(function: Callable[[State], Array]) -> Observable:
-    def observe(network: ThreeLayer, model: EffectiveModel | None) -> Array:
+def _of_state(function: Callable[[Any], Array]) -> Observable:
+    def observe(network: MLP, model: EffectiveModel | None) -> Array:
         assert model is not None  # as `resolve_observables` has found out
         return function(model.to_state(network))
 
     return observe
 
 
-def _of_network(function: Callable[[ThreeLayer], Array]) -> Observable:
+def _of_network(function: Callable[[MLP], Array]) -> Observable:
     return lambda network, model: function(network)
 
 

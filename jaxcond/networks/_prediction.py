@@ -13,15 +13,16 @@ from jaxtyping import Float, Int
 from ..blowup import BlowUp
 from ._course import MEANING, Course, EscapeStatus, courses
 from ._data import AbstractData
-from ._modules import ThreeLayer
+from ._losses import Loss, LossFunction
+from ._modules import MLP
 from ._schedule import LearningRate
 
 
 class Escape(eqx.Module):
     r"""The predicted end of the plateau; times are training times $t$.
 
-    - `crossing`: when the loss falls below `fraction` of its initial value, by the clock of the
-      network; `crossing_iteration` in iterations.
+    - `crossing`: when the loss falls below `level`, by the clock of the network;
+      `crossing_iteration` in iterations.
     - `effective_crossing`: the same by the effective model and its quadratic term alone.
     - `blowup`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
       in iterations, with `iteration_bracket`.
@@ -33,7 +34,7 @@ class Escape(eqx.Module):
     - `times`, `clock`: along the trajectory, the time of the effective model and of the network;
       `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
       `(num,)`.
-    - `fraction`, and `learning_rate` if it was given.
+    - `level`: the loss that is crossed; `learning_rate`, if it was given.
 
     Of many networks all fields have a leading axis.
     """
@@ -50,7 +51,7 @@ class Escape(eqx.Module):
     network_loss: Float[np.ndarray, "*batch num"]
     energy: Float[np.ndarray, "*batch num"]
     time_left: Float[np.ndarray, "*batch num"]
-    fraction: float = eqx.field(static=True)
+    level: Float[np.ndarray, "*batch"]
     learning_rate: LearningRate | None
 
     def iterations(self, times: np.ndarray) -> np.ndarray:
@@ -98,19 +99,22 @@ class Escape(eqx.Module):
         if self.learning_rate is not None:
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
         return (
-            f"Escape: the loss falls below {self.fraction:g} of its initial value at {at}; "
-            f"T* = {float(self.blowup.time):.10g}, the effective model alone is "
+            f"Escape: the loss falls below {float(self.level):.6g}, "
+            f"{float(self.level / self.network_loss[0]):.4g} of its initial value, at {at}; "
+            + (f"T* = {blowup:.10g}, " if np.isfinite(blowup := float(self.blowup.time)) else "")
+            + "the effective model alone is "
             f"{100 * float(self.correction):+.2g} % off"
         )
 
 
 def predict_escape(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
     learning_rate: float | Mapping[int, float] | LearningRate | None = None,
     *,
-    loss: str | float = "half_mse",
+    loss: str | float | LossFunction | Loss = "half_mse",
     fraction: float = 0.9,
+    level: float | None = None,
     num: int = 400,
 ) -> Escape:
     r"""When a network will leave its plateau, from its initial weights alone.
@@ -122,6 +126,7 @@ def predict_escape(
     - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
       only times of gradient flow are predicted.
     - `fraction`: of the initial loss; the prediction is when the loss falls below it.
+    - `level`: in place of `fraction`, the loss itself.
     - `num`: points along the effective trajectory.
 
     **Returns:** an `Escape`. The prediction takes some twelve products with $W^2$ for $T^*$, and as
@@ -137,20 +142,25 @@ def predict_escape(
     if num < 16:
         raise ValueError(f"Argument `num` must be at least 16, but is {num}.")
     rate = None if learning_rate is None else LearningRate.of(learning_rate)
-    found, _ = courses(network, data, loss, rate, 1 - fraction, num)
-    escapes = [_escape(course, fraction) for course in found]
+    if level is not None and not np.isfinite(level):
+        raise ValueError(f"Argument `level` must be finite, but is {level}.")
+    found, _ = courses(network, data, loss, rate, 1 - fraction, num, level)
+    escapes = [_escape(course, fraction, level) for course in found]
     escape = jax.tree.map(lambda *leaves: np.stack(leaves), *escapes)
     if not network.batch_shape:
         escape = escapes[0]
     return eqx.tree_at(lambda e: e.learning_rate, escape, rate, is_leaf=lambda x: x is None)
 
 
-def _escape(course: Course, fraction: float) -> Escape:
+def _escape(course: Course, fraction: float, level: float | None) -> Escape:
     path = course.path
     effective, network = path.effective_loss, path.network_loss
-    crossing = course.network_crossing(fraction * float(network[0]))
+    target = fraction * float(network[0]) if level is None else level
+    crossing = course.network_crossing(target)
     status = course.status(crossing)
-    plain = course.crossing(effective, path.d_effective, fraction * float(effective[0]))
+    plain = course.crossing(
+        effective, path.d_effective, fraction * float(effective[0]) if level is None else level
+    )
     known = status == EscapeStatus.PREDICTED
     corrected = course.network_time(crossing) if known else np.nan
     at_crossing = np.interp(crossing, course.times, path.speed) if known else np.nan
@@ -167,6 +177,6 @@ def _escape(course: Course, fraction: float) -> Escape:
         network_loss=network,
         energy=path.energy,
         time_left=course.time_left,
-        fraction=fraction,
+        level=np.asarray(target),
         learning_rate=None,
     )

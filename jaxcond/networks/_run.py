@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import equinox as eqx
 import numpy as np
 
-from ._modules import ThreeLayer
+from ._modules import MLP
 
 
 class RunStatus(enum.IntEnum):
@@ -39,7 +39,7 @@ class Run(eqx.Module):
     Of a batch of networks all fields have a leading axis.
     """
 
-    network: ThreeLayer
+    network: MLP
     iteration: np.ndarray
     time: np.ndarray
     iterations: np.ndarray

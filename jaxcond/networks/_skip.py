@@ -3,7 +3,9 @@ r"""Training without the plateau: the network a little before it leaves it.
 The effective trajectory from the initial weights, followed until the loss has fallen by a small
 share, and lifted to the network:
 
-$$W^1 = W^1_0 + (c - c_0)^T Q^T, \qquad W^2 = b, \qquad W^3 = W^3_0 + P\,(a - a_0) .$$
+$$W_1 = W_1(0) + (c - c_0)^T Q^T, \qquad W_2 = b, \qquad W_3 = W_3(0) + P\,(a - a_0)$$
+
+for three layers, and in the same way for the first, the middle and the last layers of others.
 """
 
 from collections.abc import Mapping
@@ -14,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from .._chain import Chain
 from .._trajectory import trajectory
-from ._course import MEANING, Course, EscapeStatus, courses
+from ._course import MEANING, Course, EscapeStatus, courses, two_layers_at
 from ._data import AbstractData
 from ._effective import EffectiveModel
 from ._lanes import over_lanes
-from ._modules import ThreeLayer
+from ._losses import Loss, LossFunction
+from ._modules import MLP
 from ._schedule import LearningRate
 
 
@@ -35,7 +39,7 @@ class Skip(eqx.Module):
     Of many networks all fields have a leading axis.
     """
 
-    network: ThreeLayer
+    network: MLP
     iteration: Int[np.ndarray, "*batch"]
     time: Float[np.ndarray, "*batch"]
     effective_time: Float[np.ndarray, "*batch"]
@@ -50,11 +54,11 @@ class Skip(eqx.Module):
 
 
 def skip_plateau(
-    network: ThreeLayer,
+    network: MLP,
     data: AbstractData,
     learning_rate: float | Mapping[int, float] | LearningRate | None = None,
     *,
-    loss: str | float = "half_mse",
+    loss: str | float | LossFunction | Loss = "half_mse",
     drop: float = 0.01,
     fraction: float | None = None,
     num: int = 400,
@@ -109,6 +113,8 @@ def _choose(
     if fraction is None:
         time = course.network_crossing((1 - drop) * float(course.path.network_loss[0]))
     else:
+        if course.grows_exponentially:
+            raise ValueError("Two layers have no blow-up time: give `drop`, not `fraction`.")
         time = min(fraction * float(course.blowup.time), float(course.times[-1]))
     status = course.status(time)
     if status != EscapeStatus.PREDICTED:
@@ -121,6 +127,8 @@ def _choose(
     return max(course.effective_time(clock), 0.0), clock, iteration
 
 
-def _lifted(network: ThreeLayer, time: Float[jax.Array, ""], model: EffectiveModel) -> ThreeLayer:
-    path = trajectory(model.to_state(network))
-    return model.lift(network, path(time * model.rate))
+def _lifted(network: MLP, time: Float[jax.Array, ""], model: EffectiveModel) -> MLP:
+    point = model.to_state(network)
+    if isinstance(point, Chain) and point.depth == 2:
+        return model.lift(network, two_layers_at(point, time * model.rate))
+    return model.lift(network, trajectory(point)(time * model.rate))

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ._data import AbstractData
 from ._effective import EffectiveModel
 from ._lanes import over_lanes, stacked, unstacked
-from ._modules import ThreeLayer
+from ._losses import Loss
+from ._modules import MLP
 from ._observe import Observable
 from ._run import RunStatus
 from ._schedule import LearningRate
@@ -33,7 +34,7 @@ class Lane(eqx.Module):
     of the weights as they are and of all samples, for the host.
     """
 
-    network: ThreeLayer
+    network: MLP
     optimiser: Any
     iteration: Int[Array, ""]
     first_loss: Float[Array, ""]
@@ -52,7 +53,7 @@ class Problem(eqx.Module):
     rate: LearningRate | None
     levels: Float[Array, " levels"]
     until: Float[Array, ""]
-    factor: float = eqx.field(static=True)
+    sample_loss: Loss = eqx.field(static=True)
     batch_size: int | None = eqx.field(static=True)
     optimiser: optax.GradientTransformation = eqx.field(static=True)
 
@@ -66,12 +67,14 @@ class Problem(eqx.Module):
         indices = lax.dynamic_slice_in_dim(order, position * self.batch_size, self.batch_size)
         return self.data.take(indices)
 
-    def gradient(self, lane: Lane) -> tuple[Array, ThreeLayer]:
+    def gradient(self, lane: Lane) -> tuple[Array, MLP]:
         """Loss and gradient at the weights of a lane, on the samples of its next step."""
         data = self.batch(lane.key, lane.iteration)
-        return jax.value_and_grad(lambda network: data.loss(network, self.factor))(lane.network)
+        return jax.value_and_grad(lambda network: data.loss(network, self.sample_loss))(
+            lane.network
+        )
 
-    def updates(self, lane: Lane, gradient: ThreeLayer) -> tuple[ThreeLayer, Any]:
+    def updates(self, lane: Lane, gradient: MLP) -> tuple[MLP, Any]:
         """What a step adds to the weights, and the optimiser's next state."""
         updates, optimiser = self.optimiser.update(gradient, lane.optimiser, lane.network)  # pyright: ignore[reportArgumentType]
         if self.rate is not None:
@@ -112,7 +115,7 @@ def _advance(lane: Lane, stop: Array, problem: Problem) -> Lane:
         lambda lane: problem.step(lane),
         lane,
     )
-    reached = problem.data.loss(lane.network, problem.factor)
+    reached = problem.data.loss(lane.network, problem.sample_loss)
     return eqx.tree_at(lambda lane: lane.reached, lane, reached)
 
 
@@ -130,7 +133,7 @@ def _observe(
     counts = sum(jax.tree.leaves(jax.tree.map(lost, lane.network, updates)))
     return {
         "iteration": lane.iteration,
-        "loss": problem.data.loss(lane.network, problem.factor),
+        "loss": problem.data.loss(lane.network, problem.sample_loss),
         "rounded_away": counts[0] / jnp.maximum(counts[1], 1),  # pyright: ignore[reportIndexIssue]
         **{name: f(lane.network, problem.model) for name, f in observables.items()},
     }
@@ -177,9 +180,7 @@ class Crew:
         return np.asarray(lost & (self.lanes.ended == RunStatus.COMPLETED))
 
 
-def starting_lanes(
-    network: ThreeLayer, problem: Problem, key: PRNGKeyArray, first_iteration: int
-) -> Lane:
+def starting_lanes(network: MLP, problem: Problem, key: PRNGKeyArray, first_iteration: int) -> Lane:
     """The lanes of one network or of many at the start, along a new or their leading axis.
 
     **Raises:** `ValueError` for more than one batch axis, or a loss that is not finite.
@@ -190,7 +191,7 @@ def starting_lanes(
     networks = unstacked(network) if batch else [network]
     lanes = []
     for index, single in enumerate(networks):
-        loss = problem.data.loss(single, problem.factor)
+        loss = problem.data.loss(single, problem.sample_loss)
         if not bool(jnp.isfinite(loss)):
             raise ValueError(
                 f"The loss of the initial network is {float(loss)}: its weights or the data are "

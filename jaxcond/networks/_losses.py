@@ -1,0 +1,200 @@
+r"""Losses: what one sample costs, and how hard it pulls on a network that is still zero.
+
+$$R = \frac1n \sum_{i=1}^n \ell(f(x_i), y_i), \qquad
+  g_i = -\frac{\partial\ell}{\partial f}(0, y_i) .$$
+
+| name | $\ell(f, y)$ | pull $g$ |
+|---|---|---|
+| `half_mse` | $\frac12\|f-y\|^2$ | $y$ |
+| `mse` | $\|f-y\|^2$ | $2y$ |
+| `softmax` | $\log\sum_k e^{f_k} - \langle y, f\rangle$ | $y - 1/m$ for $m$ classes |
+| `logistic` | $\sum_k\log(1 + e^{-y_kf_k})$, $y_k = \pm1$ | $y/2$ |
+
+Source: Chen and Luo, eq. (3.2), for the first; the pulls of the others are derived here.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+LossFunction = Callable[[Array, Array], Array]
+
+
+class Loss(abc.ABC):
+    """A loss as a sum over samples; the data divide it by their number."""
+
+    def targets(self, y: Array, num_outputs: int) -> Array:
+        """The targets in the form that this loss takes.
+
+        **Raises:** `ValueError` for targets that it cannot be of.
+        """
+        if y.ndim == 2 and y.shape[1] != num_outputs:
+            raise ValueError(
+                f"The network has {num_outputs} outputs, but the data have {y.shape[1]}."
+            )
+        return y
+
+    @abc.abstractmethod
+    def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
+        r"""$\sum_i\ell(f_i, y_i)$."""
+
+    @abc.abstractmethod
+    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+        r"""$-\partial\ell/\partial f$ at $f = 0$ for all samples, on the host."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Squared(Loss):
+    r"""$\kappa\|f - y\|^2$."""
+
+    factor: float
+
+    def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
+        return self.factor * jnp.sum((outputs - targets) ** 2)
+
+    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+        del num_outputs
+        return 2 * self.factor * np.asarray(targets, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(Loss):
+    """Cross-entropy of the softmax of the outputs."""
+
+    def targets(self, y: Array, num_outputs: int) -> Array:
+        if num_outputs < 2:
+            raise ValueError('Loss "softmax" needs two outputs or more: use "logistic" for one.')
+        values = np.asarray(y, np.float64)
+        if values.shape[1] == 1:
+            labels = values[:, 0]
+            if np.any((labels != np.round(labels)) | (labels < 0) | (labels >= num_outputs)):
+                raise ValueError(
+                    f"Class labels must be whole numbers from 0 to {num_outputs - 1}, as the "
+                    f"network has {num_outputs} outputs, but lie between {labels.min():g} and "
+                    f"{labels.max():g}."
+                )
+            return jax.nn.one_hot(jnp.asarray(labels, int), num_outputs, dtype=y.dtype)
+        y = super().targets(y, num_outputs)
+        if np.any(values < 0) or np.any(np.abs(np.sum(values, axis=1) - 1) > 1e-6):
+            raise ValueError(
+                'Targets of the loss "softmax" must be labels, or probabilities that add up to 1.'
+            )
+        return y
+
+    def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
+        return -jnp.sum(targets * jax.nn.log_softmax(outputs))
+
+    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+        return np.asarray(targets, np.float64) - 1 / num_outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Logistic(Loss):
+    """Cross-entropy of two classes for every output."""
+
+    def targets(self, y: Array, num_outputs: int) -> Array:
+        y = super().targets(y, num_outputs)
+        values = set(np.unique(np.asarray(y)).tolist())
+        if values <= {-1.0, 1.0}:
+            return y
+        if values <= {0.0, 1.0}:
+            return 2 * y - 1
+        raise ValueError(
+            'Targets of the loss "logistic" must be -1 and 1, or 0 and 1, but there are '
+            f"{', '.join(f'{value:g}' for value in sorted(values)[:5])}."
+        )
+
+    def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
+        return jnp.sum(jax.nn.softplus(-targets * outputs))
+
+    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+        del num_outputs
+        return 0.5 * np.asarray(targets, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom(Loss):
+    """A function of output and target of one sample."""
+
+    function: LossFunction
+
+    def targets(self, y: Array, num_outputs: int) -> Array:
+        shape = jax.eval_shape(
+            self.function, jax.ShapeDtypeStruct((num_outputs,), y.dtype), y[0]
+        ).shape
+        if shape != ():
+            raise ValueError(
+                "Argument `loss` must return one number for the output and the target of one "
+                f"sample, but returns an array of shape {shape}."
+            )
+        return y
+
+    def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
+        return jnp.sum(jax.vmap(self.function)(outputs, targets))
+
+    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+        zero = jnp.zeros((len(targets), num_outputs), targets.dtype)
+        gradient = jax.vmap(jax.grad(self.function))
+        pull = -np.asarray(gradient(zero, targets), np.float64)
+        if not np.all(np.isfinite(pull)):
+            raise ValueError("The derivative of `loss` at zero output is not finite.")
+        # Seen from either side of zero a smooth loss has the same slope, up to its curvature.
+        step = 1e-3
+        ahead, behind = (
+            np.asarray(gradient(zero + sign * step, targets), np.float64) for sign in (1, -1)
+        )
+        jump = np.max(np.abs(ahead - behind))
+        wider = np.max(
+            np.abs(
+                np.subtract(
+                    *(np.asarray(gradient(zero + sign * 4 * step, targets)) for sign in (1, -1))
+                )
+            )
+        )
+        if jump > 0.5 * wider and jump > 1e-6 * max(np.max(np.abs(pull)), 1e-300):
+            raise ValueError(
+                "The loss has a kink at zero output, as absolute values have: there is no leading "
+                "order. Follow the network by `gradient_flow`."
+            )
+        return pull
+
+
+LOSSES: dict[str, Loss] = {
+    "half_mse": Squared(0.5),
+    "mse": Squared(1.0),
+    "softmax": Softmax(),
+    "logistic": Logistic(),
+}
+"""Losses by name; any function of the output and the target of one sample may be given instead."""
+
+
+def resolve_loss(loss: "str | float | LossFunction | Loss") -> Loss:
+    r"""The loss that an argument names.
+
+    **Arguments:** `loss`, a name of `LOSSES`; a number $\kappa$ for $\kappa\|f-y\|^2$; or a
+    smooth function of the output `(outputs,)` and the target of one sample that returns a number.
+    The squares of several outputs are added up, not averaged: for a mean over `m` outputs too give
+    `1 / m`.
+
+    **Raises:** `ValueError` for other names and for factors that are not positive and finite.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(
+                f"Argument `loss` must be a function, a factor or one of {', '.join(LOSSES)}, but "
+                f"is {loss!r}."
+            )
+        return LOSSES[loss]
+    if callable(loss):
+        return Custom(loss)
+    if not 0 < loss < math.inf:
+        raise ValueError(f"Argument `loss` must be a positive factor, but is {loss}.")
+    return Squared(float(loss))
