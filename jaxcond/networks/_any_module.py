@@ -23,13 +23,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from ._ascent import Ascent, ascend
 from ._order import LeadingOrder, OrderStatus, arrays_of, checked_loss, inner, leading_order, split
 from ._own_flow import (
-    ROUGH_RTOL,
     Arrival,
     as_descent,
     fall,
     gradients_of,
     largest_curvature,
-    usual_rtol,
 )
 
 # The leading order is followed until its energy is this share of what the loss is to fall by.
@@ -56,6 +54,8 @@ class PlateauStatus(enum.IntEnum):
     """The steps were used up on the plateau, or could not be made small enough."""
     INVALID_INPUT = 5
     """The parameters or the loss are not finite."""
+    NOT_SMOOTH = 6
+    """The loss has a kink at zero parameters, as with ReLU."""
 
 
 PLATEAU_REASONS = {
@@ -67,6 +67,11 @@ PLATEAU_REASONS = {
     "beyond which descent does not follow the flow: lower it",
     PlateauStatus.NOT_CONVERGED: "the steps were used up before the end of the plateau: raise "
     "`max_steps`; in single precision a plateau can be below rounding: use float64",
+    # The flow of a ReLU network of 20 x 20 and 30 samples got stuck at kinks, along which it slides,
+    # and used 8,192 steps with a relative tolerance of 1e-5 as with 1e-9.
+    PlateauStatus.NOT_SMOOTH: "the loss has a kink at zero parameters, as with ReLU: there is no "
+    "leading order, and steps of the flow become tiny at kinks; use a smooth activation, train "
+    'without a prediction, or try path="flow"',
     PlateauStatus.INVALID_INPUT: "the parameters or the loss are not finite",
 }
 
@@ -159,9 +164,7 @@ def _start(loss_fn: Callable, params: PyTree) -> tuple[Array, Array]:
     return value, jnp.sqrt(inner(gradient, gradient))
 
 
-def _usable_ascent(
-    order: LeadingOrder, params: PyTree, drop: float
-) -> tuple[Ascent | None, str]:
+def _usable_ascent(order: LeadingOrder, params: PyTree, drop: float) -> tuple[Ascent | None, str]:
     """The ascent of the leading order if it holds, and why it does not."""
     if not order.homogeneous:
         return None, order.reason
@@ -226,14 +229,15 @@ def predict_escape_of(
     - `learning_rate`: $\eta$ of plain full-batch gradient descent.
     - `fraction`: the crossing is where the loss falls to this fraction of its initial value;
       `level`: in place of it, the loss itself.
-    - `path`: "auto", or "flow" to leave the leading order out.
+    - `path`: "auto", or "flow" to leave the leading order out; losses with a kink at zero are then
+      not refused, but seldom get far.
     - `max_order`: the largest power that is sought, as in `leading_order`.
     - `max_iterations`, `max_steps`: iterations of descent, and steps of the solver, after which
       the flow is given up. A plateau takes some dozens of steps.
 
     **Returns:** a `ModuleEscape`. Descent is at or below the level for the first time after
-    `ceil(crossing_iteration)` iterations. In what was measured it was within 0.1 %. Losses with
-    kinks, like those of ReLU networks, take many more steps and are less exact.
+    `ceil(crossing_iteration)` iterations. In what was measured, plateaus of 400 to 7,000
+    iterations, this was exact to one iteration.
 
     **Raises:** `ValueError` for arguments out of range, a loss that is no real number, or
     parameters without an array of floats. **Status:** `ModuleEscape.status`.
@@ -257,10 +261,13 @@ def predict_escape_of(
     curvature = float(largest_curvature(loss_fn, params))
     if learning_rate * curvature > 2:
         return _unknown(params, PlateauStatus.UNSTABLE, first, level, curvature, learning_rate)
-    ascent, reason, degree, kinked = None, "", 0, False
+    ascent, reason, degree = None, "", 0
     if path == "auto":
         order = leading_order(loss_fn, params, max_order)
-        degree, kinked = order.degree, int(order.status) == OrderStatus.KINK
+        if int(order.status) == OrderStatus.KINK:
+            status = PlateauStatus.NOT_SMOOTH
+            return _unknown(params, status, first, level, curvature, learning_rate)
+        degree = order.degree
         ascent, reason = _usable_ascent(order, params, first - level)
     begun, blowup_time, start = 0.0, math.nan, params
     if ascent is not None:
@@ -268,8 +275,7 @@ def predict_escape_of(
         blowup_time = float(ascent.blowup_time)
         start = eqx.combine(ascent.floats, params)
     dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
-    rtol = ROUGH_RTOL if kinked else usual_rtol(dtype)
-    arguments = (learning_rate, level, max(max_iterations * learning_rate - begun, 0.0), rtol)
+    arguments = (learning_rate, level, max(max_iterations * learning_rate - begun, 0.0))
     numbers = [jnp.asarray(x, dtype) for x in arguments]
     arrival = fall(loss_fn, start, *numbers, max_steps)
     params = eqx.combine(arrival.floats, params)

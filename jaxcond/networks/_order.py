@@ -35,9 +35,9 @@ class OrderStatus(enum.IntEnum):
     """What is known of the leading order of a loss at zero parameters."""
 
     HOMOGENEOUS = 0
-    """$p\\ge3$: the gradient ascent of $E_p$ is the beginning of training."""
+    r"""$p\ge3$: the gradient ascent of $E_p$ is the beginning of training."""
     LOW_DEGREE = 1
-    """$p\\le2$: the terms of lowest power do not blow up, so that higher powers decide when the
+    r"""$p\le2$: the terms of lowest power do not blow up, so that higher powers decide when the
     plateau ends. Output biases and residual paths do this: powers mix."""
     KINK = 2
     """The loss is not smooth at zero parameters, as with ReLU: it has no Taylor polynomial."""
@@ -91,7 +91,7 @@ def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
 
 def taylor(loss: Callable[[PyTree], Array], floats: PyTree, order: int) -> Float[Array, " order"]:
-    """The coefficients $c_1\\dots c_{order}$ of $R(\\varepsilon\\theta) = \\sum_k c_k\\varepsilon^k$.
+    r"""The coefficients of $R(\varepsilon\theta) = R(0) + \sum_k c_k\varepsilon^k$, from $c_1$ on.
 
     Where `jet` has no rule for an operation, by nested derivatives: the work doubles with each
     order.
@@ -211,7 +211,7 @@ def _probe(loss_fn: Callable, params: PyTree, order: int) -> tuple[Array, ...]:
     scales = jnp.concatenate([scales, -scales])
     theta = direction(keys[0])
     changes = lax.map(lambda s: loss(jax.tree.map(lambda x: s * x, theta)) - at_zero, scales)
-    polynomial = jnp.sum(found[0] * scales[:, None] ** powers, axis=1)
+    polynomial = jax.vmap(lambda s: jnp.sum(found[0] * s**powers))(scales)
     shares = largest * scale**powers / size
     return at_zero, shares, changes.reshape(2, -1) / size, polynomial.reshape(2, -1) / size
 
@@ -235,8 +235,8 @@ def _remainder_power(changes: np.ndarray, polynomial: np.ndarray, eps: float) ->
     """The power with which the loss leaves its Taylor polynomial, inf if it does not.
 
     At the smallest scale at which the remainder stands out from rounding, from it and the next
-    larger one. Of a smooth loss it is about the order that the polynomial leaves out, at a kink that
-    of the leading order.
+    larger one. Of a smooth loss it is about the order that the polynomial leaves out, at a kink
+    that of the leading order.
     """
     least = np.inf
     for change, taylor_sum in zip(changes, polynomial, strict=True):

@@ -26,10 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._order import inner, split
 
-# Relative tolerance of a step; double and single precision. At kinks, and a ReLU network has one
-# for each sample and neuron, the steps of a fine tolerance become tiny.
+# Relative tolerance of a step; double and single precision.
 _RTOL = {64: 1e-9, 32: 1e-5}
-ROUGH_RTOL = 1e-5
 _POWER_ITERATIONS = 40
 # Stages of Dopri8 that are computed anew in every step, times gradients of a stage.
 _GRADIENTS_A_STEP = 2 * 13
@@ -125,7 +123,6 @@ def fall(
     learning_rate: Float[Array, ""],
     level: Float[Array, ""],
     max_time: Float[Array, ""],
-    rtol: Float[Array, ""],
     max_steps: int,
 ) -> Arrival:
     """Follow descent as a flow until the loss falls to `level`."""
@@ -139,7 +136,7 @@ def fall(
         lambda y: loss(y) - level,
         floats,
         (jnp.minimum(first, max_time), max_time),
-        (rtol, smallest_array(floats)),
+        (usual_rtol(jnp.result_type(*jax.tree.leaves(floats))), smallest_array(floats)),
         max_steps,
     )
     result = solution.result
