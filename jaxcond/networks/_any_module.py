@@ -67,8 +67,8 @@ PLATEAU_REASONS = {
     "beyond which descent does not follow the flow: lower it",
     PlateauStatus.NOT_CONVERGED: "the steps were used up before the end of the plateau: raise "
     "`max_steps`; in single precision a plateau can be below rounding: use float64",
-    # The flow of a ReLU network of 20 x 20 and 30 samples got stuck at kinks, along which it slides,
-    # and used 8,192 steps with a relative tolerance of 1e-5 as with 1e-9.
+    # The flow of a ReLU network of 20 x 20 and 30 samples got stuck at kinks, along which it
+    # slides, and used 8,192 steps with a relative tolerance of 1e-5 as with 1e-9.
     PlateauStatus.NOT_SMOOTH: "the loss has a kink at zero parameters, as with ReLU: there is no "
     "leading order, and steps of the flow become tiny at kinks; use a smooth activation, train "
     'without a prediction, or try path="flow"',
@@ -276,8 +276,8 @@ def predict_escape_of(
         start = eqx.combine(ascent.floats, params)
     dtype = jnp.result_type(*jax.tree.leaves(eqx.filter(params, eqx.is_inexact_array)))
     arguments = (learning_rate, level, max(max_iterations * learning_rate - begun, 0.0))
-    numbers = [jnp.asarray(x, dtype) for x in arguments]
-    arrival = fall(loss_fn, start, *numbers, max_steps)
+    rate, floor, max_time = (jnp.asarray(x, dtype) for x in arguments)
+    arrival = fall(loss_fn, start, rate, floor, max_time, max_steps)
     params = eqx.combine(arrival.floats, params)
     curvature = float(largest_curvature(loss_fn, params))
     status = _status(arrival, first, gradient, learning_rate * curvature)

@@ -54,12 +54,13 @@ def ascend(order: LeadingOrder, params: PyTree, energy: Float[Array, ""]) -> Asc
     unit = jax.tree.map(lambda x: x / size.astype(x.dtype), floats)
     tiny = jnp.finfo(size.dtype).tiny
     # The energy on the sphere can be far from one: times are counted in units of 1/pace.
-    first, slope = jax.value_and_grad(of)(unit)
+    value_and_slope = jax.jit(jax.value_and_grad(of))
+    first, slope = value_and_slope(unit)
     pace = jnp.sqrt(inner(slope, slope))
 
     def field(y: State) -> State:
         u, _, log_r, _ = y
-        value, slope = jax.value_and_grad(of)(u)
+        value, slope = value_and_slope(u)
         # On the sphere to rounding, whatever the solver does across it.
         radial = inner(slope, u) / inner(u, u)
         moving = jax.tree.map(lambda g, x: (g - radial * x) / pace, slope, u)
@@ -97,7 +98,7 @@ def ascend(order: LeadingOrder, params: PyTree, energy: Float[Array, ""]) -> Asc
     left = jnp.exp(-(p - 2) * last_r) * pace / ((p - 2) * p * last_energy)
     unit_of_time = size ** -(p - 2) / pace
     here = jax.tree.map(lambda x: x * (size * jnp.exp(log_r)).astype(x.dtype), u)
-    slope = jax.grad(of)(here)
+    slope = value_and_slope(here)[1]
     rest = jax.tree.map(jnp.add, slope, jax.grad(loss)(here))
     at_start = pace * size ** (p - 1)
     sizes = [*(jnp.sqrt(inner(x, x)) for x in (slope, rest)), at_start]

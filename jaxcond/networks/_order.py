@@ -114,12 +114,12 @@ def _nested(flat: Callable[..., Array], leaves: list[Array], order: int) -> list
     def along(scale: Array) -> Array:
         return flat(*(scale * x for x in leaves))
 
+    def differentiated(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda scale: jax.jvp(function, (scale,), (jnp.ones_like(scale),))[1]
+
     derivatives, derivative = [], along
     for _ in range(order):
-
-        def derivative(scale: Array, inside: Callable = derivative) -> Array:
-            return jax.jvp(inside, (scale,), (jnp.ones_like(scale),))[1]
-
+        derivative = differentiated(derivative)
         derivatives.append(derivative(jnp.zeros((), leaves[0].dtype)))
     return derivatives
 

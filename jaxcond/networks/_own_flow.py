@@ -77,6 +77,8 @@ def integrate(
     dtype = jnp.result_type(*jax.tree.leaves(start))
     first, end = (jnp.asarray(x, dtype) for x in span)
     rtol, smallest = tolerance
+    # The solver asks for the field at several places: like this it is traced for one.
+    field = jax.jit(field)
     exact = float(jnp.finfo(dtype).eps) ** 0.75
 
     def above(t: Array, y: PyTree, args: Any, **kwargs: Any) -> Array:
