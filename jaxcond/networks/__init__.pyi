@@ -1,3 +1,8 @@
+from ._any_module import ModuleEscape as ModuleEscape
+from ._any_module import ModuleSkip as ModuleSkip
+from ._any_module import PlateauStatus as PlateauStatus
+from ._any_module import predict_escape_of as predict_escape_of
+from ._any_module import skip_plateau_of as skip_plateau_of
 from ._checkpoints import Checkpoint as Checkpoint
 from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import read_checkpoint as read_checkpoint
@@ -20,6 +25,9 @@ from ._losses import Loss as Loss
 from ._losses import resolve_loss as resolve_loss
 from ._modules import ACTIVATIONS as ACTIVATIONS
 from ._modules import MLP as MLP
+from ._order import LeadingOrder as LeadingOrder
+from ._order import OrderStatus as OrderStatus
+from ._order import leading_order as leading_order
 from ._prediction import Escape as Escape
 from ._prediction import predict_escape as predict_escape
 from ._run import Run as Run
