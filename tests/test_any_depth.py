@@ -10,7 +10,7 @@ from jaxcond.networks import EscapeStatus
 
 N, INPUTS = 60, 4
 RATE = 0.05
-# First-order prediction at eps sqrt(m) of at most 1e-2.
+# What the prediction may be off by.
 NEAR = 1e-3
 
 
@@ -96,33 +96,29 @@ def draw(depth, loss, std, width=30, activation="tanh", seed=0):
     return jn.MLP.random(sizes, key=key, std=std, activation=activation)
 
 
-STDS = {2: 1e-3, 3: 1e-3, 4: 1.6e-2, 5: 5e-2}
-
-
 @pytest.mark.parametrize(
-    ("depth", "loss", "fraction", "std", "activation", "within"),
+    ("depth", "loss", "fraction", "std", "activation"),
     [
-        (2, "half_mse", 0.9, 1e-3, "tanh", NEAR),
-        (2, "softmax", 0.9, 1e-3, "tanh", NEAR),
-        (3, "half_mse", 0.9, 1e-3, "tanh", NEAR),
-        (3, "softmax", 0.9, 1e-3, "tanh", NEAR),
-        (3, "logistic", 0.9, 1e-3, "tanh", NEAR),
-        (3, "custom", 0.9, 1e-3, "tanh", NEAR),
-        (4, "half_mse", 0.9, 1.6e-2, "linear", 1e-2),
-        (4, "softmax", 0.95, 1.6e-2, "tanh", 1e-2),
-        (5, "half_mse", 0.95, 5e-2, "linear", 3e-2),
+        (2, "half_mse", 0.9, 1e-3, "tanh"),
+        (2, "softmax", 0.9, 1e-3, "tanh"),
+        (3, "half_mse", 0.9, 1e-3, "tanh"),
+        (3, "softmax", 0.9, 1e-3, "tanh"),
+        (3, "logistic", 0.9, 1e-3, "tanh"),
+        (3, "custom", 0.9, 1e-3, "tanh"),
+        (4, "half_mse", 0.9, 1.6e-2, "linear"),
+        (4, "softmax", 0.95, 1.6e-2, "tanh"),
+        (5, "half_mse", 0.95, 5e-2, "linear"),
     ],
 )
-def test_escapes_are_those_of_plain_descent(depth, loss, fraction, std, activation, within):
+def test_escapes_are_those_of_plain_descent(depth, loss, fraction, std, activation):
     name, targets, value, slope = LOSSES[loss]
     network = draw(depth, loss, std, activation=activation)
     data = jn.Regression(X, targets)
     escape = jn.predict_escape(network, data, RATE, loss=name, fraction=fraction)
     assert escape.status == EscapeStatus.PREDICTED
     seen = descend(network.weights, value, slope, fraction, linear=activation == "linear")
-    print(f"{depth} {loss}: {float(escape.crossing_iteration):.2f} predicted, {seen} seen; "
-          f"correction {float(escape.correction):.2e}")  # fmt: skip
-    assert abs(float(escape.crossing_iteration) / seen - 1) < within
+    # Seen is the first whole iteration behind the crossing.
+    assert abs(np.ceil(float(escape.crossing_iteration)) - seen) <= max(1, NEAR * seen)
 
 
 def test_a_level_is_a_loss():
@@ -142,7 +138,8 @@ def test_two_layers_never_blow_up():
     assert "T*" not in str(escape)
     skip = jn.skip_plateau(network, data, RATE)
     loss = float(data.loss(skip.network)) / float(data.loss(network))
-    np.testing.assert_allclose(loss, 0.99, atol=1e-4)
+    # To the whole iteration before it.
+    np.testing.assert_allclose(loss, 0.99, atol=1e-3)
     with pytest.raises(ValueError, match="no blow-up time: give `drop`"):
         jn.skip_plateau(network, data, RATE, fraction=0.5)
 
@@ -165,11 +162,18 @@ def test_skipping_a_plateau_of_softmax_saves_it():
     network, data = draw(3, "softmax", 1e-3), jn.Regression(X, targets)
     seen = descend(network.weights, value, slope, 0.8)
     skip = jn.skip_plateau(network, data, RATE, loss=name)
+    left = float(data.prepared(network, jn.resolve_loss(name)).loss(skip.network, name))
     run = jn.gradient_descent(
-        skip.network, data, RATE, loss=name, num_steps=2000, first_iteration=int(skip.iteration),
-        record=20, levels=(0.8 * np.log(3) / float(data.prepared(network, jn.resolve_loss(name)).loss(
-            skip.network, name)),), progress=False,
-    )  # fmt: skip
+        skip.network,
+        data,
+        RATE,
+        loss=name,
+        num_steps=2000,
+        first_iteration=int(skip.iteration),
+        record=20,
+        levels=(0.8 * np.log(3) / left,),
+        progress=False,
+    )
     assert abs(float(next(iter(run.crossings.values()))) / seen - 1) < NEAR
     assert run["norms"].shape == (20, 3)
 
@@ -178,7 +182,7 @@ def test_deep_networks_record_what_they_have():
     network, data = draw(4, "half_mse", 0.1), jn.Regression(X, CURVE)
     run = jn.gradient_descent(network, data, RATE, num_steps=10, record=3, progress=False)
     assert run["norms"].shape == (3, 4)
-    with pytest.raises(ValueError, match="'positive_1' is one of three layers, .* has 4"):
+    with pytest.raises(ValueError, match=r"'positive_1' is one of three layers, .* has 4"):
         jn.gradient_descent(network, data, RATE, num_steps=10, observe=("positive_1",))
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from .._trajectory import trajectory
 from ..networks import (
+    MLP,
     Escape,
     EscapeStatus,
     Run,
-    MLP,
     effective_model,
     gradient_descent,
     gradient_flow,

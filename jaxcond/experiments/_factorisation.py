@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..indicators import CONDITIONS
-from ..networks import Entries, MLP, gradient_flow, predict_escape
+from ..networks import MLP, Entries, gradient_flow, predict_escape
 from ._result import Experiment
 
 _OBSERVE = (

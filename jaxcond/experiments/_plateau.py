@@ -15,10 +15,10 @@ from jaxtyping import Array
 
 from ..indicators import cosine_similarity
 from ..networks import (
+    MLP,
     EffectiveModel,
     EscapeStatus,
     Run,
-    MLP,
     gradient_descent,
     predict_escape,
 )

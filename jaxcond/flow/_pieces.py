@@ -136,11 +136,12 @@ def _coefficients(state: State) -> Array:
     return forward
 
 
-def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
+def reach_of(terms: Array, first: Array, longest: float | None = None) -> Float[Array, ""]:
     """How far polynomials hold to rounding, by the last coefficients relative to a first size.
 
     **Arguments:** `terms`, norms of coefficients by powers, along the first axis; `first`, what
-    they are compared with, of the shape of one of them.
+    they are compared with, of the shape of one of them; `longest`, how far what nothing limits
+    goes, by default about 3.
     """
     order = terms.shape[0] - 1
     powers = jnp.arange(order + 1 - _LAST, order + 1)
@@ -148,9 +149,11 @@ def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
     info = jnp.finfo(terms.dtype)
     # What underflows, or belongs to a vector that stands still, limits nothing.
     limits = (late > info.tiny) & (first > info.tiny)
-    ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), 1 / info.eps)
+    free = 1 / info.eps if longest is None else jnp.inf
+    ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), free)
     shape = (-1, *(1 for _ in terms.shape[1:]))
-    return jnp.exp(jnp.min(jnp.log(ratio) / powers.reshape(shape)))
+    reach = jnp.exp(jnp.min(jnp.log(ratio) / powers.reshape(shape)))
+    return reach if longest is None else jnp.minimum(reach, longest)
 
 
 class Front(eqx.Module):
