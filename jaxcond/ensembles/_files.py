@@ -9,23 +9,19 @@ Source: Chen and Luo, eqs. (3.1), (3.7), (3.8).
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
-from safetensors import SafetensorError, safe_open
 
+from .._arrays import as_real, read_arrays
 from .._state import State
 
 _FIELDS = ("a", "b", "c", "strength")
 _STATES = "a (n, p), b (n, p, q), c (n, q), strength (n,), or with components as (n, rank, p)"
 _NETWORK = "(q, d), (p, q), (1, p), or all with a leading axis"
-# What NumPy raises for files that are cut off, damaged, of another kind, or hold Python objects.
-_DAMAGED = (ValueError, EOFError, KeyError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_states(
@@ -80,7 +76,7 @@ def _read_states(path: Path, names: Mapping[str, str]) -> State:
         )
     called = {field: names.get(field, field) for field in _FIELDS}
     optional = () if "strength" in names else ("strength",)
-    arrays = _load(path, tuple(called.values()), optional)
+    arrays = read_arrays(path, tuple(called.values()), optional)
     a, b, c = (arrays[called[field]] for field in ("a", "b", "c"))
     strength = arrays.get(called["strength"])
     shapes = _listed({name: array.shape for name, array in arrays.items()})
@@ -103,7 +99,7 @@ def _read_networks(
     path: Path, layers: Sequence[str], direction: str | ArrayLike | Sequence[float | int]
 ) -> State:
     inside = (direction,) if isinstance(direction, str) else ()
-    arrays = _load(path, (*layers, *inside))
+    arrays = read_arrays(path, (*layers, *inside))
     first, middle, last = (arrays[name] for name in layers)
     shapes = _listed({name: array.shape for name, array in arrays.items()})
     vector = _unit(arrays[direction] if isinstance(direction, str) else np.asarray(direction))
@@ -132,7 +128,7 @@ def _unit(direction: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"Argument `direction` must be a vector, but has the shape {direction.shape}."
         )
-    direction = _real("direction", direction)
+    direction = as_real("direction", direction)
     largest = np.max(np.abs(direction))
     if not 0 < largest < np.inf:
         raise ValueError("Argument `direction` must be finite and not zero.")
@@ -164,51 +160,3 @@ def _unfit(path: Path, shapes: str, expected: str) -> ValueError:
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def _real(name: str, array: np.ndarray) -> np.ndarray:
-    """Any real array as float64, which holds all that files are stored in."""
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-        raise ValueError(f"Array {name!r} must hold real numbers, but has dtype {array.dtype}.")
-    return array.astype(np.float64)
-
-
-def _load(
-    path: Path, wanted: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    """Arrays of a file by name; nothing else in it is read."""
-    readers = {".npz": _load_npz, ".safetensors": _load_safetensors}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"File {path} must end in {' or '.join(readers)}.")
-    available, arrays = readers[path.suffix.lower()](path, wanted)
-    missing = [name for name in wanted if name not in arrays and name not in optional]
-    if missing:
-        raise ValueError(
-            f"File {path} lacks {', '.join(map(repr, missing))}; "
-            f"it holds {', '.join(map(repr, available)) or 'nothing'}."
-        )
-    return {name: _real(name, array) for name, array in arrays.items()}
-
-
-def _load_npz(path: Path, wanted: tuple[str, ...]) -> tuple[list[str], dict[str, np.ndarray]]:
-    with open(path, "rb") as stream:
-        try:
-            with zipfile.ZipFile(stream):  # NumPy would read other formats under this name
-                stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                return file.files, {name: file[name] for name in wanted if name in file.files}
-        except _DAMAGED as error:
-            raise ValueError(f"File {path} cannot be read as .npz: {error}") from error
-
-
-def _load_safetensors(
-    path: Path, wanted: tuple[str, ...]
-) -> tuple[list[str], dict[str, np.ndarray]]:
-    with open(path, "rb"):  # says what is wrong with the path, where safetensors may not
-        pass
-    try:
-        with safe_open(path, framework="np") as file:
-            available = list(file.keys())
-            return available, {name: file.get_tensor(name) for name in wanted if name in available}
-    except SafetensorError as error:
-        raise ValueError(f"File {path} cannot be read as .safetensors: {error}") from error

@@ -17,6 +17,7 @@ from ._effective import EffectiveModel as EffectiveModel
 from ._effective import effective_model as effective_model
 from ._effective import to_state as to_state
 from ._flow import gradient_flow as gradient_flow
+from ._from_arrays import from_arrays as from_arrays
 from ._legs import stiff_solver as stiff_solver
 from ._loop import DivergenceWarning as DivergenceWarning
 from ._loop import StallWarning as StallWarning

@@ -1,0 +1,122 @@
+"""Networks from weights that another library has trained or saved."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from .._arrays import read_arrays
+from ._modules import MLP, Activation
+
+_PICKLED = (".pt", ".pth", ".ckpt", ".pkl")
+
+
+def from_arrays(
+    source: Mapping[str, Any] | eqx.nn.MLP | str | os.PathLike,
+    *,
+    names: Sequence[str] | None = None,
+    activation: str | Activation = "tanh",
+    bias: Literal[False, "input"] = False,
+    transpose: bool = False,
+) -> MLP:
+    r"""An `MLP` with the weights of a network of PyTorch, flax, equinox or NumPy.
+
+        from_arrays(model.state_dict(), activation="tanh")
+        from_arrays("weights.safetensors", names=("fc1.weight", "fc2.weight", "out.weight"))
+
+    **Arguments:**
+
+    - `source`: a mapping of names to arrays (a state dict; nested mappings, as flax has them, are
+      joined by dots), an `eqx.nn.MLP`, or a file `.npz` or `.safetensors`.
+    - `names`: which arrays are the weights, the layer next to the input first; by default all
+      matrices in their order, numbers in names counted as numbers.
+    - `activation`, `bias`: as of `MLP`. Nothing saved tells them.
+    - `transpose`: for weights of shapes `(inputs, outputs)`, as flax has them.
+
+    **Returns:** an `MLP` in the dtype of the weights.
+
+    **Raises:** `ValueError` for files that hold Python objects (`.pt`), for biases that are not
+    zero, for names that are not there, and for shapes that do not fit together. `OSError` if a
+    file cannot be opened.
+    """
+    arrays = _arrays(source)
+    matrices = [name for name, array in arrays.items() if np.ndim(array) >= 2]
+    if names is None:
+        names = sorted(matrices, key=_by_number)
+        if [n for n in matrices if not re.search(r"\d", n)]:
+            names = matrices  # names without numbers say nothing about the order
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"There is no array {missing[0]!r}; there are {', '.join(arrays) or 'none'}."
+        )
+    _refuse_biases({name: array for name, array in arrays.items() if name not in matrices})
+    weights = [jnp.asarray(arrays[name]) for name in names]
+    if transpose:
+        weights = [jnp.swapaxes(w, -1, -2) for w in weights]
+    try:
+        return MLP(weights, activation=activation, bias=bias)
+    except ValueError as error:
+        told = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
+        raise ValueError(
+            f"The arrays {told or 'of this source'} are no network: {error} Give `names` in the "
+            "order of the layers, or `transpose=True` for shapes (inputs, outputs)."
+        ) from error
+
+
+def _arrays(source: Any) -> dict[str, ArrayLike]:
+    if isinstance(source, eqx.nn.MLP):
+        found = {}
+        for number, layer in enumerate(source.layers):
+            found[f"layers.{number}.weight"] = layer.weight
+            if layer.bias is not None:
+                found[f"layers.{number}.bias"] = layer.bias
+        return found
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.suffix.lower() in _PICKLED:
+            raise ValueError(
+                f"File {path} holds Python objects, which run code when they are read. Save the "
+                "weights by `safetensors.torch.save_file(model.state_dict(), ...)`, or give "
+                "`from_arrays` the state dict itself."
+            )
+        return dict(read_arrays(path))
+    if isinstance(source, Mapping):
+        return _flat(source, "")
+    raise ValueError(
+        "Argument `source` must be a mapping of names to arrays, an eqx.nn.MLP or a file, but is "
+        f"of type {type(source).__name__}."
+    )
+
+
+def _flat(source: Mapping[str, Any], prefix: str) -> dict[str, ArrayLike]:
+    """Nested mappings as one; tensors of PyTorch as arrays."""
+    found: dict[str, ArrayLike] = {}
+    for name, value in source.items():
+        if isinstance(value, Mapping):
+            found.update(_flat(value, f"{prefix}{name}."))
+        else:
+            array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
+            found[f"{prefix}{name}"] = array
+    return found
+
+
+def _by_number(name: str) -> list[Any]:
+    """Orders `layers.10` behind `layers.9`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _refuse_biases(others: Mapping[str, ArrayLike]) -> None:
+    """Raise `ValueError` for vectors that are not zero."""
+    for name, array in others.items():
+        if np.ndim(array) == 1 and np.any(np.asarray(array) != 0):
+            raise ValueError(
+                f"Array {name!r} is a bias that is not zero, which `MLP` does not have. Follow "
+                "such a network by `predict_escape_of` and `skip_plateau_of`."
+            )

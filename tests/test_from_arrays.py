@@ -1,0 +1,74 @@
+"""Networks from the weights of other libraries."""
+
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxcond.networks as jn
+
+SIZES = (3, 5, 5, 4, 2)
+RNG = np.random.default_rng(0)
+WEIGHTS = [RNG.standard_normal((n, m)) for m, n in itertools.pairwise(SIZES)]
+STATE_DICT = {f"net.{2 * i}.weight": w for i, w in enumerate(WEIGHTS)}
+
+
+def assert_same(network):
+    for found, expected in zip(network.weights, WEIGHTS, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert network.sizes == SIZES
+
+
+@pytest.mark.parametrize("kind", ["dict", "npz", "safetensors", "nested", "flax", "names"])
+def test_weights_are_taken_in_their_order(tmp_path, kind):
+    # Names are counted by their numbers: 10 stands behind 9.
+    wide = {f"layer_{9 + i}": {"kernel": w} for i, w in enumerate(WEIGHTS)}
+    backwards = dict(reversed(wide.items()))
+    path = tmp_path / f"weights.{kind}"
+    if kind == "npz":
+        np.savez(path, **STATE_DICT)
+    if kind == "safetensors":
+        save_file(STATE_DICT, path)
+    options = {}
+    if kind == "names":
+        options = {"names": list(STATE_DICT)}
+    if kind == "flax":
+        backwards = jax.tree.map(np.transpose, backwards)
+        options = {"transpose": True}
+    source = {"dict": STATE_DICT, "names": {"x": np.ones((7, 7)), **STATE_DICT}}.get(
+        kind, backwards if kind in ("nested", "flax") else path
+    )
+    assert_same(jn.from_arrays(source, **options))
+
+
+def test_biases_of_zero_are_none():
+    assert_same(jn.from_arrays({**STATE_DICT, "net.0.bias": np.zeros(5)}))
+
+
+def test_a_module_of_equinox_computes_the_same():
+    module = eqx.nn.MLP(
+        3, 2, 6, 2, jnp.sin, use_bias=False, use_final_bias=False, key=jax.random.key(0)
+    )
+    network = jn.from_arrays(module, activation="sin")
+    x = jnp.asarray(RNG.standard_normal(3))
+    np.testing.assert_allclose(network(x), module(x), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("weights.pt", {}, "Python objects, which run code"),
+        ({**STATE_DICT, "net.0.bias": np.ones(5)}, {}, "'net.0.bias' is a bias .* not zero"),
+        (STATE_DICT, {"names": ["fc1"]}, "no array 'fc1'; there are net.0.weight"),
+        (STATE_DICT, {"transpose": True}, "are no network: .* `transpose=True`"),
+        ({}, {}, "are no network"),
+        (3, {}, "mapping of names to arrays, an eqx.nn.MLP or a file, but is of type int"),
+    ],
+)
+def test_what_is_no_network_is_refused(source, options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        jn.from_arrays(source, **options)
