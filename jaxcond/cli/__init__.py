@@ -14,6 +14,7 @@ import jaxcond
 from . import _late as late
 from ._check import add_check
 from ._common import Parser, err, out
+from ._escape import add_escape
 from ._figure import add_figure
 from ._plot import add_plot
 from ._study import add_study
@@ -38,6 +39,7 @@ def _parser() -> Parser:
     add_plot(commands)
     add_check(commands)
     add_figure(commands)
+    add_escape(commands)
     return parser
 
 

@@ -31,6 +31,7 @@ from ._order import OrderStatus as OrderStatus
 from ._order import leading_order as leading_order
 from ._prediction import Escape as Escape
 from ._prediction import predict_escape as predict_escape
+from ._read import read_samples as read_samples
 from ._run import Run as Run
 from ._run import RunStatus as RunStatus
 from ._schedule import LearningRate as LearningRate

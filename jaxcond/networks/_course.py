@@ -68,8 +68,13 @@ class EscapeStatus(enum.IntEnum):
     INVALID_INPUT = 5
     """The weights are not finite."""
 
+    @property
+    def meaning(self) -> str:
+        """Why there is no prediction; empty for `PREDICTED`."""
+        return _MEANING.get(self, "")
 
-MEANING = {
+
+_MEANING = {
     EscapeStatus.NOT_CROSSED: "linear maps, which the effective model is about, do not bring the "
     "loss down to the level, or slow down before it",
     EscapeStatus.OUTSIDE: "the initial weights are too large for the effective model to hold",

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..blowup import BlowUp
-from ._course import MEANING, Course, EscapeStatus, courses
+from ._course import Course, EscapeStatus, courses
 from ._data import AbstractData
 from ._losses import Loss, LossFunction
 from ._modules import MLP
@@ -89,7 +89,7 @@ class Escape(eqx.Module):
             return f"Escape of {len(self.crossing)} networks: {told}"
         status = EscapeStatus(int(self.status))
         if status != EscapeStatus.PREDICTED:
-            meaning = " ".join(MEANING[status].split())
+            meaning = " ".join(status.meaning.split())
             told = f"Escape ({status.name.lower()}): {meaning}"
             if status != EscapeStatus.OUTSIDE:
                 return told

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from .._chain import Chain
 from .._trajectory import trajectory
-from ._course import MEANING, Course, EscapeStatus, courses, two_layers_at
+from ._course import Course, EscapeStatus, courses, two_layers_at
 from ._data import AbstractData
 from ._effective import EffectiveModel
 from ._lanes import over_lanes
@@ -118,7 +118,7 @@ def _choose(
         time = min(fraction * float(course.blowup.time), float(course.times[-1]))
     status = course.status(time)
     if status != EscapeStatus.PREDICTED:
-        raise ValueError(f"The plateau cannot be skipped: {MEANING[status]}.")
+        raise ValueError(f"The plateau cannot be skipped: {status.meaning}.")
     clock = course.network_time(time)
     if rate is None:
         return time, clock, -1

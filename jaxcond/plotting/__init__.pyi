@@ -1,4 +1,6 @@
 from ._depth import depth_scaling as depth_scaling
+from ._escape import escape_histogram as escape_histogram
+from ._escape import escape_sweep as escape_sweep
 from ._experiments import PAPER_FIGURES as PAPER_FIGURES
 from ._files import check_format as check_format
 from ._files import save as save

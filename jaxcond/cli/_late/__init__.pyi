@@ -1,2 +1,3 @@
+from . import escapes as escapes
 from . import progress as progress
 from . import session as session
