@@ -466,7 +466,7 @@ def test_a_killed_process_goes_on_to_the_same_numbers(tmp_path):
         ({"observe": "energy"}, "`observe` must hold names, but is the string 'energy'"),
         ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1, but is 0"),
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
-        ({"data": jn.Regression(X[:, :1], Y)}, "2 inputs and 1 outputs, but the data have 1 and 1"),
+        ({"data": jn.Regression(X[:, :1], Y)}, "2 inputs, but the data have 1"),
         ({"network": draw(std=1e200)}, "The loss of the initial network is"),
         ({"loss": "rmse"}, "`loss` .* 'rmse'"),
     ],
