@@ -66,7 +66,7 @@ def test_no_program_of_a_network_calls_back_to_the_host():
     network = jc.networks.MLP.random((3, 4, 4, 1), key=key, std=1e-2)
     x = jax.random.normal(key, (6, 3))
     data = jc.networks.Regression(x, jnp.sum(x, axis=1))
-    flow = _legs.Flow(data, None, jnp.asarray(1e-6), 0.5, {})
+    flow = _legs.Flow(data, None, jnp.asarray(1e-6), jc.networks.resolve_loss(0.5), {})
     span = tuple(jnp.asarray(value) for value in (0.0, 1.0, 0.1))
     for solver in (diffrax.Tsit5(), jc.networks.stiff_solver()):
         text = _legs.follow.lower(network, span, jnp.asarray(0.0), flow, solver).as_text()
