@@ -41,7 +41,8 @@ from rich.console import Console
 import jaxcond as jc
 from jaxcond import networks as nw
 from jaxcond.networks._lanes import stacked
-from jaxcond.networks._legs import STABLE, Flow, sharpness, stiff_solver
+from jaxcond.networks._legs import STABLE, stiff_solver
+from jaxcond.networks._own_flow import largest_curvature
 
 DROPS = (0.003, 0.01, 0.03)
 NUM_RECORDS = 60
@@ -413,8 +414,10 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
             max_steps=10_000_000,
         )
 
-    problem = Flow(data, None, jax.numpy.asarray(0.0), nw.resolve_loss(LOSS), {})
-    at_crossing = float(sharpness(start.network, problem))
+    def loss_of(network: nw.MLP) -> jax.Array:
+        return data.loss(network, LOSS)
+
+    at_crossing = float(largest_curvature(loss_of, start.network))
     for solver in solvers.values():
         go(solver, 1.0)  # compiles
     for horizon in horizons:
@@ -431,7 +434,8 @@ def behind(setting: Setting, horizons: tuple[int, ...]) -> list[Row]:
         row["explicit / implicit"] = row["explicit, s"] / row["implicit, s"]
         # What the choice between them is made by, and what it would be at the end.
         row["steps foreseen"] = at_crossing * horizon / STABLE
-        row["with the last curvature"] = float(sharpness(run.network, problem)) * horizon / STABLE
+        at_end = float(largest_curvature(loss_of, run.network))
+        row["with the last curvature"] = at_end * horizon / STABLE
         rows.append(row)
     return rows
 

@@ -130,6 +130,24 @@ def test_a_level_is_a_loss():
     np.testing.assert_allclose(by_level.level, level)
 
 
+def test_a_level_that_is_not_below_the_initial_loss():
+    network, data = draw(3, "half_mse", 1e-3), jn.Regression(X, CURVE)
+    escape = jn.predict_escape(network, data, RATE, level=10.0)
+    assert escape.status == EscapeStatus.ALREADY_BELOW
+    assert "the initial loss is not above the level" in str(escape)
+    with pytest.raises(ValueError, match=r"initial loss is not positive.* give `level`"):
+        jn.predict_escape(network, data, RATE, loss=lambda f, y: -jax.numpy.vdot(f, y) - 1)
+
+
+def test_two_layers_in_single_precision():
+    network, data = draw(2, "half_mse", 1e-3), jn.Regression(X, CURVE)
+    single = jax.tree.map(lambda w: w.astype(np.float32), network)
+    escape = jn.predict_escape(single, data, RATE)
+    assert escape.status == EscapeStatus.PREDICTED
+    exact = jn.predict_escape(network, data, RATE)
+    np.testing.assert_allclose(escape.crossing, exact.crossing, 1e-4)
+
+
 def test_two_layers_never_blow_up():
     network, data = draw(2, "half_mse", 1e-3), jn.Regression(X, CURVE)
     escape = jn.predict_escape(network, data, RATE)
@@ -195,6 +213,8 @@ def test_deep_networks_record_what_they_have():
         ("logistic", LABELS, "-1 and 1, or 0 and 1, but there are 0, 1, 2"),
         (lambda f, y: f - y, CURVE, "one number for the output"),
         (lambda f, y: jax.numpy.sum(jax.numpy.abs(f)) + y[0] * f[0], CURVE, "a kink at zero"),
+        # Small beside the curvature of another output.
+        (lambda f, y: abs(f[0]) / 9 + 99 * f[1] ** 2 + y @ f, CURVE, "a kink at zero"),
         ("softmax", np.zeros(N), "no target direction|only one class"),
     ],
 )

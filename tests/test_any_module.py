@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxcond import networks as nn
 
-# What issue 14 asks of the general path.
+# What the prediction may be off by; that it is exact to one iteration is not asked of it.
 WITHIN = 5e-3
 
 

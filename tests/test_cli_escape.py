@@ -70,6 +70,7 @@ def test_a_sweep_says_which_weights_are_too_large(call, tmp_path):
         (("samples.npz", *COMMON, "--std", -1), "`std` must be finite and not negative"),
         (("samples.npz", *COMMON, "--std", 1e-3, "--seeds", 0), "--seeds must be at least 1"),
         (("samples.npz", *COMMON, "--std", 1, "--sweep", "bias", 1, 2), "takes std, width, depth"),
+        (("samples.npz", *COMMON, "--std", 1, "--sweep", "std", 1, 2), "neither --std nor"),
         (("samples.npz", *COMMON, "--sweep", "std", 0, 1), "positive values"),
         (("samples.npz", *COMMON, "--sweep", "std", "a", 1), "needs two numbers"),
         (("samples.npz", *COMMON, "--std", 1, "--loss", "rmse"), "`loss` must be"),

@@ -49,6 +49,11 @@ def test_biases_of_zero_are_none():
     assert_same(jn.from_arrays({**STATE_DICT, "net.0.bias": np.zeros(5)}))
 
 
+def test_vectors_of_other_layers_are_left_alone():
+    others = {"norm.scale": np.ones(7), "head.weight": np.ones((9, 9)), "head.bias": np.ones(9)}
+    assert_same(jn.from_arrays({**STATE_DICT, **others}, names=list(STATE_DICT)))
+
+
 def test_a_module_of_equinox_computes_the_same():
     module = eqx.nn.MLP(
         3, 2, 6, 2, jnp.sin, use_bias=False, use_final_bias=False, key=jax.random.key(0)

@@ -85,10 +85,12 @@ def _escape(arguments: argparse.Namespace) -> int:
     plotting.check_format(arguments.out)
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, but is {arguments.seeds}")
-    if (arguments.std is None) == (arguments.exponent is None) and (
-        _swept(arguments) != "std" or arguments.exponent is not None or arguments.std is not None
-    ):
-        raise ValueError("give one of --std and --exponent")
+    given = (arguments.std is not None) + (arguments.exponent is not None)
+    if given != (_swept(arguments) != "std"):
+        swept = "neither --std nor --exponent with --sweep std"
+        raise ValueError(
+            swept if _swept(arguments) == "std" else "give one of --std and --exponent"
+        )
     points = _points(arguments)
     data = networks.read_samples(arguments.data, arguments.targets)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -175,10 +177,19 @@ def _print(
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    scale = f"exponent {arguments.exponent:g}" if arguments.exponent is not None else (
-        "std swept" if arguments.std is None else f"std {arguments.std:g}")  # fmt: skip
-    hidden = "-".join(map(str, arguments.hidden))
-    return f"{arguments.data.name}, hidden {hidden}, {arguments.activation}, {scale}"
+    """What the networks are, without what is swept."""
+    swept, parts = _swept(arguments), [arguments.data.name]
+    if swept == "width":
+        parts.append(f"{len(arguments.hidden)} hidden layers")
+    else:
+        widths = [max(arguments.hidden)] if swept == "depth" else arguments.hidden
+        parts.append(f"hidden {'-'.join(map(str, widths))}")
+    parts.append(arguments.activation)
+    if arguments.std is not None:
+        parts.append(f"std {arguments.std:g}")
+    if arguments.exponent is not None:
+        parts.append(f"exponent {arguments.exponent:g}")
+    return ", ".join(parts)
 
 
 def _draw(

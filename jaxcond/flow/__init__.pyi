@@ -26,3 +26,4 @@ from ._solve import Layerwise as Layerwise
 from ._solve import smallest_size as smallest_size
 from ._solve import solve as solve
 from ._solve import visit as visit
+from ._solve import worst_layer as worst_layer

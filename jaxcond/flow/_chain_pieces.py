@@ -115,10 +115,7 @@ def _grow(front: Front) -> tuple[Front, Grown]:
     sizes = lax.stop_gradient(
         [jnp.sqrt(jnp.sum(terms * terms, axis=(1, 2))) for terms in (*lefts, *rights)]
     )
-    # Products of many wide layers of random entries are small, so that little moves for long in
-    # units of the layers; the powers of a step must not overflow.
-    longest = float(jnp.finfo(chain.dtype).max) ** (0.9 / order_of(chain.dtype))
-    step = jnp.min(jnp.stack([reach_of(x, jnp.max(x[:_FIRST]), longest) for x in sizes]))
+    step = jnp.min(jnp.stack([reach_of(x, jnp.max(x[:_FIRST])) for x in sizes]))
     powers = step ** jnp.arange(sizes[0].size, dtype=step.dtype)
     lefts = tuple(x * powers[:, None, None] for x in lefts)
     rights = tuple(x * powers[:, None, None] for x in rights)

@@ -136,12 +136,13 @@ def _coefficients(state: State) -> Array:
     return forward
 
 
-def reach_of(terms: Array, first: Array, longest: float | None = None) -> Float[Array, ""]:
+def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
     """How far polynomials hold to rounding, by the last coefficients relative to a first size.
 
     **Arguments:** `terms`, norms of coefficients by powers, along the first axis; `first`, what
-    they are compared with, of the shape of one of them; `longest`, how far what nothing limits
-    goes, by default about 3.
+    they are compared with, of the shape of one of them.
+
+    What nothing limits goes as far as the powers of a step do not overflow.
     """
     order = terms.shape[0] - 1
     powers = jnp.arange(order + 1 - _LAST, order + 1)
@@ -149,11 +150,10 @@ def reach_of(terms: Array, first: Array, longest: float | None = None) -> Float[
     info = jnp.finfo(terms.dtype)
     # What underflows, or belongs to a vector that stands still, limits nothing.
     limits = (late > info.tiny) & (first > info.tiny)
-    free = 1 / info.eps if longest is None else jnp.inf
-    ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), free)
+    ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), jnp.inf)
     shape = (-1, *(1 for _ in terms.shape[1:]))
     reach = jnp.exp(jnp.min(jnp.log(ratio) / powers.reshape(shape)))
-    return reach if longest is None else jnp.minimum(reach, longest)
+    return jnp.minimum(reach, float(info.max) ** (0.9 / order))
 
 
 class Front(eqx.Module):

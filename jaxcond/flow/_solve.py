@@ -22,7 +22,8 @@ def _size_of_layer(leaf: Array) -> Array:
     return jnp.full_like(leaf, jnp.sqrt(jnp.mean(leaf**2)))
 
 
-def _worst_layer(errors: PyTree[Array]) -> Float[Array, ""]:
+def worst_layer(errors: PyTree[Array]) -> Float[Array, ""]:
+    """The largest of the root mean squares of the layers."""
     return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(errors)]))
 
 
@@ -39,7 +40,7 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
     rtol: Any
     atol: Any
     first: Any
-    norm: Callable[[PyTree], Any] = eqx.field(static=True, default=_worst_layer)
+    norm: Callable[[PyTree], Any] = eqx.field(static=True, default=worst_layer)
 
     def wrap(self, direction):
         return self

@@ -57,8 +57,13 @@ class PlateauStatus(enum.IntEnum):
     NOT_SMOOTH = 6
     """The loss has a kink at zero parameters, as with ReLU."""
 
+    @property
+    def meaning(self) -> str:
+        """What is wrong, and what to do; empty for `PREDICTED`."""
+        return _MEANING.get(self, "")
 
-PLATEAU_REASONS = {
+
+_MEANING = {
     PlateauStatus.NOT_CROSSED: "the loss left its plateau, but did not fall to the level: raise "
     "`fraction` or `level`, or `max_iterations` or `max_steps`",
     PlateauStatus.AT_REST: "the gradient vanishes, and descent stays there for ever; zero "
@@ -123,7 +128,7 @@ class ModuleEscape(eqx.Module):
                 at += f", T* = {float(self.blowup_time):.6g}"
             lines.append(f"Escape: the loss falls to {float(self.level):.6g} at {at}), by {by}")
         if status != PlateauStatus.PREDICTED:
-            meaning = PLATEAU_REASONS[status]
+            meaning = status.meaning
             at = f"loss {float(self.loss):.6g}, level {float(self.level):.6g}"
             lines.append(f"Escape ({status.name.lower()}; {at}): {meaning}")
         return "\n".join(lines)

@@ -67,6 +67,8 @@ class EscapeStatus(enum.IntEnum):
     """The blow-up time or the trajectory is not known."""
     INVALID_INPUT = 5
     """The weights are not finite."""
+    ALREADY_BELOW = 6
+    """The initial loss is not above the level."""
 
     @property
     def meaning(self) -> str:
@@ -81,6 +83,7 @@ _MEANING = {
     EscapeStatus.NO_BLOW_UP: "the effective model comes to rest",
     EscapeStatus.NOT_CONVERGED: "the blow-up time or the trajectory did not converge",
     EscapeStatus.INVALID_INPUT: "the weights are not finite",
+    EscapeStatus.ALREADY_BELOW: "the initial loss is not above the level",
 }
 
 
@@ -108,7 +111,7 @@ class Path(eqx.Module):
 class _Exponential(eqx.Module):
     r"""The effective trajectory of two layers, which does not blow up: by its closed form.
 
-    It goes on to where its energy has grown to `energy`, as `end` tells.
+    It ends at the effective time `end`; `complete`, whether it has the energy asked for there.
     """
 
     start: Chain
@@ -118,7 +121,7 @@ class _Exponential(eqx.Module):
 
     @classmethod
     def to_energy(cls, start: Chain, energy: Array) -> "_Exponential":
-        r"""From its start to the time at which the energy, at most $e^{2t}$ times, is reached."""
+        """From its start to the time at which it has an energy, which never falls."""
 
         def reached(time: Array) -> Array:
             return _energy(two_layers_at(start, time)) >= energy
@@ -129,7 +132,8 @@ class _Exponential(eqx.Module):
             hit = reached(middle)
             return jnp.where(hit, below, middle), jnp.where(hit, middle, above)
 
-        longest = jnp.asarray(_LONGEST, start.dtype)
+        # Beyond that energies overflow, which grow like exp(2 t) at most.
+        longest = jnp.asarray(0.4 * jnp.log(jnp.finfo(start.dtype).max), start.dtype)
         _, end = lax.fori_loop(0, 40, halve, (jnp.zeros_like(longest), longest))
         return cls(start, end, reached(end), blowup_time(start))
 
@@ -156,10 +160,6 @@ def two_layers_at(start: Chain, time: Array) -> Chain:
 
     a, c = jax.vmap(pair)(last, first.T, strength)
     return Chain((c.T, a), start.target)
-
-
-# Units of effective time beyond which nobody waits for two layers.
-_LONGEST = 300.0
 
 
 def _trajectory(
@@ -340,10 +340,16 @@ def courses(
     def follow(lane: MLP) -> Path:
         initial = data.loss(lane, loss)
         fall = drop * initial if level is None else initial - level
-        # A level that is not below the initial loss has no crossing, as `Course` finds out.
+        # A level that is not below the initial loss is `ALREADY_BELOW`, whatever is followed.
         fall = jnp.where(fall > 0, fall, 0.1 * jnp.abs(initial))
         path = _trajectory(lane, data, model, loss, fall)
         return _along(lane, path, data, model, loss, num)
 
     paths = over_lanes(follow, lanes)
-    return [Course(path, model, rate) for path in unstacked(paths)], model
+    found = [Course(path, model, rate) for path in unstacked(paths)]
+    if level is None and any(course.path.network_loss[0] <= 0 for course in found):
+        raise ValueError(
+            "The initial loss is not positive, so that a share of it is no level: give `level`, "
+            "or add a constant to the loss."
+        )
+    return found, model

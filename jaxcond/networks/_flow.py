@@ -17,10 +17,11 @@ from jaxtyping import Array
 
 from ._data import AbstractData
 from ._lanes import over_lanes, stacked, unstacked
-from ._legs import STABLE, Flow, Leg, follow, sharpness, stiff_solver
+from ._legs import STABLE, Flow, Leg, follow, stiff_solver
 from ._losses import Loss, LossFunction, resolve_loss
 from ._modules import MLP
 from ._observe import Observable, model_where_it_applies, resolve_observables
+from ._own_flow import largest_curvature
 from ._progress import training_bar
 from ._run import Run, RunStatus
 
@@ -257,7 +258,7 @@ def _solver_after(course: _Course, problem: Flow, max_steps: int) -> diffrax.Abs
     Up to 16,000 explicit steps, the longest way measured, were 3 to 40 times cheaper than the few
     dozen implicit ones in their place (`benchmarks/networks.py --part flow`).
     """
-    largest = float(sharpness(course.network, problem))
+    largest = float(largest_curvature(problem.loss, course.network))
     steps = _CURVATURE_GROWTH * largest * (course.t1 - course.time) / STABLE
     return _STIFF if steps > max_steps else _AFTER
 

@@ -56,7 +56,8 @@ def from_arrays(
         raise ValueError(
             f"There is no array {missing[0]!r}; there are {', '.join(arrays) or 'none'}."
         )
-    _refuse_biases({name: array for name, array in arrays.items() if name not in matrices})
+    beside = {name.rpartition(".")[0] for name in names}
+    _refuse_biases({n: a for n, a in arrays.items() if n.rpartition(".")[0] in beside})
     weights = [jnp.asarray(arrays[name]) for name in names]
     if transpose:
         weights = [jnp.swapaxes(w, -1, -2) for w in weights]

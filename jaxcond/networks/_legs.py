@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import lineax
 import optimistix
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from ..flow import Layerwise
@@ -26,7 +25,6 @@ from ._observe import Observable
 _STEPS = 64
 # An explicit step is stable up to this over the largest eigenvalue (Tsit5 on the real axis).
 STABLE = 3.3
-_POWER_ITERATIONS = 20
 
 
 class Flow(eqx.Module):
@@ -121,20 +119,6 @@ def follow(
         records=records,
         num_steps=solution.stats["num_steps"],
     )
-
-
-@eqx.filter_jit
-def sharpness(network: MLP, problem: Flow) -> Array:
-    """About the largest eigenvalue of the Hessian, by power iteration."""
-    gradient = jax.grad(problem.loss)
-
-    def times_hessian(_: Array, vector: MLP) -> MLP:
-        size = jnp.sqrt(sum(jnp.sum(w**2) for w in vector.weights))
-        unit = jax.tree.map(lambda w: w / jnp.where(size == 0, 1, size), vector)
-        return jax.jvp(gradient, (network,), (unit,))[1]
-
-    vector = lax.fori_loop(0, _POWER_ITERATIONS, times_hessian, gradient(network))
-    return jnp.sqrt(sum(jnp.sum(w**2) for w in vector.weights))
 
 
 def stiff_solver() -> diffrax.AbstractSolver:

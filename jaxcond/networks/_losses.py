@@ -146,18 +146,16 @@ class Custom(Loss):
             raise ValueError("The derivative of `loss` at zero output is not finite.")
         # Seen from either side of zero a smooth loss has the same slope, up to its curvature.
         step = 1e-3
-        ahead, behind = (
-            np.asarray(gradient(zero + sign * step, targets), np.float64) for sign in (1, -1)
-        )
-        jump = np.max(np.abs(ahead - behind))
-        wider = np.max(
-            np.abs(
-                np.subtract(
-                    *(np.asarray(gradient(zero + sign * 4 * step, targets)) for sign in (1, -1))
-                )
+
+        def change(size: float) -> np.ndarray:
+            ahead, behind = (
+                np.asarray(gradient(zero + sign * size, targets), np.float64) for sign in (1, -1)
             )
-        )
-        if jump > 0.5 * wider and jump > 1e-6 * max(np.max(np.abs(pull)), 1e-300):
+            return np.abs(ahead - behind)
+
+        # Over four times the distance a smooth slope changes four times as much.
+        near, far = change(step), change(4 * step)
+        if np.any((near > 0.5 * far) & (near > 1e-5 * np.max(np.abs(pull)))):
             raise ValueError(
                 "The loss has a kink at zero output, as absolute values have: there is no leading "
                 "order. Follow the network by `gradient_flow`."

@@ -46,8 +46,13 @@ class OrderStatus(enum.IntEnum):
     INVALID_INPUT = 4
     """The loss at zero parameters is not finite."""
 
+    @property
+    def meaning(self) -> str:
+        """What is wrong, and what to do; empty for `HOMOGENEOUS`."""
+        return _MEANING.get(self, "")
 
-ORDER_REASONS = {
+
+_MEANING = {
     OrderStatus.LOW_DEGREE: "the lowest power does not blow up, and higher powers decide when the "
     "plateau ends, as with output biases or residual paths",
     OrderStatus.KINK: "the loss has a kink at zero parameters, as with ReLU, so that there is no "
@@ -153,7 +158,7 @@ class LeadingOrder(eqx.Module):
     @property
     def reason(self) -> str:
         """Why there is no usable leading order; empty if there is one."""
-        return ORDER_REASONS.get(OrderStatus(int(self.status)), "")
+        return OrderStatus(int(self.status)).meaning
 
     def energy(self, params: PyTree) -> Float[Array, ""]:
         """$E_p$ of some parameters, a pure function that can be differentiated.

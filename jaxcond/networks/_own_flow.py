@@ -24,6 +24,7 @@ import optimistix
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from ..flow import worst_layer
 from ._order import inner, split
 
 # Relative tolerance of a step; double and single precision.
@@ -48,11 +49,6 @@ class Arrival(eqx.Module):
 def usual_rtol(dtype: Any) -> float:
     """The relative tolerance of a step."""
     return _RTOL.get(jnp.finfo(dtype).bits, 1e-3)
-
-
-def worst_array(errors: PyTree[Array]) -> Float[Array, ""]:
-    """The largest of the root mean squares of the arrays."""
-    return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(x**2)) for x in jax.tree.leaves(errors)]))
 
 
 def smallest_array(floats: PyTree[Array]) -> Float[Array, ""]:
@@ -94,7 +90,7 @@ def integrate(
         first,
         start,
         stepsize_controller=diffrax.PIDController(
-            rtol=rtol, atol=rtol * smallest, norm=worst_array
+            rtol=rtol, atol=rtol * smallest, norm=worst_layer
         ),
         event=diffrax.Event(above, optimistix.Bisection(exact, exact, flip="detect")),
         saveat=diffrax.SaveAt(t1=True),

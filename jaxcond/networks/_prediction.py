@@ -98,12 +98,12 @@ class Escape(eqx.Module):
         at = f"t = {float(self.crossing):.6g}"
         if self.learning_rate is not None:
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
+        time = float(self.blowup.time)
+        blowup = f"T* = {time:.10g}, " if np.isfinite(time) else ""  # two layers have none
         return (
             f"Escape: the loss falls below {float(self.level):.6g}, "
             f"{float(self.level / self.network_loss[0]):.4g} of its initial value, at {at}; "
-            + (f"T* = {blowup:.10g}, " if np.isfinite(blowup := float(self.blowup.time)) else "")
-            + "the effective model alone is "
-            f"{100 * float(self.correction):+.2g} % off"
+            f"{blowup}the effective model alone is {100 * float(self.correction):+.2g} % off"
         )
 
 
@@ -129,11 +129,12 @@ def predict_escape(
     - `level`: in place of `fraction`, the loss itself.
     - `num`: points along the effective trajectory.
 
-    **Returns:** an `Escape`. The prediction takes some twelve products with $W^2$ for $T^*$, and as
-    many losses of the network as there are points.
+    **Returns:** an `Escape`. The prediction takes $T^*$ (of three layers some twelve products with
+    $W_2$), and as many losses of the network as there are points.
 
-    **Raises:** `ValueError` for arguments out of range, and where there is no effective model: see
-    `effective_model`. **Status:** `Escape.status`, for each network.
+    **Raises:** `ValueError` for arguments out of range, where there is no effective model (see
+    `effective_model`), and for an initial loss that is not positive unless `level` is given.
+    **Status:** `Escape.status`, for each network.
 
     Source: at the top of `jaxcond.networks._course`.
     """
@@ -158,6 +159,8 @@ def _escape(course: Course, fraction: float, level: float | None) -> Escape:
     target = fraction * float(network[0]) if level is None else level
     crossing = course.network_crossing(target)
     status = course.status(crossing)
+    if float(network[0]) <= target:
+        status = EscapeStatus.ALREADY_BELOW
     plain = course.crossing(
         effective, path.d_effective, fraction * float(effective[0]) if level is None else level
     )

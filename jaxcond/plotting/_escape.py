@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
 _COLOUR, _LINE = "#4c72b0", "#c44e52"
@@ -70,11 +71,12 @@ def escape_sweep(
     axes.set_yscale("log")
     if name != "depth":
         axes.set_xscale("log")
-    else:
-        axes.set_xticks([value for value, _ in kept])
+    if name in ("depth", "width"):
+        axes.set_xticks([value for value, _ in kept], [f"{value:g}" for value, _ in kept])
+        axes.xaxis.set_minor_locator(NullLocator())
     labels = {"std": "standard deviation of the initial weights", "depth": "layers $L$"}
     axes.set_xlabel(labels.get(name, name), fontsize=8)
     axes.set_ylabel("escape iteration, median and quartiles", fontsize=8)
     axes.set_title(title, fontsize=8)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     return figure
