@@ -359,10 +359,16 @@ class Course:
         # Of networks at rest nothing of it is finite.
         with np.errstate(all="ignore"):
             slow = 1 / np.asarray(path.speed, np.float64) - 1
-            steps, grown = np.diff(self.times), np.diff(np.asarray(path.log_size, np.float64))
-            self.lag = np.concatenate([[0.0], np.cumsum(0.5 * (slow[1:] + slow[:-1]) * steps)])
+            change, steps = np.gradient(slow, self.times), np.diff(self.times)
+            # The trapezoidal rule with its correction at the ends of each step.
+            passed = 0.5 * (slow[1:] + slow[:-1]) * steps
+            passed += (change[:-1] - change[1:]) * steps**2 / 12
+            self._lag_slope = slow
             if setting.rate is not None:
-                self.lag[1:] += np.cumsum(0.5 * setting.rate.rate_at(self.times[1:]) * grown)
+                half, size = 0.5 * setting.rate.rate_at(self.times), path.log_size
+                passed += half[1:] * np.diff(np.asarray(size, np.float64))
+                self._lag_slope = slow + half * np.gradient(size, self.times)
+            self.lag = np.concatenate([[0.0], np.cumsum(passed)])
 
     @property
     def clock(self) -> np.ndarray:
@@ -381,11 +387,19 @@ class Course:
 
     def network_time(self, time: float) -> float:
         """The clock between the points."""
-        return time + float(np.interp(time, self.times, self.lag))
+        after = int(np.clip(np.searchsorted(self.times, time), 1, len(self.times) - 1))
+        ends = slice(after - 1, after + 1)
+        nearby = self.times[ends], self.lag[ends], self._lag_slope[ends]
+        if not np.all(np.isfinite(nearby)) or not nearby[0][0] < nearby[0][1]:
+            return math.nan
+        return time + float(CubicHermiteSpline(*nearby)(np.clip(time, *nearby[0])))
 
     def effective_time(self, clock: float) -> float:
         """The inverse of `network_time`."""
-        return clock - float(np.interp(clock, self.clock, self.lag))
+        time = clock - float(np.interp(clock, self.clock, self.lag))
+        for _ in range(2):  # the lag changes slowly
+            time += clock - self.network_time(time)
+        return time
 
     def crossing(self) -> Crossing:
         """Where the network crosses the level, and what is known of it."""

@@ -129,7 +129,7 @@ def predict_escape(
     loss: str | float | LossFunction | Loss = "half_mse",
     fraction: float = 0.9,
     level: float | None = None,
-    num: int = 400,
+    num: int = 100,
 ) -> Escape:
     r"""When a network will leave its plateau, from its initial weights alone.
 

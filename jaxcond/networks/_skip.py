@@ -60,7 +60,7 @@ def skip_plateau(
     loss: str | float | LossFunction | Loss = "half_mse",
     drop: float = 0.01,
     fraction: float | None = None,
-    num: int = 400,
+    num: int = 100,
 ) -> Skip:
     r"""The network shortly before it leaves its plateau, and the iteration that this is.
 
