@@ -113,7 +113,7 @@ def test_losses_along_the_trajectory_are_those_of_numpy(escape):
 
     # The last one where the loss has fallen by a little more than a tenth.
     fallen = np.flatnonzero(escape.effective_loss < 0.9 * escape.effective_loss[0])[0]
-    chosen = np.array([0, 100, fallen // 2, fallen])
+    chosen = np.array([0, 25, fallen // 2, fallen])
     times = escape.times[chosen]
     z0 = np.concatenate([w.ravel() for w in start])
     found = solve_ivp(field, (0, times[-1]), z0, "DOP853", times, rtol=1e-10, atol=1e-14).y.T

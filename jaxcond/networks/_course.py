@@ -455,9 +455,12 @@ class Course:
 
     def limit(self, time: float) -> Limit:
         """Why the effective model does not hold up to a time, to the end if it is NaN."""
-        until = self.times <= (self.times[-1] if math.isnan(time) else time)
         speed = np.asarray(self.path.speed)
-        astray = np.flatnonzero(~((speed > _SLOWEST) & (speed < _FASTEST)) & until)
+        holds = (speed > _SLOWEST) & (speed < _FASTEST)
+        last = len(speed) if math.isnan(time) else int(np.sum(self.times <= time))
+        if last < len(speed) and not _SLOWEST < np.interp(time, self.times, speed) < _FASTEST:
+            last += 1
+        astray = np.flatnonzero(~holds[:last])
         if astray.size:
             return self._why_astray(int(astray[0]))
         return Limit.LINEAR_PART if math.isnan(time) else Limit.NONE

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ... import networks
-from ...networks import Escape, EscapeStatus
+from ...networks import Escape, EscapeStatus, Limit
 
 # Points along each trajectory: a third of the default moves crossings by less than 1e-5.
 _POINTS = 32
@@ -70,10 +70,21 @@ def names(escape: Escape) -> list[str]:
 
 
 def reasons(escapes: Sequence[Escape]) -> list[str]:
-    """Why networks have no prediction, one line for each reason."""
-    codes = np.concatenate([escape.status for escape in escapes])
-    found, counts = np.unique(codes[codes != EscapeStatus.PREDICTED], return_counts=True)
+    """Why networks have no prediction, or not by the effective model: a line for each reason."""
+
+    def told(what: str, kind: type[EscapeStatus | Limit], codes: list[np.ndarray]) -> list[str]:
+        found, counts = np.unique(np.concatenate(codes), return_counts=True)
+        return [
+            f"{count} {what}: {kind(int(code)).meaning}."
+            for code, count in zip(found, counts, strict=True)
+            if code
+        ]
+
     return [
-        f"{count} without a prediction: {EscapeStatus(int(code)).meaning}."
-        for code, count in zip(found, counts, strict=True)
+        *told("without a prediction", EscapeStatus, [escape.status for escape in escapes]),
+        *told(
+            "by their own flow, not the effective model",
+            Limit,
+            [escape.limit[escape.status == 0] for escape in escapes],
+        ),
     ]
