@@ -6,8 +6,6 @@ from ._any_module import skip_plateau_of as skip_plateau_of
 from ._checkpoints import Checkpoint as Checkpoint
 from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import read_checkpoint as read_checkpoint
-from ._course import EscapeStatus as EscapeStatus
-from ._course import Limit as Limit
 from ._data import AbstractData as AbstractData
 from ._data import Entries as Entries
 from ._data import Regression as Regression
@@ -17,6 +15,8 @@ from ._descent import log_spaced as log_spaced
 from ._effective import EffectiveModel as EffectiveModel
 from ._effective import effective_model as effective_model
 from ._effective import to_state as to_state
+from ._escape_status import EscapeStatus as EscapeStatus
+from ._escape_status import Limit as Limit
 from ._flow import gradient_flow as gradient_flow
 from ._from_arrays import from_arrays as from_arrays
 from ._legs import stiff_solver as stiff_solver

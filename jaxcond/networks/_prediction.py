@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..blowup import BlowUp
-from ._course import Course, EscapeStatus, Limit, courses
+from ._course import Course, courses
 from ._data import AbstractData
+from ._escape_status import EscapeStatus, Limit
 from ._losses import Loss, LossFunction
 from ._modules import MLP
 from ._schedule import LearningRate

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ._course import Course, Crossing, EscapeStatus, Limit, courses
+from ._course import Course, Crossing, courses
 from ._data import AbstractData
+from ._escape_status import EscapeStatus, Limit
 from ._lanes import stacked
 from ._losses import Loss, LossFunction
 from ._modules import MLP
