@@ -228,7 +228,6 @@ def test_minibatches_do_not_depend_on_what_is_recorded(key, tmp_path):
     np.testing.assert_array_equal(first.loss, second.loss[[0, -1]])
     other = descend(**{**options, "key": jax.random.key(1)}, record=2)
     assert np.max(np.abs(other.network.weights[1] - first.network.weights[1])) > 1e-6
-    assert np.all(np.isnan(list(first.crossings.values())))
 
 
 def test_a_batch_of_all_samples_is_no_minibatch(plain):
@@ -344,9 +343,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch, k
     with monkeypatch.context() as patched:
         advance = _descent.Crew.advance
 
-        def watched(self, stop):
+        def watched(self, stops, pause):
             steps.append(int(np.min(self.lanes.iteration)))
-            advance(self, stop)
+            return advance(self, stops, pause)
 
         patched.setattr(_descent.Crew, "advance", watched)
         again = descend(networks, **SAVED, key=key, checkpoint=tmp_path / "cut")
