@@ -11,7 +11,7 @@ import pytest
 from jax import monitoring
 
 import jaxcond as jc
-from jaxcond.networks import _legs
+from jaxcond.networks import _legs, _steps
 
 PACKAGE = Path(jc.__file__).parent
 
@@ -71,6 +71,30 @@ def test_no_program_of_a_network_calls_back_to_the_host():
     for solver in (diffrax.Tsit5(), jc.networks.stiff_solver()):
         text = _legs.follow.lower(network, span, jnp.asarray(0.0), flow, solver).as_text()
         assert "callback" not in text
+
+
+def train(num_steps, record, **options):
+    network = jc.networks.MLP.random((3, 4, 4, 1), key=jax.random.key(0), std=1e-2)
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    data = jc.networks.Regression(x, np.sum(x, axis=1))
+    return jc.networks.gradient_descent(
+        network, data, 1e-3, num_steps=num_steps, record=record, **options
+    )
+
+
+def test_records_of_training_call_nothing_back_to_the_host(monkeypatch):
+    programs = []
+    advance = _steps.advance
+
+    def watched(*args):
+        programs.append(advance.lower(*args).as_text())
+        return advance(*args)
+
+    monkeypatch.setattr(_steps, "advance", watched)
+    for options in ({}, {"batch_size": 2}):
+        train(10, 3, **options)
+    assert len(programs) >= 2
+    assert not any("callback" in text for text in programs)
 
 
 def test_one_place_integrates_the_effective_flow():
@@ -137,6 +161,17 @@ def test_new_sizes_and_tolerances_compile_nothing_new(compilations, monkeypatch)
             jc.blowup_times(states, rtol=rtol)
 
     assert compilations(first_of_a_size) > 0
+    assert compilations(session) == 0
+
+
+def test_other_steps_and_records_of_training_compile_nothing_new(compilations):
+    def session():
+        train(37, 2)
+        train(100, 101)
+        train(300, [0, 5, 6, 7, 299], until=0.5, levels=(0.8, 0.4))
+
+    jax.clear_caches()
+    assert compilations(lambda: train(20, 5)) > 0
     assert compilations(session) == 0
 
 

@@ -8,6 +8,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -473,6 +474,53 @@ def test_a_killed_process_goes_on_to_the_same_numbers(tmp_path):
 def test_bad_input_of_descent_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         descend(**options)
+
+
+HALF = jax.tree.map(lambda w: w.astype(jnp.float16), draw())
+SCHEDULE = optax.exponential_decay(0.1, 10, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": SCHEDULE}, r"schedule inside it, as in `optimiser=optax.sgd\(schedule"),
+        ({"learning_rate": optax.sgd(0.1)}, "give an optimiser of optax as `optimiser`"),
+        ({"learning_rate": {0: 0.1, 9: SCHEDULE}}, "a mapping of iterations to numbers"),
+        ({"learning_rate": [0.1, 0.2]}, "`learning_rate` must be a number .* type list"),
+        ({"learning_rate": None, "optimiser": SCHEDULE}, "an optimiser of optax, .* type function"),
+        ({"learning_rate": None, "optimiser": "adam"}, "an optimiser of optax, .* type str"),
+        ({"network": HALF}, "in float32 or float64, but this one has dtype float16"),
+        ({"network": eqx.nn.MLP(2, 1, 5, 2, key=jax.random.key(0))}, "`from_arrays` takes the"),
+        ({"network": "weights.npz"}, "`network` must be an `MLP` .* type builtins.str"),
+        ({"data": iter([(X, Y)])}, "`data` must be .* list_iterator: batches .* into `batches`"),
+        ({"data": (X, Y)}, r"`data` must be .* is of type tuple\."),
+        ({"loss": lambda f: f}, "`loss` cannot be traced .* takes 1 positional argument"),
+        ({"loss": lambda f, y: f - y}, r"`loss` must return one real number .* shape \(1,\)"),
+        ({"loss": lambda f, y: (f, y)}, "`loss` must return one real number .* returns tuple"),
+        ({"loss": lambda f, y: None}, "`loss` must return one real number .* returns NoneType"),
+        ({"loss": lambda f, y: jnp.sum(f > y)}, "one real number .* dtype int"),
+        ({"loss": lambda f, y: float(jnp.sum(f - y))}, "`loss` cannot be traced .* concrete"),
+        ({"loss": None}, "`loss` must be a function, .* type NoneType"),
+    ],
+)
+def test_what_is_not_of_the_kind_is_named(options, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        descend(**options)
+
+
+@pytest.mark.parametrize("network", [HALF, "weights.npz"])
+def test_flows_name_what_is_not_of_the_kind(network, unchecked):
+    with pytest.raises(ValueError, match=r"Networks are trained in|`network` must be an `MLP`"):
+        jn.gradient_flow(network, DATA, 1.0)
+
+
+def test_schedules_go_into_the_optimiser():
+    def schedule(count):
+        return RATE * (1 + count)
+
+    run = descend(learning_rate=None, optimiser=optax.sgd(schedule), num_steps=20)
+    weights, _ = loop_by_hand(draw(), schedule, 20)
+    assert_layers(run.network, weights[20], ROUNDING)
 
 
 def test_entries_have_no_minibatches():

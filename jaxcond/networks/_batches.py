@@ -120,6 +120,11 @@ class Stream:
             if bad:
                 raise ValueError(f"{where}: `{name}` holds {bad} entries that are not finite.")
         shapes = [x.shape, y.shape]
+        if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or 0 in x.shape + y.shape:
+            raise ValueError(
+                f"{where} must be arrays (n, inputs) and (n, outputs), but has shapes {shapes[0]} "
+                f"and {shapes[1]}."
+            )
         if self._shapes and shapes != self._shapes:
             raise ValueError(
                 f"{where} has shapes {shapes[0]} and {shapes[1]}, but the one before it "

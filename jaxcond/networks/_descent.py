@@ -17,7 +17,7 @@ from jaxtyping import PRNGKeyArray
 
 from .. import networks
 from ._batches import AbstractBatches, AllSamples, Batches, Permuted, Stream
-from ._data import AbstractData, Regression
+from ._data import AbstractData, Regression, check_trainable
 from ._loop import Loop
 from ._losses import Loss, LossFunction, resolve_loss
 from ._modules import MLP
@@ -130,6 +130,7 @@ def gradient_descent(
     run ends, and keeps the network of the last record before that. `EXHAUSTED`, with an
     `ExhaustedWarning`, where `batches` end before the run; a checkpoint is written there.
     """
+    check_trainable(network, data)
     _check(num_steps, first_iteration, learning_rate, optimiser)
     every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
     if every < 1:
@@ -174,6 +175,11 @@ def _check(
 ) -> None:
     if (learning_rate is None) == (optimiser is None):
         raise ValueError("Give one of `learning_rate` and `optimiser`.")
+    if optimiser is not None and not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(
+            "Argument `optimiser` must be an optimiser of optax, as `optax.adam(1e-3)`, but is of "
+            f"type {type(optimiser).__name__}."
+        )
     if not isinstance(num_steps, int | np.integer) or num_steps < 1:
         raise ValueError(f"Argument `num_steps` must be a positive integer, but is {num_steps}.")
     if first_iteration < 0:

@@ -17,6 +17,8 @@ from ._steps import SLOTS, Crew
 _STALLED = 0.5
 # Seconds of work given to the device at a time, so that the bar moves and Ctrl-C is heard.
 _SECONDS = 0.5
+# Iterations of the first call, which tells how long they take.
+_FIRST = 64
 
 
 class StallWarning(UserWarning):
@@ -51,7 +53,7 @@ class Loop:
         self.last = int(stops[-1])
         self.records: list[dict[str, np.ndarray]] = []
         self.taken = np.zeros(0, np.int64)  # the stops of the records
-        self.pace = 64.0
+        self.pace = float(_FIRST)
         self.ready = self.last if stream is None else 0
         self.exhausted = False
 
