@@ -135,7 +135,7 @@ def test_a_level_that_is_not_below_the_initial_loss():
     escape = jn.predict_escape(network, data, RATE, level=10.0)
     assert escape.status == EscapeStatus.ALREADY_BELOW
     assert "the initial loss is not above the level" in str(escape)
-    with pytest.raises(ValueError, match=r"initial loss is not positive.* give `level`"):
+    with pytest.raises(ValueError, match=r"loss of the plateau is not positive.* give `level`"):
         jn.predict_escape(network, data, RATE, loss=lambda f, y: -jax.numpy.vdot(f, y) - 1)
 
 
@@ -212,9 +212,13 @@ def test_deep_networks_record_what_they_have():
         ("softmax", 2 * ONE_HOT, "add up to 1"),
         ("logistic", LABELS, "-1 and 1, or 0 and 1, but there are 0, 1, 2"),
         (lambda f, y: f - y, CURVE, "one number for the output"),
-        (lambda f, y: jax.numpy.sum(jax.numpy.abs(f)) + y[0] * f[0], CURVE, "a kink at zero"),
+        (
+            lambda f, y: jax.numpy.sum(jax.numpy.abs(f)) + y[0] * f[0],
+            CURVE,
+            "a kink at zero output",
+        ),
         # Small beside the curvature of another output.
-        (lambda f, y: abs(f[0]) / 9 + 99 * f[1] ** 2 + y @ f, CURVE, "a kink at zero"),
+        (lambda f, y: abs(f[0]) / 9 + 99 * f[1] ** 2 + y @ f, CURVE, "a kink at zero output"),
         ("softmax", np.zeros(N), "no target direction|only one class"),
     ],
 )

@@ -45,20 +45,17 @@ def test_weights_are_taken_in_their_order(tmp_path, kind):
     assert_same(jn.from_arrays(source, **options))
 
 
-def test_biases_of_zero_are_none():
-    assert_same(jn.from_arrays({**STATE_DICT, "net.0.bias": np.zeros(5)}))
-
-
 def test_vectors_of_other_layers_are_left_alone():
     others = {"norm.scale": np.ones(7), "head.weight": np.ones((9, 9)), "head.bias": np.ones(9)}
     assert_same(jn.from_arrays({**STATE_DICT, **others}, names=list(STATE_DICT)))
 
 
-def test_a_module_of_equinox_computes_the_same():
-    module = eqx.nn.MLP(
-        3, 2, 6, 2, jnp.sin, use_bias=False, use_final_bias=False, key=jax.random.key(0)
-    )
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_module_of_equinox_computes_the_same(bias):
+    key = jax.random.key(0)
+    module = eqx.nn.MLP(3, 2, 6, 2, jnp.sin, use_bias=bias, use_final_bias=bias, key=key)
     network = jn.from_arrays(module, activation="sin")
+    assert (network.biases is not None) == bias
     x = jnp.asarray(RNG.standard_normal(3))
     np.testing.assert_allclose(network(x), module(x), 1e-12)
 
@@ -67,7 +64,7 @@ def test_a_module_of_equinox_computes_the_same():
     ("source", "options", "message"),
     [
         ("weights.pt", {}, "Python objects, which run code"),
-        ({**STATE_DICT, "net.0.bias": np.ones(5)}, {}, "'net.0.bias' is a bias .* not zero"),
+        ({**STATE_DICT, "net.0.bias": np.ones(5)}, {}, "'net.0.weight' has a bias and .* none"),
         (STATE_DICT, {"names": ["fc1"]}, "no array 'fc1'; there are net.0.weight"),
         (STATE_DICT, {"transpose": True}, "are no network: .* `transpose=True`"),
         ({}, {}, "are no network"),

@@ -205,7 +205,7 @@ def test_every_epoch_visits_every_sample_once():
     # steps move the others by the square of the learning rate.
     rate, identity = 1e-4, jnp.eye(12)
     data = jn.Regression(identity, jnp.ones((12, 1)))
-    network = jn.MLP([identity, identity, jnp.zeros((1, 12))], "linear")
+    network = jn.MLP([identity, identity, jnp.zeros((1, 12))], activation="linear")
     run = jn.gradient_descent(
         network, data, rate, num_steps=9, batch_size=4, record=10, observe={"w3": output_layer}
     )

@@ -55,7 +55,13 @@ def add_escape(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
         help="in place of --std: EPS = M^-GAMMA with the widest hidden layer M",
     )
     add("--activation", default="tanh", metavar="NAME", help="activation (default tanh)")
-    add("--bias", action="store_true", help="append a constant 1 to the inputs")
+    add(
+        "--bias",
+        choices=("none", "input", "all"),
+        default="none",
+        help="all: biases in every layer, from 0; input: a constant 1 beside the inputs; none "
+        "(default)",
+    )
     add("--loss", default="half_mse", metavar="NAME", help="half_mse (default), mse, softmax, "
         "logistic")  # fmt: skip
     add("--learning-rate", type=float, required=True, metavar="ETA", help="of gradient descent")

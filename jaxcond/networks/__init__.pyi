@@ -8,6 +8,7 @@ from ._checkpoints import Checkpoints as Checkpoints
 from ._checkpoints import CheckpointWarning as CheckpointWarning
 from ._checkpoints import read_checkpoint as read_checkpoint
 from ._course import EscapeStatus as EscapeStatus
+from ._course import Limit as Limit
 from ._data import AbstractData as AbstractData
 from ._data import Entries as Entries
 from ._data import Regression as Regression

@@ -24,7 +24,7 @@ from ._ascent import Ascent, ascend
 from ._order import LeadingOrder, OrderStatus, arrays_of, checked_loss, inner, leading_order, split
 from ._own_flow import (
     Arrival,
-    as_descent,
+    earlier,
     fall,
     gradients_of,
     largest_curvature,
@@ -342,15 +342,6 @@ def _unknown(
     )
 
 
-@eqx.filter_jit
-def _back(loss_fn: Callable, params: PyTree, rate: Array, share: Array) -> PyTree:
-    """The parameters so large a share of an iteration earlier."""
-    loss, floats = split(loss_fn, params)
-    speed = as_descent(loss, floats, rate)
-    earlier = jax.tree.map(lambda x, v: x - (share * rate).astype(x.dtype) * v, floats, speed)
-    return eqx.combine(earlier, params)
-
-
 def skip_plateau_of(
     loss_fn: Callable[[PyTree], Any],
     params: PyTree,
@@ -381,9 +372,9 @@ def skip_plateau_of(
         return ModuleSkip(arrays_of(params), np.asarray(0), np.asarray(0.0), escape)
     exact = float(escape.crossing_iteration)
     iteration = math.floor(exact)
-    rate, share = jnp.asarray(float(learning_rate)), jnp.asarray(exact - iteration)
+    rate = jnp.asarray(float(learning_rate))
     return ModuleSkip(
-        params=_back(loss_fn, escape.params, rate, share),
+        params=earlier(loss_fn, escape.params, rate, (exact - iteration) * rate),
         iteration=np.asarray(iteration),
         time=np.asarray(iteration * float(learning_rate)),
         escape=escape,

@@ -72,6 +72,10 @@ class AbstractData(eqx.Module):
         r"""The size that $V$ would have if all samples pulled the same way."""
 
     @abc.abstractmethod
+    def input_power(self, bias: bool | str) -> float:
+        r"""The mean of $\|x_i\|^2$: how much of the curvature of $\ell$ linear maps see at most."""
+
+    @abc.abstractmethod
     def take(self, indices: Integer[Array, " batch"]) -> "AbstractData":
         """Some of the samples, as a minibatch."""
 
@@ -181,6 +185,10 @@ class Regression(AbstractData):
         x = np.asarray(self._features(bias), np.float64)
         return float(np.mean(np.linalg.norm(x, axis=1) * np.linalg.norm(pull, axis=1)))
 
+    def input_power(self, bias: bool | str) -> float:
+        x = np.asarray(self._features(bias), np.float64)
+        return float(np.mean(np.sum(x**2, axis=1)))
+
     def take(self, indices: Integer[Array, " batch"]) -> "Regression":
         return eqx.tree_at(lambda d: (d.x, d.y), self, (self.x[indices], self.y[indices]))
 
@@ -269,6 +277,10 @@ class Entries(_AbstractMeasurements):
     def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
         return float(np.mean(np.abs(self.moment(pull, bias))))
 
+    def input_power(self, bias: bool | str) -> float:
+        del bias
+        return 1 / float(self.num_samples)  # each entry is seen once
+
     def take(self, indices: Integer[Array, " batch"]) -> "Entries":
         raise ValueError(
             "Entries of a matrix are trained on all at once: there are no minibatches."
@@ -337,6 +349,10 @@ class Sensing(_AbstractMeasurements):
         del bias
         sizes = np.linalg.norm(np.asarray(self.operators, np.float64), axis=(1, 2))
         return float(np.mean(sizes * np.abs(pull)))
+
+    def input_power(self, bias: bool | str) -> float:
+        del bias
+        return float(np.mean(np.sum(np.asarray(self.operators, np.float64) ** 2, axis=(1, 2))))
 
     def take(self, indices: Integer[Array, " batch"]) -> "Sensing":
         some = (self.operators[indices], self.y[indices])

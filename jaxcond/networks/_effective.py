@@ -18,6 +18,12 @@ is their time. (The paper divides the weights by their standard deviation $\vare
 multiplies time by it, which is the same flow: $T^*(\kappa\theta) = T^*(\theta)/\kappa$.) What the
 first and the last layer have outside $Q$ and $P$ does not move.
 
+With biases in every layer the output bias learns first, in a time that does not depend on the
+weights, until it is the constant output of least loss, $b^*$. All pulls are taken there,
+$g_i = -\partial\ell(b^*, y_i)/\partial f$; they add up to zero, so that the other biases are not in
+the leading order. The weights are those that the network has by then: with one output and squared
+loss $W_L$ has grown by the factor $\cosh\bar y$.
+
 Source: Chen and Luo, eqs. (3.7), (3.8), (3.10) for one output, (A.8) for several; other losses and
 depths are derived here from the derivative of the loss.
 """
@@ -29,7 +35,7 @@ from jaxtyping import Array, Float
 
 from .._chain import Chain
 from .._state import State
-from ._data import AbstractData
+from ._data import AbstractData, Regression
 from ._losses import Loss, LossFunction, resolve_loss
 from ._modules import MLP, slope_at_zero
 
@@ -71,13 +77,25 @@ class EffectiveModel(eqx.Module):
         before, after = self.to_weights(self.to_state(network)), self.to_weights(point)
         first, *_, last = network.weights
         return network.replace(
-            (first + (after[0] - before[0]), *after[1:-1], last + (after[-1] - before[-1]))
+            (first + (after[0] - before[0]), *after[1:-1], last + (after[-1] - before[-1])),
         )
 
     def astype(self, dtype: jnp.dtype) -> "EffectiveModel":
         """The same in another floating dtype."""
         fields = (self.left, self.right, self.strength, self.rate, self.gain)
         return EffectiveModel(*(x.astype(dtype) for x in fields))
+
+
+def plateau_output(network: MLP, data: AbstractData, loss: Loss) -> np.ndarray:
+    """The output of a network on its plateau: 0, or with biases the constant of least loss.
+
+    `data` as `prepared` has them. **Raises:** `ValueError` if an output bias never settles.
+    """
+    if not isinstance(data, Regression):
+        return np.zeros(())  # measurements have no output
+    if network.biases is None:
+        return np.zeros(network.num_outputs)
+    return loss.rest(data.targets, network.num_outputs).output
 
 
 def effective_model(
@@ -98,11 +116,13 @@ def effective_model(
     loss = resolve_loss(loss)
     data = data.prepared(network, loss)
     gain = slope_at_zero(network.activation) ** (network.depth - 1)
-    pull = loss.pull(data.targets, network.num_outputs)
+    output = plateau_output(network, data, loss)
+    pull, at_zero = (loss.pull(data.targets, f) for f in (output, np.zeros_like(output)))
     left, values, right = np.linalg.svd(data.moment(pull, network.bias), full_matrices=False)
     # Singular values of V below this share of the largest are taken for rounding of the data.
     negligible = float(jnp.finfo(data.targets.dtype).eps) ** (2 / 3)
-    if values[0] <= negligible * data.moment_scale(pull, network.bias):
+    scale = max(data.moment_scale(p, network.bias) for p in (pull, at_zero))
+    if values[0] <= negligible * scale:
         raise ValueError(
             "The data have no target direction: the sum of y x^T over the samples vanishes (of "
             "other losses than the squared one, with minus the derivative of the loss at zero "

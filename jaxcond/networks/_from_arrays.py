@@ -9,7 +9,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from .._arrays import read_arrays
 from ._modules import MLP, Activation
@@ -36,14 +36,15 @@ def from_arrays(
       joined by dots), an `eqx.nn.MLP`, or a file `.npz` or `.safetensors`.
     - `names`: which arrays are the weights, the layer next to the input first; by default all
       matrices in their order, numbers in names counted as numbers.
-    - `activation`, `bias`: as of `MLP`. Nothing saved tells them.
+    - `activation`, `bias`: as of `MLP`. Nothing saved tells them. Biases of all layers are found
+      beside the weights, `fc1.bias` beside `fc1.weight`.
     - `transpose`: for weights of shapes `(inputs, outputs)`, as flax has them.
 
     **Returns:** an `MLP` in the dtype of the weights.
 
-    **Raises:** `ValueError` for files that hold Python objects (`.pt`), for biases that are not
-    zero, for names that are not there, and for shapes that do not fit together. `OSError` if a
-    file cannot be opened.
+    **Raises:** `ValueError` for files that hold Python objects (`.pt`), for biases of
+    some layers only, for names that are not there, and for shapes that do not fit together.
+    `OSError` if a file cannot be opened.
     """
     arrays = _arrays(source)
     matrices = [name for name, array in arrays.items() if np.ndim(array) >= 2]
@@ -56,13 +57,12 @@ def from_arrays(
         raise ValueError(
             f"There is no array {missing[0]!r}; there are {', '.join(arrays) or 'none'}."
         )
-    beside = {name.rpartition(".")[0] for name in names}
-    _refuse_biases({n: a for n, a in arrays.items() if n.rpartition(".")[0] in beside})
+    biases = _biases(arrays, names)
     weights = [jnp.asarray(arrays[name]) for name in names]
     if transpose:
         weights = [jnp.swapaxes(w, -1, -2) for w in weights]
     try:
-        return MLP(weights, activation=activation, bias=bias)
+        return MLP(weights, biases, activation, bias=bias)
     except ValueError as error:
         told = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
         raise ValueError(
@@ -113,11 +113,26 @@ def _by_number(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _refuse_biases(others: Mapping[str, ArrayLike]) -> None:
-    """Raise `ValueError` for vectors that are not zero."""
-    for name, array in others.items():
-        if np.ndim(array) == 1 and np.any(np.asarray(array) != 0):
-            raise ValueError(
-                f"Array {name!r} is a bias that is not zero, which `MLP` does not have. Follow "
-                "such a network by `predict_escape_of` and `skip_plateau_of`."
-            )
+def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array] | None:
+    """The vectors beside the weights, `layers.3.bias` beside `layers.3.weight`.
+
+    **Raises:** `ValueError` if some layers have one and others not, or more than one.
+    """
+    found = []
+    for name in names:
+        layer, rank = name.rpartition(".")[0], np.ndim(arrays[name]) - 1
+        beside = [n for n in arrays if n.rpartition(".")[0] == layer and np.ndim(arrays[n]) == rank]
+        # Without a common prefix nothing tells which vector belongs to which matrix.
+        found.append(beside if layer or len(names) == 1 else [])
+        if len(found[-1]) > 1:
+            raise ValueError(f"Beside {name!r} there are several vectors: {', '.join(beside)}.")
+    with_bias = [name for name, beside in zip(names, found, strict=True) if beside]
+    if not with_bias:
+        return None
+    if len(with_bias) < len(names):
+        without = next(name for name in names if name not in with_bias)
+        raise ValueError(
+            f"Layer {with_bias[0]!r} has a bias and {without!r} none, which `MLP` does not have. "
+            "Follow such a network by `predict_escape_of` and `skip_plateau_of`."
+        )
+    return [jnp.asarray(arrays[beside[0]]) for beside in found]

@@ -73,6 +73,9 @@ def follow(
     start, end, step = span
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.weights]))
 
+    # The root finder's tolerance is absolute, but losses have any size.
+    scale = jnp.where(jnp.isfinite(level) & (level > 0), level, 1)
+
     def falling(time: Any, network: MLP, args: Any) -> MLP:
         del time, args
         return jax.tree.map(jnp.negative, jax.grad(problem.loss)(network))
@@ -80,7 +83,7 @@ def follow(
     def above(t: Array, y: MLP, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
         # diffrax wants JAX's default precision of an event, even where the network has another.
-        return (problem.loss(y) - level).astype(jnp.result_type(float))
+        return ((problem.loss(y) - level) / scale).astype(jnp.result_type(float))
 
     exact = jnp.finfo(network.dtype).eps ** (2 / 3)
     solution = diffrax.diffeqsolve(

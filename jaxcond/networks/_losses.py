@@ -1,4 +1,4 @@
-r"""Losses: what one sample costs, and how hard it pulls on a network that is still zero.
+r"""Losses: what one sample costs, and how hard it pulls on a network whose weights are small.
 
 $$R = \frac1n \sum_{i=1}^n \ell(f(x_i), y_i), \qquad
   g_i = -\frac{\partial\ell}{\partial f}(0, y_i) .$$
@@ -10,17 +10,22 @@ $$R = \frac1n \sum_{i=1}^n \ell(f(x_i), y_i), \qquad
 | `softmax` | $\log\sum_k e^{f_k} - \langle y, f\rangle$ | $y - 1/m$ for $m$ classes |
 | `logistic` | $\sum_k\log(1 + e^{-y_kf_k})$, $y_k = \pm1$ | $y/2$ |
 
-Source: Chen and Luo, eq. (3.2), for the first; the pulls of the others are derived here.
+An output bias first comes to rest at the constant output of least loss, $b^*$; from then on the
+pulls at $f = b^*$ count in place of those at zero, and they add up to zero.
+
+Source: Chen and Luo, eq. (3.2), for the first; the rest is derived here.
 """
 
 import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 LossFunction = Callable[[Array, Array], Array]
@@ -45,8 +50,40 @@ class Loss(abc.ABC):
         r"""$\sum_i\ell(f_i, y_i)$."""
 
     @abc.abstractmethod
-    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
-        r"""$-\partial\ell/\partial f$ at $f = 0$ for all samples, on the host."""
+    def pull(self, targets: Array, output: np.ndarray) -> np.ndarray:
+        r"""$-\partial\ell/\partial f$ of all samples at one output `(outputs,)`, on the host."""
+
+    @property
+    def largest_curvature(self) -> float:
+        r"""A bound on $\partial^2\ell/\partial f^2$; infinity where none is known."""
+        return math.inf
+
+    @abc.abstractmethod
+    def rest(self, targets: Array, num_outputs: int) -> "Rest":
+        """Where an output bias comes to rest while all weights are small.
+
+        **Raises:** `ValueError` if it never does.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    r"""The constant output of least loss, $b^*$, and how fast an output bias reaches it.
+
+    - `output`: $b^*$, shape `(outputs,)`. The pulls there add up to zero.
+    - `rate`: the smallest eigenvalue of the mean of $\partial^2\ell(b^*, y_i)$, apart from
+      directions in which no output changes the loss.
+    """
+
+    output: np.ndarray
+    rate: float
+
+
+def _never_rests(why: str) -> ValueError:
+    return ValueError(
+        f"The output bias never comes to rest: {why}. Without a plateau there is nothing to "
+        "predict; follow the network by `gradient_flow`."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +95,16 @@ class Squared(Loss):
     def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
         return self.factor * jnp.sum((outputs - targets) ** 2)
 
-    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+    def pull(self, targets: Array, output: np.ndarray) -> np.ndarray:
+        return 2 * self.factor * (np.asarray(targets, np.float64) - output)
+
+    @property
+    def largest_curvature(self) -> float:
+        return 2 * self.factor
+
+    def rest(self, targets: Array, num_outputs: int) -> Rest:
         del num_outputs
-        return 2 * self.factor * np.asarray(targets, np.float64)
+        return Rest(np.mean(np.asarray(targets, np.float64), axis=0), 2 * self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +134,23 @@ class Softmax(Loss):
     def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
         return -jnp.sum(targets * jax.nn.log_softmax(outputs))
 
-    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
-        return np.asarray(targets, np.float64) - 1 / num_outputs
+    def pull(self, targets: Array, output: np.ndarray) -> np.ndarray:
+        powers = np.exp(output - np.max(output))
+        return np.asarray(targets, np.float64) - powers / np.sum(powers)
+
+    @property
+    def largest_curvature(self) -> float:
+        return 0.5
+
+    def rest(self, targets: Array, num_outputs: int) -> Rest:
+        shares = np.mean(np.asarray(targets, np.float64), axis=0)
+        absent = np.flatnonzero(shares <= 0)
+        if absent.size:
+            raise _never_rests(f"no sample is of class {absent[0]} of {num_outputs}")
+        curvature = np.diag(shares) - np.outer(shares, shares)
+        # The softmax does not change along (1, ..., 1), nor does the sum of the output bias.
+        logits = np.log(shares)
+        return Rest(logits - np.mean(logits), float(np.linalg.eigvalsh(curvature)[1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +172,20 @@ class Logistic(Loss):
     def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
         return jnp.sum(jax.nn.softplus(-targets * outputs))
 
-    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
+    def pull(self, targets: Array, output: np.ndarray) -> np.ndarray:
+        signs = np.asarray(targets, np.float64)
+        return signs / (1 + np.exp(signs * output))
+
+    @property
+    def largest_curvature(self) -> float:
+        return 0.25
+
+    def rest(self, targets: Array, num_outputs: int) -> Rest:
         del num_outputs
-        return 0.5 * np.asarray(targets, np.float64)
+        shares = np.mean(np.asarray(targets, np.float64) > 0, axis=0)
+        if np.any((shares == 0) | (shares == 1)):
+            raise _never_rests("all samples of an output are of one class")
+        return Rest(np.log(shares / (1 - shares)), float(np.min(shares * (1 - shares))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,18 +215,18 @@ class Custom(Loss):
     def total(self, outputs: Array, targets: Array) -> Float[Array, ""]:
         return jnp.sum(jax.vmap(self.function)(outputs, targets))
 
-    def pull(self, targets: Array, num_outputs: int) -> np.ndarray:
-        zero = jnp.zeros((len(targets), num_outputs), targets.dtype)
+    def pull(self, targets: Array, output: np.ndarray) -> np.ndarray:
+        here = jnp.broadcast_to(jnp.asarray(output, targets.dtype), (len(targets), len(output)))
         gradient = jax.vmap(jax.grad(self.function))
-        pull = -np.asarray(gradient(zero, targets), np.float64)
+        pull = -np.asarray(gradient(here, targets), np.float64)
         if not np.all(np.isfinite(pull)):
-            raise ValueError("The derivative of `loss` at zero output is not finite.")
-        # Seen from either side of zero a smooth loss has the same slope, up to its curvature.
+            raise ValueError("The derivative of `loss` at the output of the plateau is not finite.")
+        # Seen from either side a smooth loss has the same slope, up to its curvature.
         step = 1e-3
 
         def change(size: float) -> np.ndarray:
             ahead, behind = (
-                np.asarray(gradient(zero + sign * size, targets), np.float64) for sign in (1, -1)
+                np.asarray(gradient(here + sign * size, targets), np.float64) for sign in (1, -1)
             )
             return np.abs(ahead - behind)
 
@@ -164,10 +234,45 @@ class Custom(Loss):
         near, far = change(step), change(4 * step)
         if np.any((near > 0.5 * far) & (near > 1e-5 * np.max(np.abs(pull)))):
             raise ValueError(
-                "The loss has a kink at zero output, as absolute values have: there is no leading "
-                "order. Follow the network by `gradient_flow`."
+                "The loss has a kink at zero output, or with biases at that of the plateau, as "
+                "absolute values have: there is no leading order. Follow the network by "
+                "`gradient_flow`."
             )
         return pull
+
+    def rest(self, targets: Array, num_outputs: int) -> Rest:
+        output, curvature, settled = _rest_of(self.function, targets, num_outputs)
+        rates = np.linalg.eigvalsh(np.asarray(curvature, np.float64))
+        if not bool(settled) or not rates[0] > 1e-6 * rates[-1]:
+            raise _never_rests("there is no constant output of least loss, or it is not the only")
+        return Rest(np.asarray(output, np.float64), float(rates[0]))
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _rest_of(
+    function: LossFunction, targets: Array, num_outputs: int
+) -> tuple[Array, Array, Array]:
+    r"""The rest of an output bias from 0 on, the curvature there, and whether it was found.
+
+    Implicit steps of the flow, $(1/h + \nabla^2R)\,\delta = -\nabla R$, whose length $h$
+    doubles: at first the way of the flow, at last Newton's method.
+    """
+
+    def mean(output: Array) -> Array:
+        return jnp.mean(jax.vmap(function, in_axes=(None, 0))(output, targets))
+
+    unit = jnp.eye(num_outputs, dtype=targets.dtype)
+
+    def step(index: Array, output: Array) -> Array:
+        slope, curvature = jax.grad(mean)(output), jax.hessian(mean)(output)
+        damping = 10 * jnp.linalg.norm(curvature) * 2.0 ** -index.astype(output.dtype)
+        return output - jnp.linalg.solve(curvature + damping * unit, slope)
+
+    output = lax.fori_loop(0, 60, step, jnp.zeros(num_outputs, targets.dtype))
+    left = jnp.linalg.norm(jax.grad(mean)(output))
+    scale = jnp.mean(jnp.abs(jax.vmap(jax.grad(function), in_axes=(None, 0))(output, targets)))
+    settled = left <= jnp.sqrt(jnp.finfo(output.dtype).eps) * scale
+    return output, jax.hessian(mean)(output), settled
 
 
 LOSSES: dict[str, Loss] = {

@@ -1,6 +1,9 @@
 r"""Fully connected networks of any depth, nonlinear and linear.
 
-$$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x))), \qquad \sigma(0) = 0 .$$
+$$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x + b_1)\cdots) + b_{L-1}) + b_L,
+  \qquad \sigma(0) = 0 ,$$
+
+with biases $b_l$ or without.
 
 Source: Chen and Luo, eqs. (3.1), (3.3), which are the case $L = 3$; the linear network of their
 appendix A is the case $\sigma(z) = z$.
@@ -81,34 +84,44 @@ def _resolve(activation: str | Activation) -> Activation:
     return activation
 
 
-def _matrices(weights: Sequence[Array]) -> tuple[Array, ...]:
-    """The weights as a tuple of arrays of one floating dtype."""
-    if not isinstance(weights, list | tuple):
+def _floats(name: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    """The arrays of all layers as a tuple of floats."""
+    if not isinstance(arrays, list | tuple):
         raise ValueError(
-            "Argument `weights` must be a list of matrices, the one next to the input first, but "
-            f"is of type {type(weights).__name__}."
+            f"Argument `{name}` must be a list of arrays, the one next to the input first, but is "
+            f"of type {type(arrays).__name__}."
         )
-    if not all(hasattr(w, "shape") and hasattr(w, "dtype") for w in weights):
-        return tuple(weights)  # what tree transformations put in the place of arrays
-    if not all(jnp.issubdtype(w.dtype, jnp.floating) for w in weights):
-        dtypes = [str(w.dtype) for w in weights]
-        raise ValueError(f"Argument `weights` must be real floating, but has dtypes {dtypes}.")
-    return tuple(jnp.asarray(w) if isinstance(w, np.ndarray) else w for w in weights)
+    if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in arrays):
+        return tuple(arrays)  # what tree transformations put in the place of arrays
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):
+        dtypes = [str(x.dtype) for x in arrays]
+        raise ValueError(f"Argument `{name}` must be real floating, but has dtypes {dtypes}.")
+    return tuple(jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in arrays)
+
+
+def _matrices(weights: Sequence[Array]) -> tuple[Array, ...]:
+    return _floats("weights", weights)
+
+
+def _vectors(biases: Sequence[Array] | None) -> tuple[Array, ...] | None:
+    return None if biases is None else _floats("biases", biases)
 
 
 class MLP(eqx.Module):
     r"""A fully connected network of $L \ge 2$ layers, acting on one sample.
 
-    $$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x)))$$
+    $$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x + b_1)\cdots) + b_{L-1}) + b_L$$
 
     **Arguments:**
 
     - `weights`: $(W_1, \dots, W_L)$, the one next to the input first, of shapes `(n_l, n_(l-1))`,
       as PyTorch's `Linear` and `eqx.nn.Linear` have them.
+    - `biases`: $(b_1, \dots, b_L)$, of shapes `(n_l,)`, or `None`: no layer has any.
     - `activation`: $\sigma$, a name of `ACTIVATIONS` or a function with $\sigma(0) = 0$.
-    - `bias`: `False`, or `"input"`: then a constant 1 is appended to every input, $(x, 1)$, and the
-      last column of $W_1$ is the bias of the first layer. With one input and no bias the rows of
-      $W_1$ are scalars, and the cosine similarity of two of them is $\pm1$ by definition.
+    - `bias`: of a network without `biases`, `False`, or `"input"`: then a constant 1 is appended to
+      every input, $(x, 1)$, and the last column of $W_1$ is the bias of the first layer. With one
+      input and no bias the rows of $W_1$ are scalars, and the cosine similarity of two of them is
+      $\pm1$ by definition.
 
     Many networks are one `MLP` whose weights have the same leading axis, as `jax.vmap` of
     `MLP.random` makes them; `network(x)` is for a single one.
@@ -119,6 +132,7 @@ class MLP(eqx.Module):
     """
 
     weights: tuple[Float[Array, "..."], ...] = eqx.field(converter=_matrices)
+    biases: tuple[Float[Array, "..."], ...] | None = eqx.field(converter=_vectors, default=None)
     activation: Activation = eqx.field(static=True, converter=_resolve, default="tanh")
     bias: Literal[False, "input"] = eqx.field(static=True, kw_only=True, default=False)
 
@@ -133,6 +147,19 @@ class MLP(eqx.Module):
             )
         if self.bias not in (False, "input"):
             raise ValueError(f"Argument `bias` must be False or 'input', but is {self.bias!r}.")
+        if self.biases is not None:
+            wanted = [shape[:-1] for shape in shapes]
+            found = [bias.shape for bias in self.biases]
+            if found != wanted:
+                raise ValueError(
+                    "Argument `biases` must be one vector for each layer, of shapes (n_1,), "
+                    f"(n_2,), ..., here {wanted}, but has shapes {found}."
+                )
+            if self.bias:
+                raise ValueError(
+                    "With `biases` the first layer has one: leave out `bias='input'`, which is a "
+                    "constant input in its place."
+                )
         if self.bias and shapes[0][-1] < 2:
             raise ValueError(
                 "With a bias at the input the first matrix needs two columns or more, but has "
@@ -154,7 +181,7 @@ class MLP(eqx.Module):
         std: float | Sequence[float] | Float[Array, "..."] | None = None,
         exponent: float | None = None,
         activation: str | Activation = "tanh",
-        bias: Literal[False, "input"] = False,
+        bias: bool | Literal["input"] = False,
         dtype: DTypeLike | None = None,
     ) -> "MLP":
         r"""A network with independent Gaussian weights, $(W_l)_{ij} \sim N(0, \varepsilon_l^2)$.
@@ -169,7 +196,8 @@ class MLP(eqx.Module):
           be traced.
         - `exponent`: $\gamma$ in place of `std`: $\varepsilon = m^{-\gamma}$ with $m$ the width of
           the widest hidden layer.
-        - `activation`, `bias`: as of the class.
+        - `activation`: as of the class.
+        - `bias`: `True` for biases in every layer, which start at 0; `"input"` as of the class.
         - `dtype`: by default JAX's default precision.
 
         **Raises:** `ValueError` for sizes below 1, standard deviations that are negative or not
@@ -209,6 +237,9 @@ class MLP(eqx.Module):
                 strict=True,
             )
         ]
+        if bias is True:
+            biases = tuple(jnp.zeros((rows,), dtype) for rows in sizes[1:])
+            return cls(weights, biases, activation)
         return cls(weights, activation=activation, bias=bias)
 
     @property
@@ -252,9 +283,7 @@ class MLP(eqx.Module):
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """The output for one input."""
-        *hidden, last = self.weights
-        return last @ reduce(lambda h, weights: self.activation(weights @ h), hidden,
-                             self.features(x))  # fmt: skip
+        return self.many(x[None])[0]
 
     def many(self, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
         """The outputs for many inputs, as of `jax.vmap(network)`.
@@ -264,12 +293,19 @@ class MLP(eqx.Module):
         """
         if self.bias:
             x = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
-        *hidden, last = self.weights
-        return reduce(lambda h, weights: self.activation(h @ weights.T), hidden, x) @ last.T
+        for layer in range(self.depth - 1):
+            x = self.activation(self._affine(layer, x))
+        return self._affine(self.depth - 1, x)
 
-    def replace(self, weights: Sequence[Array]) -> "MLP":
-        """The same network with other weights."""
-        return MLP(weights, activation=self.activation, bias=self.bias)
+    def _affine(self, layer: int, h: Array) -> Array:
+        """What a layer makes of the samples before its activation."""
+        z = h @ self.weights[layer].T
+        return z if self.biases is None else z + self.biases[layer][None]
+
+    def replace(self, weights: Sequence[Array], biases: Sequence[Array] | None = None) -> "MLP":
+        """The same network with other weights, and with other biases if they are given."""
+        biases = self.biases if biases is None else biases
+        return MLP(weights, biases, self.activation, bias=self.bias)
 
 
 def slope_at_zero(activation: Activation) -> float:

@@ -80,7 +80,8 @@ def integrate(
     def above(t: Array, y: PyTree, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
         # diffrax wants JAX's default precision of an event, even where the state has another.
-        return reached(y).astype(jnp.result_type(float))
+        value = reached(y).astype(jnp.result_type(float))
+        return jnp.where(jnp.isfinite(value), value, 1)
 
     return diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: field(y)),
@@ -129,9 +130,12 @@ def fall(
     grows = jnp.sqrt(inner(floats, floats) / inner(speed, speed))
     # With the learning rate where that says nothing; too long a step costs a few rejections.
     first = jnp.where(jnp.isfinite(grows) & (grows > 0), 1e-2 * grows, learning_rate)
+    # The root finder's tolerance is absolute, but losses have any size.
+    scale = jnp.maximum(jnp.abs(level), jnp.abs(loss(floats)))
+    scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
     solution = integrate(
         lambda y: as_descent(loss, y, learning_rate),
-        lambda y: loss(y) - level,
+        lambda y: (loss(y) - level) / scale,
         floats,
         (jnp.minimum(first, max_time), max_time),
         (usual_rtol(jnp.result_type(*jax.tree.leaves(floats))), smallest_array(floats)),
@@ -152,6 +156,15 @@ def fall(
         failed=~(whole | (result == diffrax.RESULTS.max_steps_reached)),
         num_steps=solution.stats["num_steps"],
     )
+
+
+@eqx.filter_jit
+def earlier(loss_fn: Callable, params: PyTree, learning_rate: Array, span: Array) -> PyTree:
+    """The parameters a part of an iteration earlier, by a training time `span`."""
+    loss, floats = split(loss_fn, params)
+    speed = as_descent(loss, floats, learning_rate)
+    before = jax.tree.map(lambda x, v: x - span.astype(x.dtype) * v, floats, speed)
+    return eqx.combine(before, params)
 
 
 def gradients_of(arrival: Arrival) -> Int[Array, ""]:

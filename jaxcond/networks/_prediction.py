@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..blowup import BlowUp
-from ._course import Course, EscapeStatus, courses
+from ._course import Course, EscapeStatus, Limit, courses
 from ._data import AbstractData
 from ._losses import Loss, LossFunction
 from ._modules import MLP
@@ -26,7 +26,8 @@ class Escape(eqx.Module):
     - `effective_crossing`: the same by the effective model and its quadratic term alone.
     - `blowup`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
       in iterations, with `iteration_bracket`.
-    - `status`: an `EscapeStatus`.
+    - `status`: an `EscapeStatus`; `limit`: a `Limit`, why the effective model does not hold as far
+      as the crossing, which is then that of the network's own flow.
     - `correction`: relative difference of the two crossings, of order $\varepsilon$: what the
       effective model is expected to be off by. The error of `crossing` is of second order in the
       weights at the crossing, a small share of `correction`, which falls like $\varepsilon$ too.
@@ -34,7 +35,9 @@ class Escape(eqx.Module):
     - `times`, `clock`: along the trajectory, the time of the effective model and of the network;
       `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
       `(num,)`.
-    - `level`: the loss that is crossed; `learning_rate`, if it was given.
+    - `level`: the loss that is crossed; `plateau`: the loss of the plateau, which is the initial
+      one or, with biases in every layer, that of the constant output of least loss;
+      `learning_rate`, if it was given.
 
     Of many networks all fields have a leading axis.
     """
@@ -43,6 +46,7 @@ class Escape(eqx.Module):
     effective_crossing: Float[np.ndarray, "*batch"]
     blowup: BlowUp
     status: Int[np.ndarray, "*batch"]
+    limit: Int[np.ndarray, "*batch"]
     correction: Float[np.ndarray, "*batch"]
     speed: Float[np.ndarray, "*batch 2"]
     times: Float[np.ndarray, "*batch num"]
@@ -52,6 +56,7 @@ class Escape(eqx.Module):
     energy: Float[np.ndarray, "*batch num"]
     time_left: Float[np.ndarray, "*batch num"]
     level: Float[np.ndarray, "*batch"]
+    plateau: Float[np.ndarray, "*batch"]
     learning_rate: LearningRate | None
 
     def iterations(self, times: np.ndarray) -> np.ndarray:
@@ -79,6 +84,11 @@ class Escape(eqx.Module):
         lower, upper = (np.asarray(x) for x in (self.blowup.lower, self.blowup.upper))
         return self.iterations(lower), self.iterations(upper)
 
+    def _told_correction(self) -> str:
+        if np.isnan(self.correction):
+            return "the effective model does not cross it, or begins later"
+        return f"the effective model alone is {100 * float(self.correction):+.2g} % off"
+
     def __str__(self) -> str:
         if self.crossing.ndim:
             names, counts = np.unique(self.status, return_counts=True)
@@ -87,24 +97,28 @@ class Escape(eqx.Module):
                 for name, count in zip(names, counts, strict=True)
             )
             return f"Escape of {len(self.crossing)} networks: {told}"
-        status = EscapeStatus(int(self.status))
-        if status != EscapeStatus.PREDICTED:
-            meaning = " ".join(status.meaning.split())
-            told = f"Escape ({status.name.lower()}): {meaning}"
-            if status != EscapeStatus.OUTSIDE:
-                return told
-            speed = f"{float(self.speed[0]):.3g}"
-            return f"{told}; at first the network moves at {speed} of the effective speed"
+        status, limit = EscapeStatus(int(self.status)), Limit(int(self.limit))
+        if np.isnan(self.crossing):
+            why = f": {limit.meaning}" if limit else ""
+            return f"Escape ({status.name.lower()}): {status.meaning}{why}"
         at = f"t = {float(self.crossing):.6g}"
         if self.learning_rate is not None:
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
         time = float(self.blowup.time)
         blowup = f"T* = {time:.10g}, " if np.isfinite(time) else ""  # two layers have none
-        return (
+        lines = [
             f"Escape: the loss falls below {float(self.level):.6g}, "
-            f"{float(self.level / self.network_loss[0]):.4g} of its initial value, at {at}; "
-            f"{blowup}the effective model alone is {100 * float(self.correction):+.2g} % off"
-        )
+            f"{float(self.level / self.plateau):.4g} of its value on the plateau, at {at}; "
+            f"{blowup}{self._told_correction()}"
+        ]
+        if status != EscapeStatus.PREDICTED:
+            lines.append(f"That is of the flow ({status.name.lower()}): {status.meaning}")
+        if limit:
+            lines.append(
+                "It does not hold as far as that, so the network's own flow was followed: "
+                f"{limit.meaning}"
+            )
+        return "\n".join(lines)
 
 
 def predict_escape(
@@ -125,7 +139,8 @@ def predict_escape(
     - `data`, `loss`: as for `gradient_descent`.
     - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
       only times of gradient flow are predicted.
-    - `fraction`: of the initial loss; the prediction is when the loss falls below it.
+    - `fraction`: of the initial loss, or with biases in every layer of the loss of the plateau,
+      where the output bias has settled; the prediction is when the loss falls below it.
     - `level`: in place of `fraction`, the loss itself.
     - `num`: points along the effective trajectory.
 
@@ -145,41 +160,33 @@ def predict_escape(
     rate = None if learning_rate is None else LearningRate.of(learning_rate)
     if level is not None and not np.isfinite(level):
         raise ValueError(f"Argument `level` must be finite, but is {level}.")
-    found, _ = courses(network, data, loss, rate, 1 - fraction, num, level)
-    escapes = [_escape(course, fraction, level) for course in found]
+    found = courses(network, data, loss, rate, 1 - fraction, num, level)
+    escapes = [_escape(course) for course in found]
     escape = jax.tree.map(lambda *leaves: np.stack(leaves), *escapes)
     if not network.batch_shape:
         escape = escapes[0]
     return eqx.tree_at(lambda e: e.learning_rate, escape, rate, is_leaf=lambda x: x is None)
 
 
-def _escape(course: Course, fraction: float, level: float | None) -> Escape:
-    path = course.path
-    effective, network = path.effective_loss, path.network_loss
-    target = fraction * float(network[0]) if level is None else level
-    crossing = course.network_crossing(target)
-    status = course.status(crossing)
-    if float(network[0]) <= target:
-        status = EscapeStatus.ALREADY_BELOW
-    plain = course.crossing(
-        effective, path.d_effective, fraction * float(effective[0]) if level is None else level
-    )
-    known = status == EscapeStatus.PREDICTED
-    corrected = course.network_time(crossing) if known else np.nan
-    at_crossing = np.interp(crossing, course.times, path.speed) if known else np.nan
+def _escape(course: Course) -> Escape:
+    path, found = course.path, course.crossing()
+    plain = course.effective_crossing()
+    at_crossing = np.interp(course.effective_time(found.time), course.times, path.speed)
     return Escape(
-        crossing=np.asarray(corrected),
+        crossing=np.asarray(found.time),
         effective_crossing=np.asarray(plain),
         blowup=course.blowup,
-        status=np.asarray(int(status)),
-        correction=np.asarray(plain / corrected - 1),
+        status=np.asarray(int(found.status)),
+        limit=np.asarray(int(found.limit)),
+        correction=np.asarray(plain / found.time - 1),
         speed=np.asarray([path.speed[0], at_crossing]),
         times=course.times,
         clock=course.clock,
-        effective_loss=effective,
-        network_loss=network,
+        effective_loss=path.effective_loss,
+        network_loss=path.network_loss,
         energy=path.energy,
         time_left=course.time_left,
-        level=np.asarray(target),
+        level=np.asarray(course.level),
+        plateau=np.asarray(course.plateau),
         learning_rate=None,
     )

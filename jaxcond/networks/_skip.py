@@ -5,25 +5,24 @@ share, and lifted to the network:
 
 $$W_1 = W_1(0) + (c - c_0)^T Q^T, \qquad W_2 = b, \qquad W_3 = W_3(0) + P\,(a - a_0)$$
 
-for three layers, and in the same way for the first, the middle and the last layers of others.
+for three layers, and in the same way for the first, the middle and the last layers of others. Where
+the effective model does not hold as far as that, and with biases in every layer, the network's own
+flow is followed from where it does (`jaxcond.networks._handover`).
 """
 
 from collections.abc import Mapping
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from .._chain import Chain
-from .._trajectory import trajectory
-from ._course import Course, EscapeStatus, courses, two_layers_at
+from ._course import Course, Crossing, EscapeStatus, Limit, courses
 from ._data import AbstractData
-from ._effective import EffectiveModel
-from ._lanes import over_lanes
+from ._lanes import stacked
 from ._losses import Loss, LossFunction
 from ._modules import MLP
+from ._own_flow import earlier
 from ._schedule import LearningRate
 
 
@@ -84,51 +83,67 @@ def skip_plateau(
 
     **Returns:** a `Skip`.
 
-    **Raises:** `ValueError` for arguments out of range, where there is no effective model, or where
-    it does not hold up to that point, as for large initial weights: the message says which.
+    **Raises:** `ValueError` for arguments out of range, where there is no effective model, where
+    the plateau is not left, or with `fraction` where the model does not hold up to that point: the
+    message says which.
     """
     if not 0 < drop < 1:
         raise ValueError(f"Argument `drop` must lie between 0 and 1, but is {drop}.")
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"Argument `fraction` must lie between 0 and 1, but is {fraction}.")
     rate = None if learning_rate is None else LearningRate.of(learning_rate)
-    found, model = courses(network, data, loss, rate, drop, num)
-    chosen = [_choose(course, drop, fraction, rate) for course in found]
-    lanes = network if network.batch_shape else jax.tree.map(lambda x: x[None], network)
-    times = jnp.asarray([time for time, _, _ in chosen], network.dtype)
-    networks = over_lanes(lambda lane: _lifted(lane[0], lane[1], model), (lanes, times))
-    skip = Skip(
-        networks,
-        np.asarray([iteration for _, _, iteration in chosen]),
-        np.asarray([clock for _, clock, _ in chosen]),
-        np.asarray(times, np.float64),
-    )
-    return skip if network.batch_shape else jax.tree.map(lambda x: x[0], skip)
+    found = courses(network, data, loss, rate, drop, num)
+    skips = [_skip(course, fraction, rate) for course in found]
+    if not network.batch_shape:
+        return skips[0]
+    names = ("iteration", "time", "effective_time")
+    arrays = (np.stack([getattr(skip, name) for skip in skips]) for name in names)
+    return Skip(stacked([skip.network for skip in skips]), *arrays)
 
 
-def _choose(
-    course: Course, drop: float, fraction: float | None, rate: LearningRate | None
-) -> tuple[float, float, int]:
-    """Effective time, time of the network, and iteration of the point to skip to."""
+def _skip(course: Course, fraction: float | None, rate: LearningRate | None) -> Skip:
     if fraction is None:
-        time = course.network_crossing((1 - drop) * float(course.path.network_loss[0]))
+        found = course.crossing()
+        if found.arrival is not None:
+            return _along_own_flow(found, course, rate)
+        status, limit, time = found.status, found.limit, found.effective
+        if status == EscapeStatus.PREDICTED and np.isnan(time):
+            raise ValueError(
+                "The plateau cannot be skipped: the loss falls by `drop` before the output bias "
+                "settles, so that there is none."
+            )
     else:
         if course.grows_exponentially:
             raise ValueError("Two layers have no blow-up time: give `drop`, not `fraction`.")
-        time = min(fraction * float(course.blowup.time), float(course.times[-1]))
-    status = course.status(time)
-    if status != EscapeStatus.PREDICTED:
-        raise ValueError(f"The plateau cannot be skipped: {status.meaning}.")
-    clock = course.network_time(time)
-    if rate is None:
-        return time, clock, -1
+        until = course.begun + fraction * (float(course.blowup.time) - course.begun)
+        time = min(until, float(course.times[-1]))
+        status, limit = course.known(), course.limit(time)
+    if status != EscapeStatus.PREDICTED or limit != Limit.NONE:
+        raise ValueError(f"The plateau cannot be skipped: {limit.meaning or status.meaning}.")
+    clock, iteration = course.network_time(time), -1
+    if rate is not None:
+        clock, iteration = _whole(clock, rate)
+        time = max(course.effective_time(clock), course.begun)
+    return Skip(course.lifted(time), *_numbers(iteration, clock, time))
+
+
+def _along_own_flow(found: Crossing, course: Course, rate: LearningRate | None) -> Skip:
+    """The network where its own flow crosses, or at the last whole iteration before it."""
+    assert found.arrival is not None
+    network, clock, iteration = found.arrival.floats, found.time, -1
+    if rate is not None:
+        clock, iteration = _whole(clock, rate)
+        eta = jnp.asarray(float(rate.rate_at(np.asarray(clock))), network.dtype)
+        span = jnp.asarray(found.time - clock, network.dtype)
+        network = earlier(course.problem, network, eta, span)
+    return Skip(network, *_numbers(iteration, clock, course.effective_time(clock)))
+
+
+def _whole(clock: float, rate: LearningRate) -> tuple[float, int]:
+    """The last whole iteration before a training time, and its own time."""
     iteration = int(rate.iteration_of(np.asarray(clock)))
-    clock = float(rate.time_of(np.asarray(iteration)))
-    return max(course.effective_time(clock), 0.0), clock, iteration
+    return float(rate.time_of(np.asarray(iteration))), iteration
 
 
-def _lifted(network: MLP, time: Float[jax.Array, ""], model: EffectiveModel) -> MLP:
-    point = model.to_state(network)
-    if isinstance(point, Chain) and point.depth == 2:
-        return model.lift(network, two_layers_at(point, time * model.rate))
-    return model.lift(network, trajectory(point)(time * model.rate))
+def _numbers(iteration: int, clock: float, effective_time: float) -> tuple[np.ndarray, ...]:
+    return np.asarray(iteration), np.asarray(clock), np.asarray(effective_time)

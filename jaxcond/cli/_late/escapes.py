@@ -29,7 +29,7 @@ def over_seeds(
             std=settings["std"],
             exponent=settings["exponent"],
             activation=settings["activation"],
-            bias="input" if settings["bias"] else False,
+            bias={"none": False, "input": "input", "all": True}[settings["bias"]],
         )
 
     seeds = settings["seed"] + jax.numpy.arange(settings["seeds"])
