@@ -11,6 +11,7 @@ import pytest
 from jax import monitoring
 
 import jaxcond as jc
+from jaxcond.blowup import _method
 from jaxcond.networks import _legs, _steps
 
 PACKAGE = Path(jc.__file__).parent
@@ -173,6 +174,29 @@ def test_other_steps_and_records_of_training_compile_nothing_new(compilations):
     jax.clear_caches()
     assert compilations(lambda: train(20, 5)) > 0
     assert compilations(session) == 0
+
+
+def test_a_skip_compiles_one_program_of_blow_up_times(monkeypatch):
+    """Both the length of the effective trajectory and the trajectory need the time."""
+    methods = []
+    solve = _method._solve_batch
+
+    def watched(method, states, *rest):
+        methods.append(method)
+        return solve(method, states, *rest)
+
+    monkeypatch.setattr(_method, "_solve_batch", watched)
+    traced = []
+    monkeypatch.setattr("jaxcond.blowup._solve._traced", lambda *args: traced.append(args))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 3))
+    data = jc.networks.Regression(x, x @ rng.standard_normal((3, 2)))
+    network = jc.networks.MLP.random((3, 6, 5, 2), key=jax.random.key(0), std=1e-3)
+    jc.networks.skip_plateau(network, data, 0.01)
+    assert len(methods) >= 2
+    assert len(set(methods)) == 1
+    # Within a program times are taken by another one.
+    assert not traced
 
 
 def test_trajectories_of_new_widths_and_times_compile_nothing_new(compilations):

@@ -5,6 +5,7 @@ import warnings
 
 import jax
 import numpy as np
+import optax
 import pytest
 from test_training import (
     DATA,
@@ -162,6 +163,22 @@ def test_what_a_run_cannot_go_on_with_is_refused(folder, change, message):
     with pytest.raises(ValueError, match=rf"{message}.*nothing was changed"):
         go(folder, **change)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("bias", [True, "input"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_checkpoints_have_the_biases(tmp_path, bias, count):
+    keys = jax.random.split(jax.random.key(0), count)
+    networks = jax.vmap(lambda key: jn.MLP.random((INPUTS, 5, 6, 1), key=key, std=0.1, bias=bias))(
+        keys
+    )
+    if count == 1:
+        networks = jax.tree.map(lambda w: w[0], networks)
+    run = go(tmp_path / "run", networks, num_steps=60)
+    assert_same_run(jn.read_checkpoint(tmp_path / "run").network, run.network)
+    assert_same_run(go(tmp_path / "run", networks, num_steps=60), run)
+    other = go(tmp_path / "optimiser", networks, learning_rate=None, optimiser=optax.adam(1e-3))
+    assert_same_run(jn.read_checkpoint(tmp_path / "optimiser").network, other.network)
 
 
 def test_a_run_that_diverges_goes_back_as_if_it_was_not_interrupted(tmp_path):

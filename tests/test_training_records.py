@@ -73,6 +73,20 @@ def test_records_do_not_depend_on_where_the_device_is_stopped(monkeypatch):
     assert len(calls) - few > 20 > few
 
 
+@pytest.mark.parametrize("size", [None, BATCH])
+def test_networks_as_one_batch_are_as_each_alone(monkeypatch, size, key):
+    """As on accelerators, where lanes that have ended wait for the others."""
+    networks = together([draw(seed) for seed in range(3)])
+    options = {"until": 0.2, "batch_size": size, "key": key, "record": 31}
+    alone = descend(networks, **options)
+    assert np.unique(alone.iteration).size > 1
+    monkeypatch.setattr("jaxcond.networks._lanes.jax.default_backend", lambda: "gpu")
+    batch = descend(networks, **options)
+    np.testing.assert_array_equal(batch.iterations, alone.iterations)
+    np.testing.assert_array_equal(batch.crossings[0.5], alone.crossings[0.5])
+    np.testing.assert_allclose(batch.loss, alone.loss, ROUNDING)
+
+
 def test_the_bar_shows_the_loss_where_the_run_is(monkeypatch):
     told = []
     monkeypatch.setattr(_loop, "_SECONDS", 1e-9)

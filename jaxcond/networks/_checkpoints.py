@@ -64,7 +64,7 @@ def _optimiser(problem: Any, network: MLP) -> str:
 
     The first step alone does not tell momenta apart.
     """
-    single = jax.tree.map(lambda w: w[(0,) * (w.ndim - 2)], network)
+    single = jax.tree.map(lambda w: w[0], network) if network.batch_shape else network
     state, steps = problem.optimiser.init(single), []
     for _ in range(2):
         updates, state = problem.optimiser.update(single, state, single)
@@ -81,7 +81,7 @@ def identity(
         "layers": [list(w.shape) for w in network.weights],
         "dtype": str(network.dtype),
         "activation": _name(network.activation),
-        "bias": network.bias,
+        "bias": True if network.biases is not None else network.bias,
         "initial weights": _digest(network),
         "data": _digest(problem.data),
         "loss": _loss_name(problem.sample_loss),
@@ -260,12 +260,20 @@ def read_checkpoint(
     name = found["activation"]
     if activation is None and name not in ACTIVATIONS:
         raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
-    # Of a lane the network comes first, and of a network its weights.
-    weights = [jnp.asarray(saved.arrays[str(i)]) for i in range(len(found["layers"]))]
+    # Of a lane the network comes first, and of a network its weights and then its biases.
+    depth, bias = len(found["layers"]), found["bias"]
+    arrays = [
+        jnp.asarray(saved.arrays[str(i)]) for i in range(2 * depth if bias is True else depth)
+    ]
     if len(found["layers"][0]) == 2:
-        weights = [w[0] for w in weights]
+        arrays = [array[0] for array in arrays]
         records = [{key: value[0] for key, value in record.items()} for record in records]
-    network = MLP(weights, activation=activation or ACTIVATIONS[name], bias=found["bias"])
+    network = MLP(
+        arrays[:depth],
+        arrays[depth:] if bias is True else None,
+        activation or ACTIVATIONS[name],
+        bias=False if bias is True else bias,
+    )
     stacked = {key: np.stack([record[key] for record in records]) for key in records[0]}
     return Checkpoint(network, saved.step, stacked)
 
