@@ -207,8 +207,8 @@ class Custom(Loss):
         if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             what = type(found).__name__ if shape is None else f"shape {shape} and dtype {dtype}"
             raise ValueError(
-                "Argument `loss` must return one real number for the output and the target of one "
-                f"sample, but returns {what}."
+                "Argument `loss` must return one number for the output and the target of one "
+                f"sample, a floating one, but returns {what}."
             )
         return y
 
