@@ -11,6 +11,7 @@
 - indicators: signs of the inequalities of the final stage along the plateau, of the real network
   and of the effective model, where the difference of the two leaves a sign open and where not.
 - speed: iterations of gradient descent against PyTorch, and many networks at once.
+- records: what a record of the default observables costs at width 50, over steps without records.
 - flow: gradients that `gradient_flow` takes to the end of the plateau against descent, and explicit
   against implicit steps behind it, which is why `gradient_flow` prefers explicit ones.
 
@@ -344,6 +345,39 @@ def speed(quick: bool, keep: Path | None) -> Row:
     return found
 
 
+def records(quick: bool, keep: Path | None) -> Row:
+    del keep
+    setting = next(s for s in SETTINGS if s.name == "narrow")
+    network, data = setting.network(0), setting.data()
+    num_steps, most = (200, 101) if quick else (2000, 1001)
+
+    def train(num: int, observe: list[str] | None) -> jax.Array:
+        return nw.gradient_descent(
+            network, data, setting.rate, loss=LOSS, num_steps=num_steps, record=num, observe=observe
+        ).network.weights[1]
+
+    rows = []
+    for name, observe in (("none", []), ("default", None)):
+        calls = {"few": lambda o=observe: train(2, o), "many": lambda o=observe: train(most, o)}
+        timed = interleaved(calls, 2 if quick else 9)
+        seconds = timed["many"].seconds - timed["few"].seconds
+        rows.append(
+            {
+                "observe": name,
+                "2 records, s": timed["few"].seconds,
+                f"{most} records, s": timed["many"].seconds,
+                "ms a record": 1e3 * seconds / (most - 2),
+            }
+        )
+    return {
+        "setting": setting.name,
+        "width": setting.p,
+        "samples": data.num_samples,
+        "iterations": num_steps,
+        "rows": rows,
+    }
+
+
 def flow(quick: bool, keep: Path | None) -> Row:
     return {
         "plateau": [through_the_plateau(s, keep) for s in settings(quick)],
@@ -445,6 +479,7 @@ PARTS = {
     "skip": skip,
     "indicators": indicators,
     "speed": speed,
+    "records": records,
     "flow": flow,
 }
 

@@ -11,7 +11,8 @@ import pytest
 from jax import monitoring
 
 import jaxcond as jc
-from jaxcond.networks import _legs
+from jaxcond.blowup import _method
+from jaxcond.networks import _legs, _steps
 
 PACKAGE = Path(jc.__file__).parent
 
@@ -71,6 +72,30 @@ def test_no_program_of_a_network_calls_back_to_the_host():
     for solver in (diffrax.Tsit5(), jc.networks.stiff_solver()):
         text = _legs.follow.lower(network, span, jnp.asarray(0.0), flow, solver).as_text()
         assert "callback" not in text
+
+
+def train(num_steps, record, **options):
+    network = jc.networks.MLP.random((3, 4, 4, 1), key=jax.random.key(0), std=1e-2)
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    data = jc.networks.Regression(x, np.sum(x, axis=1))
+    return jc.networks.gradient_descent(
+        network, data, 1e-3, num_steps=num_steps, record=record, **options
+    )
+
+
+def test_records_of_training_call_nothing_back_to_the_host(monkeypatch):
+    programs = []
+    advance = _steps.advance
+
+    def watched(*args):
+        programs.append(advance.lower(*args).as_text())
+        return advance(*args)
+
+    monkeypatch.setattr(_steps, "advance", watched)
+    for options in ({}, {"batch_size": 2}):
+        train(10, 3, **options)
+    assert len(programs) >= 2
+    assert not any("callback" in text for text in programs)
 
 
 def test_one_place_integrates_the_effective_flow():
@@ -138,6 +163,40 @@ def test_new_sizes_and_tolerances_compile_nothing_new(compilations, monkeypatch)
 
     assert compilations(first_of_a_size) > 0
     assert compilations(session) == 0
+
+
+def test_other_steps_and_records_of_training_compile_nothing_new(compilations):
+    def session():
+        train(37, 2)
+        train(100, 101)
+        train(300, [0, 5, 6, 7, 299], until=0.5, levels=(0.8, 0.4))
+
+    jax.clear_caches()
+    assert compilations(lambda: train(20, 5)) > 0
+    assert compilations(session) == 0
+
+
+def test_a_skip_compiles_one_program_of_blow_up_times(monkeypatch):
+    """Both the length of the effective trajectory and the trajectory need the time."""
+    methods = []
+    solve = _method._solve_batch
+
+    def watched(method, states, *rest):
+        methods.append(method)
+        return solve(method, states, *rest)
+
+    monkeypatch.setattr(_method, "_solve_batch", watched)
+    traced = []
+    monkeypatch.setattr("jaxcond.blowup._solve._traced", lambda *args: traced.append(args))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 3))
+    data = jc.networks.Regression(x, x @ rng.standard_normal((3, 2)))
+    network = jc.networks.MLP.random((3, 6, 5, 2), key=jax.random.key(0), std=1e-3)
+    jc.networks.skip_plateau(network, data, 0.01)
+    assert len(methods) >= 2
+    assert len(set(methods)) == 1
+    # Within a program times are taken by another one.
+    assert not traced
 
 
 def test_trajectories_of_new_widths_and_times_compile_nothing_new(compilations):

@@ -14,6 +14,7 @@ from .._chain import Chain
 from .._reduction import Reduction, ends_early, pad, reduce, without_derivatives
 from .._state import State
 from ..blowup import (
+    AbstractMethod,
     BlowUp,
     Taylor,
     blowup_time,
@@ -137,9 +138,7 @@ def _of_state(
         reduction = None
     parts = _pieces(small, closeness, max_pieces)
     finest = jnp.maximum(tolerance_floor(state.dtype), 0.1 * rtol).astype(state.dtype)
-    # Integration stops short of that at higher rank.
-    method = None if state.rank == 1 else Taylor(dim=dim)
-    blowup = blowup_time(state, method, rtol=finest)
+    blowup = blowup_time(state, method_of(state, dim), rtol=finest)
     left = _left_at_end(parts, blowup, scale)
     return Trajectory(
         blowup=blowup,
@@ -183,6 +182,18 @@ def _padded(state: State, dim: int) -> State:
     a = np.pad(a, ((0, 0), (0, dim - p)))
     b = np.pad(b, ((0, dim - p), (0, dim - q)))
     return State(a, b, np.pad(c, ((0, 0), (0, dim - q))), state.strength)
+
+
+def method_of(state: State, dim: int | None = None) -> AbstractMethod | None:
+    """How the trajectory of a state takes its blow-up time; `None` for the default.
+
+    Who needs that time before the trajectory shares the program with it: at rank 3 one takes 13 s
+    to compile. `dim` is as of `trajectory`, once it is resolved.
+    """
+    if state.rank == 1:
+        return None
+    # Integration stops short of the accuracy of trajectories at higher rank.
+    return Taylor(dim=_dim_of(None, state) if dim is None else dim)
 
 
 def _dim_of(dim: int | None, state: State) -> int:

@@ -5,6 +5,7 @@ from ._any_module import predict_escape_of as predict_escape_of
 from ._any_module import skip_plateau_of as skip_plateau_of
 from ._checkpoints import Checkpoint as Checkpoint
 from ._checkpoints import Checkpoints as Checkpoints
+from ._checkpoints import CheckpointWarning as CheckpointWarning
 from ._checkpoints import read_checkpoint as read_checkpoint
 from ._data import AbstractData as AbstractData
 from ._data import Entries as Entries
@@ -21,6 +22,7 @@ from ._flow import gradient_flow as gradient_flow
 from ._from_arrays import from_arrays as from_arrays
 from ._legs import stiff_solver as stiff_solver
 from ._loop import DivergenceWarning as DivergenceWarning
+from ._loop import ExhaustedWarning as ExhaustedWarning
 from ._loop import StallWarning as StallWarning
 from ._losses import LOSSES as LOSSES
 from ._losses import Loss as Loss

@@ -1,9 +1,15 @@
-"""Checkpoints of a training run, written by orbax: whole or not at all."""
+"""Checkpoints of a training run, written by orbax: whole or not at all.
+
+Each has a SHA-256 of all that is in it, which is checked when it is read: orbax itself reads
+numbers whose bytes were overwritten without a word.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +22,30 @@ from jaxtyping import PRNGKeyArray
 
 from ._losses import Custom, Loss
 from ._modules import ACTIVATIONS, MLP, Activation
+from ._schedule import LearningRate
 
 _LANES, _RECORDS, _RUN = "lanes", "records", "run"
+_STOPS = "stops"
 
 
-def _digest(tree: Any) -> str:
+class CheckpointWarning(UserWarning):
+    """A damaged checkpoint was passed over."""
+
+
+def _sha256(tree: Any, *more: str) -> str:
     total = hashlib.sha256()
+    for text in more:
+        total.update(text.encode())
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf)
         total.update(f"{array.dtype}{array.shape}".encode())
         total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()[:16]
+    return total.hexdigest()
+
+
+def _digest(tree: Any) -> str:
+    """Short enough to be told."""
+    return _sha256(tree)[:16]
 
 
 def _name(activation: Activation) -> str:
@@ -45,7 +64,7 @@ def _optimiser(problem: Any, network: MLP) -> str:
 
     The first step alone does not tell momenta apart.
     """
-    single = jax.tree.map(lambda w: w[(0,) * (w.ndim - 2)], network)
+    single = jax.tree.map(lambda w: w[0], network) if network.batch_shape else network
     state, steps = problem.optimiser.init(single), []
     for _ in range(2):
         updates, state = problem.optimiser.update(single, state, single)
@@ -54,38 +73,36 @@ def _optimiser(problem: Any, network: MLP) -> str:
 
 
 def identity(
-    network: MLP,
-    problem: Any,
-    observables: Iterable[str],
-    key: PRNGKeyArray,
-    first_iteration: int,
+    network: MLP, problem: Any, key: PRNGKeyArray, first_iteration: int, first_batch: Any
 ) -> dict[str, Any]:
-    """What makes two runs the same, as plain values."""
-    rate = problem.rate
+    """What makes two runs the same, as plain values; of the learning rate see `_check`."""
+    rate, size = problem.rate, getattr(problem.batches, "size", None)
     return {
         "layers": [list(w.shape) for w in network.weights],
         "dtype": str(network.dtype),
         "activation": _name(network.activation),
-        "bias": network.bias,
+        "bias": True if network.biases is not None else network.bias,
         "initial weights": _digest(network),
         "data": _digest(problem.data),
         "loss": _loss_name(problem.sample_loss),
-        "batch_size": problem.batch_size,
-        "key": None if problem.batch_size is None else _digest(jax.random.key_data(key)),
+        "batches": None if first_batch is None else _digest(first_batch),
+        "batch_size": size,
+        "key": None if problem.batches.whole else _digest(jax.random.key_data(key)),
         "learning_rate": None if rate is None else [rate.starts.tolist(), rate.rates.tolist()],
         "optimiser": _optimiser(problem, network),
         "first_iteration": first_iteration,
         "levels": [float(x) for x in problem.levels],
         "until": float(problem.until),
-        "observe": sorted(observables),
+        "observe": sorted(problem.observables),
     }
 
 
 class Checkpoints:
     """The checkpoints of one run in a folder.
 
-    **Raises:** `ValueError` if the folder holds those of another run, `OSError` if it cannot be
-    read or written.
+    **Arguments:** what makes the run the same as another one, as of `identity`.
+
+    **Raises:** `OSError` if the folder cannot be read or written.
     """
 
     def __init__(
@@ -93,20 +110,22 @@ class Checkpoints:
         path: Path,
         network: MLP,
         problem: Any,
-        observables: Iterable[str],
         key: PRNGKeyArray,
         first_iteration: int,
+        first_batch: Any,
     ):
         self.path = path
-        self.identity = identity(network, problem, observables, key, first_iteration)
+        self.identity = identity(network, problem, key, first_iteration, first_batch)
         self._manager = _manager(path, create=True)
-        steps = self._manager.all_steps()
-        if steps:
-            self._check(_read_json(self._manager, path, steps[-1]))
+        self._damaged: list[int] = []
 
-    def _check(self, found: Mapping[str, Any]) -> None:
+    def _check(self, found: Mapping[str, Any], step: int) -> None:
+        """Refuse a checkpoint of another run: of rates those of the steps before it must agree."""
         wanted = json.loads(json.dumps(self.identity))
         differing = [name for name in wanted if found.get(name) != wanted[name]]
+        there, here = found.get("learning_rate"), wanted["learning_rate"]
+        if there is not None and here is not None and _agree(there, here, step):
+            differing = [name for name in differing if name != "learning_rate"]
         if differing:
             told = "; ".join(
                 f"{name} {found.get(name)} there, {wanted[name]} here" for name in differing
@@ -116,21 +135,32 @@ class Checkpoints:
                 "folder; nothing was changed."
             )
 
-    def save(self, iteration: int, lanes: Any, records: list[dict[str, np.ndarray]]) -> None:
-        """Write a checkpoint, unless it is there.
+    def save(
+        self,
+        iteration: int,
+        lanes: Any,
+        records: list[dict[str, np.ndarray]],
+        stops: np.ndarray,
+    ) -> None:
+        """Write a checkpoint, unless it is there; damaged ones make room first.
 
         **Raises:** `OSError` if it cannot be written; those before it are kept.
         """
-        if iteration in self._manager.all_steps():
+        if iteration in self._manager.all_steps() and iteration not in self._damaged:
             return
         arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(_plain(lanes))}
+        arrays[_STOPS] = stops
         stacked = {name: np.stack([r[name] for r in records]) for name in records[0]}
+        run = json.loads(json.dumps(self.identity))
+        run["digest"] = _sha256((arrays, stacked), json.dumps(run, sort_keys=True))
         items = {
             _LANES: ocp.args.StandardSave(arrays),  # pyright: ignore[reportCallIssue]
             _RECORDS: ocp.args.StandardSave(stacked),  # pyright: ignore[reportCallIssue]
-            _RUN: ocp.args.JsonSave(self.identity),  # pyright: ignore[reportCallIssue]
+            _RUN: ocp.args.JsonSave(run),  # pyright: ignore[reportCallIssue]
         }
         try:
+            while self._damaged:
+                self._manager.delete(self._damaged.pop())
             self._manager.save(iteration, args=ocp.args.Composite(**items))
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
@@ -141,15 +171,52 @@ class Checkpoints:
                 f"{str(error).splitlines()[0]}; {last}"
             ) from error
 
-    def latest(self, lanes: Any, last: int) -> tuple[int, Any, list[dict[str, np.ndarray]]] | None:
-        """The last checkpoint up to an iteration, in the form of `lanes`, and the records to it."""
-        steps = [step for step in self._manager.all_steps() if step <= last]
+    def latest(
+        self, lanes: Any, stops: np.ndarray
+    ) -> tuple[Any, list[dict[str, np.ndarray]], np.ndarray] | None:
+        """The last sound checkpoint within the run, in the form of `lanes`, and its records.
+
+        Of the records those at `stops` are kept, so that the run is as one that was never
+        interrupted; a `CheckpointWarning` names damaged checkpoints that are passed over.
+
+        **Raises:** `ValueError` for checkpoints of another run, or of this run with records that
+        are not there; `OSError` where none of the checkpoints is sound.
+        """
+        steps = list(self._manager.all_steps())
         if not steps:
             return None
-        step = max(steps)
-        arrays, records = _read(self._manager, self.path, step)
-        leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(arrays))]
-        return step, _unplain(leaves, lanes), records
+        within = [step for step in steps if step <= stops[-1]]
+        saved, self._damaged = _last_sound(self._manager, self.path, within or steps)
+        self._check(saved.run, saved.step)
+        if not within:
+            return None
+        there = saved.arrays.pop(_STOPS)
+        wanted = stops[stops <= saved.step]
+        missing = np.setdiff1d(wanted, there)
+        # The last iteration of a run that now goes no further can still be recorded.
+        missing = missing[missing < saved.step]
+        if missing.size:
+            raise ValueError(
+                f"Folder {self.path} holds this run up to iteration {saved.step} without records "
+                f"at iterations {', '.join(map(str, missing[:5]))}{', ...' * (missing.size > 5)}, "
+                "which `record` asks for; it has them at "
+                f"{', '.join(map(str, there[:5]))}{', ...' * (there.size > 5)}. Give `record` as a "
+                "list of iterations of which these are a part, or choose another folder; nothing "
+                "was changed."
+            )
+        kept = np.isin(there, wanted)
+        records = [record for record, keep in zip(saved.records, kept, strict=True) if keep]
+        leaves = [jnp.asarray(saved.arrays[str(i)]) for i in range(len(saved.arrays))]
+        return _unplain(leaves, lanes), records, there[kept]
+
+
+def _agree(first: list[Any], second: list[Any], step: int) -> bool:
+    """Whether two tables of starts and rates agree at all iterations before `step`."""
+    tables = [LearningRate.of(dict(zip(*table, strict=True))) for table in (first, second)]
+    starts = np.unique(np.concatenate([table.starts for table in tables]))
+    starts = starts[starts < step]
+    rates = [table.rates[np.searchsorted(table.starts, starts, "right") - 1] for table in tables]
+    return np.array_equal(rates[0], rates[1])
 
 
 class Checkpoint(eqx.Module):
@@ -175,10 +242,11 @@ def read_checkpoint(
     **Arguments:** `path`, the folder of checkpoints; `iteration`, by default the last;
     `activation`, where it is none of `ACTIVATIONS`, the only ones that a folder can name.
 
-    **Returns:** a `Checkpoint`.
+    **Returns:** a `Checkpoint`. If the last one is damaged it is the last sound one, with a
+    `CheckpointWarning`.
 
-    **Raises:** `OSError` if there is no such folder or iteration, or it is damaged; `ValueError` if
-    the activation is not known.
+    **Raises:** `OSError` if there is no such folder or iteration, or it is damaged, or none is
+    sound; `ValueError` if the activation is not known.
     """
     path = Path(path)
     manager = _manager(path, create=False)
@@ -187,18 +255,27 @@ def read_checkpoint(
     if step is None or step not in steps:
         there = ", ".join(map(str, sorted(steps))) or "none"
         raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {there}")
-    found = _read_json(manager, path, step)
+    saved, _ = _last_sound(manager, path, steps if iteration is None else [iteration])
+    found, records = saved.run, saved.records
     name = found["activation"]
     if activation is None and name not in ACTIVATIONS:
         raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
-    arrays, records = _read(manager, path, step)
-    # Of a lane the network comes first, and of a network its weights.
-    weights = [jnp.asarray(arrays[str(i)]) for i in range(len(found["layers"]))]
+    # Of a lane the network comes first, and of a network its weights and then its biases.
+    depth, bias = len(found["layers"]), found["bias"]
+    arrays = [
+        jnp.asarray(saved.arrays[str(i)]) for i in range(2 * depth if bias is True else depth)
+    ]
     if len(found["layers"][0]) == 2:
-        weights = [w[0] for w in weights]
+        arrays = [array[0] for array in arrays]
         records = [{key: value[0] for key, value in record.items()} for record in records]
-    network = MLP(weights, activation=activation or ACTIVATIONS[name], bias=found["bias"])
-    return Checkpoint(network, step, {k: np.stack([r[k] for r in records]) for k in records[0]})
+    network = MLP(
+        arrays[:depth],
+        arrays[depth:] if bias is True else None,
+        activation or ACTIVATIONS[name],
+        bias=False if bias is True else bias,
+    )
+    stacked = {key: np.stack([record[key] for record in records]) for key in records[0]}
+    return Checkpoint(network, saved.step, stacked)
 
 
 def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
@@ -211,29 +288,56 @@ def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
         raise OSError(f"cannot use folder {path} for checkpoints: {error}") from error
 
 
-def _read_json(manager: ocp.CheckpointManager, path: Path, step: int) -> dict[str, Any]:
-    try:
-        args = ocp.args.Composite(**{_RUN: ocp.args.JsonRestore()})
-        return manager.restore(step, args=args)[_RUN]
-    except (OSError, ValueError, KeyError) as error:
-        raise OSError(
-            f"cannot read the checkpoint of iteration {step} in {path}: {error}"
-        ) from error
+@dataclass
+class _Saved:
+    """A checkpoint as it was written, and found to be whole."""
+
+    step: int
+    run: dict[str, Any]
+    arrays: dict[str, Any]
+    records: list[dict[str, np.ndarray]]
 
 
-def _read(
-    manager: ocp.CheckpointManager, path: Path, step: int
-) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore() for name in (_LANES, _RECORDS)})
-    try:
-        found = manager.restore(step, args=args)
-    except (OSError, ValueError, KeyError) as error:
-        raise OSError(
-            f"cannot read the checkpoint of iteration {step} in {path}: {error}"
-        ) from error
-    records = {name: np.asarray(value) for name, value in found[_RECORDS].items()}
-    count = len(next(iter(records.values())))
-    return found[_LANES], [{name: v[i] for name, v in records.items()} for i in range(count)]
+def _last_sound(
+    manager: ocp.CheckpointManager, path: Path, steps: list[int]
+) -> tuple[_Saved, list[int]]:
+    """The last of some checkpoints that is sound, and those after it that are damaged.
+
+    **Raises:** `OSError` where none is sound.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        try:
+            saved = _read(manager, step)
+        except Exception as error:  # whatever orbax and its libraries make of damaged files
+            damaged[step] = (str(error).splitlines() or [type(error).__name__])[0]
+            continue
+        if damaged:
+            told = ", ".join(map(str, sorted(damaged)))
+            warnings.warn(
+                f"In {path} the checkpoint of iteration {told} is damaged "
+                f"({damaged[max(damaged)]}): that of iteration {step} is taken.",
+                CheckpointWarning,
+                stacklevel=5,
+            )
+        return saved, list(damaged)
+    told = "; ".join(f"iteration {step}: {why}" for step, why in sorted(damaged.items()))
+    raise OSError(f"no sound checkpoint in {path}: {told}")
+
+
+def _read(manager: ocp.CheckpointManager, step: int) -> _Saved:
+    restore = {name: ocp.args.StandardRestore() for name in (_LANES, _RECORDS)}
+    args = ocp.args.Composite(**restore, **{_RUN: ocp.args.JsonRestore()})
+    found = manager.restore(step, args=args)
+    run, arrays, stacked = found[_RUN], found[_LANES], found[_RECORDS]
+    digest = run.pop("digest")
+    if digest != _sha256((arrays, stacked), json.dumps(run, sort_keys=True)):
+        raise ValueError("its contents are not those of its SHA-256")
+    stacked = {name: np.asarray(value) for name, value in stacked.items()}
+    arrays = {name: np.asarray(value) for name, value in arrays.items()}
+    count = len(next(iter(stacked.values())))
+    records = [{name: v[i] for name, v in stacked.items()} for i in range(count)]
+    return _Saved(step, run, arrays, records)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -96,6 +96,39 @@ class AbstractData(eqx.Module):
         )
 
 
+def check_trainable(network: object, data: object) -> None:
+    """Whether these are a network that can be trained, and data.
+
+    **Raises:** `ValueError` that says what to give instead.
+    """
+    if not isinstance(network, MLP):
+        told = ""
+        if isinstance(network, eqx.Module):
+            told = (
+                ": `from_arrays` takes the weights of an `eqx.nn.MLP`, and `predict_escape_of` any "
+                "module"
+            )
+        kind = f"{type(network).__module__}.{type(network).__name__}"
+        raise ValueError(
+            f"Argument `network` must be an `MLP` of jaxcond.networks, but is of type {kind}{told}."
+        )
+    if network.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"Networks are trained in float32 or float64, but this one has dtype {network.dtype}."
+        )
+    if not isinstance(data, AbstractData):
+        told = ""
+        if hasattr(data, "__next__"):
+            told = (
+                ": batches of an iterator go into `batches` of `gradient_descent`, and `data` are "
+                "samples to look at"
+            )
+        raise ValueError(
+            "Argument `data` must be `Regression`, `Entries` or `Sensing`, but is of type "
+            f"{type(data).__name__}{told}."
+        )
+
+
 class Regression(AbstractData):
     r"""Samples $(x_i, y_i)$.
 

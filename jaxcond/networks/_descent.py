@@ -2,8 +2,8 @@ r"""Gradient descent, and any other optimiser of optax.
 
 $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k)$$
 
-A compiled loop on the device between the iterations at which something is to be recorded or saved;
-a loop on the host around it. What is recorded, saved or shown does not change the numbers.
+A compiled loop on the device, which takes the records too; a loop on the host around it for
+checkpoints and the progress bar. What is recorded, saved or shown does not change the numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,8 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from .. import networks
-from ._data import AbstractData
+from ._batches import AbstractBatches, AllSamples, Batches, Permuted, Stream
+from ._data import AbstractData, Regression, check_trainable
 from ._loop import Loop
 from ._losses import Loss, LossFunction, resolve_loss
 from ._modules import MLP
@@ -28,7 +29,8 @@ from ._steps import Crew, Problem, starting_lanes
 
 
 def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int) -> np.ndarray:
-    """The iterations of the records: so many evenly, or those given that lie within the run.
+    """The iterations of the records: so many evenly, or those given that lie within the run, and
+    its first and last one.
 
     **Raises:** `ValueError` for less than two, or no iteration within.
     """
@@ -42,7 +44,7 @@ def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int
     stops = stops[(stops >= first) & (stops <= last)]
     if not stops.size:
         raise ValueError(f"Argument `record` has no iteration between {first} and {last}.")
-    return stops
+    return np.unique(np.concatenate([stops, [first, last]]).astype(np.int64))
 
 
 def log_spaced(num_steps: int, num: int = 100) -> np.ndarray:
@@ -64,6 +66,7 @@ def gradient_descent(
     optimiser: optax.GradientTransformation | None = None,
     loss: str | float | LossFunction | Loss = "half_mse",
     batch_size: int | None = None,
+    batches: Batches | None = None,
     key: PRNGKeyArray | None = None,
     record: int | Sequence[int] | np.ndarray = 200,
     observe: Sequence[str] | Mapping[str, Observable] | None = None,
@@ -86,38 +89,48 @@ def gradient_descent(
     - `data`: `Regression`, `Entries` or `Sensing`; taken to the dtype of the network.
     - `learning_rate`: $\eta$, or a mapping of iterations to rates, `{0: 5e-3, 205_000: 5e-4}`.
     - `num_steps`: how many iterations.
-    - `optimiser`: any optax optimiser in place of `learning_rate`, as `optax.adam(1e-3)`. Training
-      times are then NaN.
+    - `optimiser`: any optax optimiser in place of `learning_rate`, as `optax.adam(1e-3)`, or with a
+      schedule `optax.sgd(schedule)`. Training times are then NaN.
     - `loss`: a name of `LOSSES` (`"half_mse"`, `"mse"`, `"softmax"`, `"logistic"`), a number
       $\kappa$ for $\kappa\|f-y\|^2$, or a function of the output and the target of one sample.
     - `batch_size`: size of a minibatch, by default all samples. Every epoch goes through a new
       permutation of the samples, which depends on `key` and the epoch only; what is left over at
       the end of an epoch is passed over.
+    - `batches`: batches `(x, y)` of one size, one for each iteration, for data that do not fit into
+      memory: an iterable, or a function of an iteration that returns those from there on. `data`
+      are then the samples at which records, `until` and `levels` look. Up to 64 batches are read
+      ahead.
     - `key`: a JAX random key, for minibatches.
     - `record`: how many records, evenly, or at which iterations, as from `log_spaced`.
     - `observe`: names of observables (see `networks.observe`), or functions by name which take the
       network and its `EffectiveModel` (None where it does not apply) and return an array.
     - `levels`: fractions of the initial loss; `Run.crossings` has the first iteration below each.
-      Of minibatches they are not known.
-    - `until`: end once the loss is below this fraction of the initial one.
+    - `until`: end once the loss is below this fraction of the initial one. For minibatches both
+      look at the loss over all samples, which is known at the records: the iterations are those of
+      records.
     - `first_iteration`: the number of the first iteration, for a run that goes on from another one
       or from `skip_plateau`; learning rates and records count from 0.
     - `checkpoint`: a folder for checkpoints. If it has some of the same run, the run goes on from
-      the last one, with the numbers of an uninterrupted run.
+      the last sound one, with the numbers of an uninterrupted run; `num_steps`, later learning
+      rates and `checkpoint_every` may be others than before, and `record` may leave out earlier
+      records but not add any. Batches are then a function, since an iterator cannot be wound back.
     - `checkpoint_every`: iterations between checkpoints, by default a tenth of the run.
     - `progress`: a bar with loss and time left, where there is a terminal.
 
     **Returns:** a `Run`.
 
     **Raises:** `ValueError` for arguments out of range, a network that does not fit the data, a
-    loss that is not finite at the start, or checkpoints of another run (which are left alone).
-    `OSError` if a checkpoint cannot be written; those before it are kept.
+    loss that is not finite at the start, a batch that does not fit or is not finite (the message
+    has its iteration), or checkpoints of another run (which are left alone). `OSError` if a
+    checkpoint cannot be written, where those before it are kept, or if none in the folder is sound.
 
     **Status:** `STALLED`, with a `StallWarning`, where most weights no longer move because their
     steps are lost to rounding, as in float32 at small standard deviations; a run none of whose
     weights moves ends. `DIVERGED` where the loss grows a thousandfold or is no longer finite; the
-    run ends, and keeps the network of the last record before that.
+    run ends, and keeps the network of the last record before that. `EXHAUSTED`, with an
+    `ExhaustedWarning`, where `batches` end before the run; a checkpoint is written there.
     """
+    check_trainable(network, data)
     _check(num_steps, first_iteration, learning_rate, optimiser)
     every = max(1, num_steps // 10) if checkpoint_every is None else int(checkpoint_every)
     if every < 1:
@@ -126,14 +139,16 @@ def gradient_descent(
     model = model_where_it_applies(network, data, loss)
     observables = resolve_observables(observe, network, model)
     data = data.prepared(network, loss)
+    stream = _stream(batches, batch_size, checkpoint, network, data, loss)
     problem = Problem(
         data=data,
+        batches=_batches(batch_size, stream, data),
         model=model,
         rate=None if learning_rate is None else LearningRate.of(learning_rate),
         levels=jnp.asarray(levels, network.dtype),
         until=jnp.asarray(0.0 if until is None else until, network.dtype),
+        observables=observables,
         sample_loss=loss,
-        batch_size=_batch_size(batch_size, data),
         optimiser=_PLAIN if optimiser is None else optimiser,
     )
     key = jax.random.key(0) if key is None else key
@@ -142,12 +157,13 @@ def gradient_descent(
     crew = Crew(starting_lanes(network, problem, key, first_iteration), problem)
     saved = None
     if checkpoint is not None:
+        first_batch = None if stream is None else stream.first(first_iteration)
         saved = networks.Checkpoints(
-            Path(checkpoint), network, problem, observables, key, first_iteration
+            Path(checkpoint), network, problem, key, first_iteration, first_batch
         )
     with training_bar(float(first_iteration), float(last), progress) as tell:
-        loop = Loop(crew, observables, stops, last, saved, every, tell)
-        loop.run(first_iteration)
+        loop = Loop(crew, stops, stream, saved, every, tell)
+        loop.run()
     return loop.result(bool(network.batch_shape), levels)
 
 
@@ -159,18 +175,55 @@ def _check(
 ) -> None:
     if (learning_rate is None) == (optimiser is None):
         raise ValueError("Give one of `learning_rate` and `optimiser`.")
+    if optimiser is not None and not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(
+            "Argument `optimiser` must be an optimiser of optax, as `optax.adam(1e-3)`, but is of "
+            f"type {type(optimiser).__name__}."
+        )
     if not isinstance(num_steps, int | np.integer) or num_steps < 1:
         raise ValueError(f"Argument `num_steps` must be a positive integer, but is {num_steps}.")
     if first_iteration < 0:
         raise ValueError(f"Argument `first_iteration` must not be negative: {first_iteration}.")
 
 
-def _batch_size(batch_size: int | None, data: AbstractData) -> int | None:
-    """The size of a minibatch, or None where all samples are one."""
-    total = data.targets.shape[0]
-    if batch_size is None:
+def _stream(
+    batches: Batches | None,
+    batch_size: int | None,
+    checkpoint: str | Path | None,
+    network: MLP,
+    data: AbstractData,
+    loss: Loss,
+) -> Stream | None:
+    """The batches of the caller, if there are any."""
+    if batches is None:
         return None
+    if batch_size is not None:
+        raise ValueError("Give one of `batch_size` and `batches`.")
+    if not isinstance(data, Regression):
+        raise ValueError(
+            f"With `batches`, argument `data` must be `Regression`, but is `{type(data).__name__}`."
+        )
+    if not callable(batches) and not hasattr(batches, "__iter__"):
+        raise ValueError(
+            "Argument `batches` must be an iterable of pairs (x, y) or a function of an iteration "
+            f"that returns one, but is of type {type(batches).__name__}."
+        )
+    if checkpoint is not None and not callable(batches):
+        raise ValueError(
+            "With `checkpoint`, argument `batches` must be a function of an iteration that returns "
+            "the batches from there on: a run that goes on cannot wind an iterator back."
+        )
+    return Stream(batches, network, loss)
+
+
+def _batches(batch_size: int | None, stream: Stream | None, data: AbstractData) -> AbstractBatches:
+    """The samples of each step; those of a stream follow once they are read."""
+    total = data.targets.shape[0]
+    if stream is not None:
+        return Permuted(total)
+    if batch_size is None:
+        return AllSamples()
     if not 1 <= batch_size <= total:
         raise ValueError(f"Argument `batch_size` must be 1 to {total}, but is {batch_size}.")
     data.take(jnp.arange(1))  # raises where there are no minibatches
-    return None if batch_size == total else batch_size
+    return AllSamples() if batch_size == total else Permuted(batch_size)

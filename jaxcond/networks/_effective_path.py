@@ -10,7 +10,7 @@ from .._chain import Chain
 from .._energy import energy as _energy
 from .._energy import vector_field
 from .._state import State
-from .._trajectory import Trajectory, trajectory
+from .._trajectory import Trajectory, method_of, trajectory
 from ..blowup import BlowUp, blowup_time
 from ..bounds import two_layer_flow
 from ._data import AbstractData
@@ -111,7 +111,8 @@ def trajectory_to(network: MLP, model: EffectiveModel, drop: Array) -> "Trajecto
     # Close to the blow-up E^(-(L-2)/L)/(L-2) is the time left, and rate * E what the loss has
     # fallen by.
     left = drops ** (-(depth - 2) / depth) / (depth - 2)
-    closeness = _BEYOND * left / blowup_time(point).time
+    method = method_of(point) if isinstance(point, State) else None
+    closeness = _BEYOND * left / blowup_time(point, method).time
     least = max(1e-9, 64 * float(jnp.finfo(network.dtype).eps))
     closeness = jnp.where(jnp.isfinite(closeness), jnp.clip(closeness, least, 0.5), 0.5)
     rtol = _RTOL if jnp.finfo(network.dtype).bits >= 64 else None
@@ -166,6 +167,7 @@ def along(
     )
 
 
+@eqx.filter_jit
 def _lifted(
     network: MLP, point: State | Chain, data: AbstractData, model: EffectiveModel, loss: Loss
 ) -> MLP:
@@ -202,10 +204,11 @@ def _output_bias(
     return lax.stop_gradient(lax.fori_loop(0, 4, step, lax.stop_gradient(start)))
 
 
-@eqx.filter_jit
 def lifted_at(
     network: MLP, time: Array, data: AbstractData, model: EffectiveModel, loss: Loss
 ) -> MLP:
+    """The network at an effective time."""
+    # No program of its own: a trajectory within would be compiled once more, 14 s at rank 3.
     point = model.to_state(network)
     if isinstance(point, Chain) and point.depth == 2:
         return _lifted(network, two_layers_at(point, time), data, model, loss)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ._data import AbstractData
+from ._data import AbstractData, check_trainable
 from ._lanes import over_lanes, stacked, unstacked
 from ._legs import STABLE, Flow, Leg, follow, stiff_solver
 from ._losses import Loss, LossFunction, resolve_loss
@@ -72,6 +72,7 @@ def gradient_flow(
 
     **Raises:** `ValueError` as `gradient_descent`.
     """
+    check_trainable(network, data)
     loss = resolve_loss(loss)
     prepared = data.prepared(network, loss)
     # In the dtype of the network, as the solver has them, so that it comes to them exactly.

@@ -2,21 +2,23 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import networks
-from ._observe import Observable
+from ._batches import Stream
 from ._run import Run, RunStatus
-from ._steps import Crew
+from ._steps import SLOTS, Crew
 
 # Above this share of steps lost to rounding a run counts as stalled.
 _STALLED = 0.5
 # Seconds of work given to the device at a time, so that the bar moves and Ctrl-C is heard.
 _SECONDS = 0.5
+# Iterations of the first call, which tells how long they take.
+_FIRST = 64
 
 
 class StallWarning(UserWarning):
@@ -27,87 +29,95 @@ class DivergenceWarning(UserWarning):
     """The loss grew beyond bounds."""
 
 
+class ExhaustedWarning(UserWarning):
+    """The batches of the caller ended before the run did."""
+
+
 class Loop:
-    """The loop on the host: to the next record or checkpoint, and what is done there."""
+    """The loop on the host: from one call of the device to the next, and to checkpoints.
+
+    `stops` are the iterations of the records, the first and the last one of the run among them.
+    """
 
     def __init__(
         self,
         crew: Crew,
-        observables: Mapping[str, Observable],
         stops: np.ndarray,
-        last: int,
+        stream: Stream | None,
         saved: "networks.Checkpoints | None",
         every: int,
         tell: Callable[[float, float], None],
     ):
-        self.crew, self.observables, self.last = crew, observables, last
-        self.stops, self.saved, self.every, self.tell = stops, saved, every, tell
+        self.crew, self.stops, self.stream = crew, stops, stream
+        self.saved, self.every, self.tell = saved, every, tell
+        self.last = int(stops[-1])
         self.records: list[dict[str, np.ndarray]] = []
-        self.good = crew.lanes
-        self.pace = 64.0
+        self.taken = np.zeros(0, np.int64)  # the stops of the records
+        self.pace = float(_FIRST)
+        self.ready = self.last if stream is None else 0
+        self.exhausted = False
 
-    def run(self, first: int) -> None:
+    def run(self) -> None:
         """Train to the end, from the last checkpoint if there is one."""
-        iteration = self._resume(first)
-        if not self.records:
-            self._record()
-        while iteration < self.last and self.crew.go_on.any():
-            goal = self._next(iteration)
-            while iteration < goal and self.crew.go_on.any():
-                iteration = self._advance(min(goal, iteration + max(1, int(self.pace))))
-            self._arrive(iteration)
-
-    def _resume(self, first: int) -> int:
-        found = None if self.saved is None else self.saved.latest(self.crew.lanes, self.last)
-        if found is None:
-            return first
-        iteration, self.crew.lanes, self.records = found
-        self.good = self.crew.lanes
-        return iteration
-
-    def _next(self, iteration: int) -> int:
-        ahead = self.stops[self.stops > iteration]
-        goal = int(ahead[0]) if ahead.size else self.last
         if self.saved is not None:
-            goal = min(goal, (iteration // self.every + 1) * self.every)
-        return min(goal, self.last)
+            self._resume(self.saved)
+        while self._pending().size and self.crew.go_on.any() and self._fill():
+            self._advance()
+        # Where lanes have ended, or the batches have, the end is no stop.
+        end = self.crew.iteration
+        if not self.taken.size or self.taken[-1] < end:
+            self.records += self.crew.advance(np.asarray([end]), end)
 
-    def _advance(self, stop: int) -> int:
+    def _resume(self, saved: "networks.Checkpoints") -> None:
+        found = saved.latest((self.crew.lanes, self.crew.good), self.stops)
+        if found is not None:
+            (self.crew.lanes, self.crew.good), self.records, self.taken = found
+
+    def _pending(self) -> np.ndarray:
+        return self.stops[self.taken.size :]
+
+    def _fill(self) -> bool:
+        """Have the next batches of the caller on the device; whether there are any."""
+        at = self.crew.iteration
+        if self.stream is None or at < self.ready or at == self.last:
+            return True
+        block, self.ready = self.stream.read(at, self.last)
+        if block is None:
+            self.exhausted = True
+            self._save(at)
+            return False
+        self.crew.problem = eqx.tree_at(lambda p: p.batches, self.crew.problem, block)
+        return True
+
+    def _advance(self) -> None:
+        at, stops = self.crew.iteration, self._pending()[:SLOTS]
+        pause = min(int(stops[-1]), at + max(1, int(self.pace)), max(self.ready, at))
+        if self.saved is not None:
+            pause = min(pause, (at // self.every + 1) * self.every)
         began = time.perf_counter()
-        self.crew.advance(stop)
+        records = self.crew.advance(stops, pause)
         took = max(time.perf_counter() - began, 1e-6)
         pace = min(max(self.pace / 2, self.pace * _SECONDS / took), 4 * self.pace)
         self.pace = min(pace, float(self.last))
-        self.tell(stop, float(jnp.mean(self.crew.lanes.reached)))
-        return stop
+        self.records += records
+        self.taken = np.append(self.taken, stops[: len(records)])
+        now = self.crew.iteration
+        self.tell(now, self.crew.loss)
+        # At `pause` somebody is on the way still, or the run is complete.
+        if now == pause and (now % self.every == 0 or now == self.last):
+            self._save(now)
 
-    def _arrive(self, iteration: int) -> None:
-        """Record, save, and look whether the run is still sound."""
-        lost = self.crew.diverged
-        if lost.any():
-            self.crew.end(lost, RunStatus.DIVERGED, self.good)
-        if iteration in self.stops or iteration == self.last or not self.crew.go_on.any():
-            self._record()
-        self.good = self.crew.lanes
-        if self.saved is not None and (iteration % self.every == 0 or iteration == self.last):
-            self.saved.save(iteration, self.good, self.records)
-
-    def _record(self) -> None:
-        found = self.crew.observe(self.observables)
-        self.records.append({name: np.asarray(value) for name, value in found.items()})
-        # With all samples a step that moves nothing will never move anything.
-        frozen = (self.records[-1]["rounded_away"] == 1) & self.crew.go_on
-        if frozen.any() and self.crew.problem.batch_size is None:
-            self.crew.end(frozen, RunStatus.STALLED, self.crew.lanes)
+    def _save(self, iteration: int) -> None:
+        if self.saved is not None and self.records:
+            self.saved.save(iteration, (self.crew.lanes, self.crew.good), self.records, self.taken)
 
     def _crossings(self) -> np.ndarray:
         """The crossings of all lanes, those at the last iteration too; NaN where there is none."""
         lanes, problem = self.crew.lanes, self.crew.problem
         crossed = np.array(lanes.crossings, float)
-        if problem.batch_size is None:
-            bound = problem.levels[None] * lanes.first_loss[:, None]
-            at_last = (crossed < 0) & np.asarray(lanes.reached[:, None] < bound)
-            crossed = np.where(at_last, np.asarray(lanes.iteration)[:, None], crossed)
+        bound = problem.levels[None] * lanes.first_loss[:, None]
+        at_last = (crossed < 0) & np.asarray(lanes.reached[:, None] < bound)
+        crossed = np.where(at_last, np.asarray(lanes.iteration)[:, None], crossed)
         return np.where(crossed < 0, np.nan, crossed)
 
     def result(self, batch: bool, levels: Sequence[float]) -> Run:
@@ -120,6 +130,8 @@ class Loop:
         status = np.array(lanes.ended)
         stalled = np.max(records["rounded_away"], axis=1) > _STALLED
         status[stalled & (status == RunStatus.COMPLETED)] = RunStatus.STALLED
+        if self.exhausted:
+            status[self.crew.go_on & (status == RunStatus.COMPLETED)] = RunStatus.EXHAUSTED
         iterations = records.pop("iteration")
         rate = self.crew.problem.rate
 
@@ -139,11 +151,11 @@ class Loop:
             num_gradients=last - iterations[:, 0],
             status=status,
         )
-        _warn(status, records["rounded_away"])
+        _warn(status, records["rounded_away"], self.crew.iteration, self.last)
         return run if batch else jax.tree.map(lambda x: x[0], run)
 
 
-def _warn(status: np.ndarray, rounded_away: np.ndarray) -> None:
+def _warn(status: np.ndarray, rounded_away: np.ndarray, end: int, last: int) -> None:
     stalled = status == RunStatus.STALLED
     if stalled.any():
         share = 100 * float(np.max(rounded_away[stalled]))
@@ -152,6 +164,13 @@ def _warn(status: np.ndarray, rounded_away: np.ndarray) -> None:
             "weights do not move, because their steps are lost to the rounding of their dtype. "
             "Train in float64, with a larger learning rate, or from `skip_plateau`.",
             StallWarning,
+            stacklevel=4,
+        )
+    if (status == RunStatus.EXHAUSTED).any():
+        warnings.warn(
+            f"`batches` ended before iteration {last}: the run ends at iteration {end}, and what "
+            "was trained and saved is kept.",
+            ExhaustedWarning,
             stacklevel=4,
         )
     if (status == RunStatus.DIVERGED).any():

@@ -195,13 +195,20 @@ class Custom(Loss):
     function: LossFunction
 
     def targets(self, y: Array, num_outputs: int) -> Array:
-        shape = jax.eval_shape(
-            self.function, jax.ShapeDtypeStruct((num_outputs,), y.dtype), y[0]
-        ).shape
-        if shape != ():
+        output = jax.ShapeDtypeStruct((num_outputs,), y.dtype)
+        try:
+            found = jax.eval_shape(self.function, output, y[0])
+        except Exception as error:  # a function of the caller may fail in any way
+            raise ValueError(
+                f"Argument `loss` cannot be traced with an output of shape {output.shape} and a "
+                f"target of shape {y[0].shape}: {str(error).splitlines()[0]}"
+            ) from error
+        shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+        if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            what = type(found).__name__ if shape is None else f"shape {shape} and dtype {dtype}"
             raise ValueError(
                 "Argument `loss` must return one number for the output and the target of one "
-                f"sample, but returns an array of shape {shape}."
+                f"sample, a floating one, but returns {what}."
             )
         return y
 
@@ -298,6 +305,11 @@ def resolve_loss(loss: "str | float | LossFunction | Loss") -> Loss:
         return LOSSES[loss]
     if callable(loss):
         return Custom(loss)
+    if not isinstance(loss, int | float | np.number):
+        raise ValueError(
+            f"Argument `loss` must be a function, a factor or one of {', '.join(LOSSES)}, but is "
+            f"of type {type(loss).__name__}."
+        )
     if not 0 < loss < math.inf:
         raise ValueError(f"Argument `loss` must be a positive factor, but is {loss}.")
     return Squared(float(loss))

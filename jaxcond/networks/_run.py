@@ -20,6 +20,8 @@ class RunStatus(enum.IntEnum):
     """The loss grew beyond bounds or was no longer finite; the network is the last good one."""
     NOT_CONVERGED = 3
     """The solver of a gradient flow took too many steps."""
+    EXHAUSTED = 4
+    """The batches of the caller ended before the run did."""
 
 
 class Run(eqx.Module):

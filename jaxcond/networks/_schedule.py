@@ -26,11 +26,18 @@ class LearningRate(eqx.Module):
     def of(cls, learning_rate: "float | Mapping[int, float] | LearningRate") -> "LearningRate":
         """From a number, or a mapping of iterations to rates like `{0: 5e-3, 205_000: 5e-4}`.
 
-        **Raises:** `ValueError` for rates that are not positive and finite, or no rate from 0 on.
+        **Raises:** `ValueError` for rates that are not positive and finite, no rate from 0 on, or
+        a schedule of optax, which goes into the optimiser.
         """
         if isinstance(learning_rate, LearningRate):
             return learning_rate
         table = learning_rate if isinstance(learning_rate, Mapping) else {0: learning_rate}
+        if any(callable(rate) or np.ndim(rate) for rate in table.values()):
+            raise ValueError(
+                "Argument `learning_rate` must be a number or a mapping of iterations to numbers, "
+                f"but is of type {type(learning_rate).__name__}: give an optimiser of optax as "
+                "`optimiser`, and a schedule inside it, as in `optimiser=optax.sgd(schedule)`."
+            )
         starts = sorted(table)
         if not starts or starts[0] != 0 or any(start != int(start) for start in starts):
             raise ValueError(

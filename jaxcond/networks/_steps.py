@@ -1,8 +1,12 @@
 r"""Steps of gradient descent: many networks in training, and what happens to them on the device.
 
 $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k)$$
+
+The program that steps also takes the records, into a buffer which the host reads when it is full:
+a record costs what its arithmetic costs.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ._batches import AbstractBatches
 from ._data import AbstractData
 from ._effective import EffectiveModel
 from ._lanes import over_lanes, stacked, unstacked
@@ -25,13 +30,16 @@ from ._schedule import LearningRate
 
 # A loss this many times larger than at the start will not come back.
 _DIVERGED = 1e3
+# Records in the buffer of the device: so many, or of so many bytes if that is less.
+SLOTS = 64
+_BYTES = 2**24
 
 
 class Lane(eqx.Module):
     """One network in training.
 
     `loss` is what the last step knew, of the weights before it and of its samples; `reached` that
-    of the weights as they are and of all samples, for the host.
+    of the weights and of all samples at the last record.
     """
 
     network: MLP
@@ -46,33 +54,21 @@ class Lane(eqx.Module):
 
 
 class Problem(eqx.Module):
-    """What all lanes share: the data, the loss and how a step is made."""
+    """What all lanes share: the data, the loss, how a step is made and what is recorded."""
 
     data: AbstractData
+    batches: AbstractBatches
     model: EffectiveModel | None
     rate: LearningRate | None
     levels: Float[Array, " levels"]
     until: Float[Array, ""]
+    observables: Mapping[str, Observable]
     sample_loss: Loss = eqx.field(static=True)
-    batch_size: int | None = eqx.field(static=True)
     optimiser: optax.GradientTransformation = eqx.field(static=True)
 
-    def batch(self, key: PRNGKeyArray, iteration: Int[Array, ""]) -> AbstractData:
-        """The samples of one step: every epoch goes through a new permutation of all."""
-        if self.batch_size is None:
-            return self.data
-        total = self.data.targets.shape[0]
-        epoch, position = jnp.divmod(iteration, total // self.batch_size)
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), total)
-        indices = lax.dynamic_slice_in_dim(order, position * self.batch_size, self.batch_size)
-        return self.data.take(indices)
-
-    def gradient(self, lane: Lane) -> tuple[Array, MLP]:
-        """Loss and gradient at the weights of a lane, on the samples of its next step."""
-        data = self.batch(lane.key, lane.iteration)
-        return jax.value_and_grad(lambda network: data.loss(network, self.sample_loss))(
-            lane.network
-        )
+    def loss(self, network: MLP) -> Float[Array, ""]:
+        """The loss over all samples."""
+        return self.data.loss(network, self.sample_loss)
 
     def updates(self, lane: Lane, gradient: MLP) -> tuple[MLP, Any]:
         """What a step adds to the weights, and the optimiser's next state."""
@@ -84,11 +80,13 @@ class Problem(eqx.Module):
 
     def step(self, lane: Lane) -> Lane:
         """One iteration."""
-        loss, gradient = self.gradient(lane)
-        # The loss of the whole data at this iteration, where it is known.
-        below = (loss < self.levels * lane.first_loss) & (lane.crossings < 0)
-        if self.batch_size is not None:
-            below = jnp.zeros_like(below)
+        samples = self.batches.at(self.data, lane.key, lane.iteration)
+        loss, gradient = jax.value_and_grad(
+            lambda network: samples.loss(network, self.sample_loss)
+        )(lane.network)
+        crossings = lane.crossings
+        if self.batches.whole:
+            crossings = self._crossed(lane, loss)
         updates, optimiser = self.updates(lane, gradient)
         return Lane(
             network=jax.tree.map(jnp.add, lane.network, updates),
@@ -97,46 +95,128 @@ class Problem(eqx.Module):
             first_loss=lane.first_loss,
             loss=loss,
             reached=lane.reached,
-            crossings=jnp.where(below, lane.iteration, lane.crossings),
+            crossings=crossings,
             key=lane.key,
             ended=lane.ended,
         )
 
+    def _crossed(self, lane: Lane, loss: Array) -> Array:
+        """The crossings, with those of a loss over all samples at the iteration of a lane."""
+        below = (loss < self.levels * lane.first_loss) & (lane.crossings < 0)
+        return jnp.where(below, lane.iteration, lane.crossings)
+
+    def _sound(self, lane: Lane) -> Bool[Array, ""]:
+        """Whether the last step was sound; a minibatch may cost much more than the mean."""
+        if self.batches.whole:
+            return lane.loss <= _DIVERGED * lane.first_loss
+        return jnp.isfinite(lane.loss)
+
     def goes_on(self, lane: Lane) -> Bool[Array, ""]:
         """Whether a lane has neither ended nor come to where it was to stop."""
-        sound = (lane.ended == RunStatus.COMPLETED) & (lane.loss <= _DIVERGED * lane.first_loss)
-        return sound & (lane.loss >= self.until * lane.first_loss)
+        known = lane.loss if self.batches.whole else lane.reached
+        going = (lane.ended == RunStatus.COMPLETED) & self._sound(lane)
+        return going & (known >= self.until * lane.first_loss)
+
+    def settle(self, lane: Lane, good: Lane, loss: Array) -> Lane:
+        """A lane at a record, where all samples cost `loss`: a diverged one goes back to `good`."""
+        sound = self._sound(lane) & (loss <= _DIVERGED * lane.first_loss)
+        lost = ~sound & (lane.ended == RunStatus.COMPLETED)
+        # With all samples the steps have found the crossings.
+        crossings = lane.crossings if self.batches.whole else self._crossed(lane, loss)
+        new = (loss, crossings)
+        here = eqx.tree_at(lambda lane: (lane.reached, lane.crossings), lane, new)
+        diverged = jnp.full_like(lane.ended, RunStatus.DIVERGED)
+        back = eqx.tree_at(lambda lane: lane.ended, good, diverged)
+        return _choose(lost, back, here)
+
+    def record(self, lane: Lane) -> dict[str, Array]:
+        """What is recorded of a lane, by name."""
+        updates, _ = self.updates(lane, jax.grad(lambda network: self.loss(network))(lane.network))
+
+        def lost(weights: Array, update: Array) -> Array:
+            return jnp.stack([jnp.sum((update != 0) & (weights + update == weights)),
+                              jnp.sum(update != 0)])  # fmt: skip
+
+        counts = sum(jax.tree.leaves(jax.tree.map(lost, lane.network, updates)))
+        return {
+            "iteration": lane.iteration,
+            "loss": lane.reached,
+            "rounded_away": counts[0] / jnp.maximum(counts[1], 1),  # pyright: ignore[reportIndexIssue]
+            **{name: f(lane.network, self.model) for name, f in self.observables.items()},
+        }
+
+
+def _choose(where: Array, first: Any, second: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(where, x, y), first, second)
+
+
+class Stretch(eqx.Module):
+    """A lane on its way over some records.
+
+    - `lane`, and `good`: the same lane at its last record.
+    - `records`: in the first `num` places of the leading axis.
+    - `loss`: of all samples where the lane stands.
+    - `more`: whether there is some way left.
+    """
+
+    lane: Lane
+    good: Lane
+    records: dict[str, Array]
+    num: Int[Array, ""]
+    loss: Float[Array, ""]
+    more: Bool[Array, ""]
 
 
 @eqx.filter_jit
-def _advance(lane: Lane, stop: Array, problem: Problem) -> Lane:
-    lane = lax.while_loop(
-        lambda lane: (lane.iteration < stop) & problem.goes_on(lane),
-        lambda lane: problem.step(lane),
-        lane,
+def advance(
+    lane: Lane, good: Lane, stops: Int[Array, " slots"], pause: Array, problem: Problem
+) -> Stretch:
+    """A lane on to `pause`, to its end, or until the buffer is full, with records at `stops`.
+
+    A lane that ends has its last record in the place of the stop that it was heading for; one
+    that had ended before has one record.
+    """
+    # The shapes alone say how many records fit, so that their number asks for no new program.
+    record = jax.eval_shape(lambda lane: problem.record(lane), lane)
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in record.values())
+    room = max(1, min(stops.shape[0], _BYTES // size))
+
+    def stretch(at: Stretch) -> Stretch:
+        stop = jnp.minimum(stops[at.num], pause)
+        lane = lax.while_loop(
+            lambda lane: (lane.iteration < stop) & problem.goes_on(lane),
+            lambda lane: problem.step(lane),
+            at.lane,
+        )
+        loss = problem.loss(lane.network)
+        arrived = (lane.iteration == stops[at.num]) | ~problem.goes_on(lane)
+        lane = _choose(arrived, problem.settle(lane, at.good, loss), lane)
+        record = problem.record(lane)
+        if problem.batches.whole:
+            # With all samples a step that moves nothing will never move anything.
+            frozen = arrived & (record["rounded_away"] == 1) & problem.goes_on(lane)
+            ended = jnp.where(frozen, RunStatus.STALLED, lane.ended)
+            lane = eqx.tree_at(lambda lane: lane.ended, lane, ended)
+        num = at.num + arrived
+        return Stretch(
+            lane=lane,
+            good=_choose(arrived, lane, at.good),
+            # Without arrival the place is free still, and is written again.
+            records={name: at.records[name].at[at.num].set(x) for name, x in record.items()},
+            num=num,
+            loss=loss,
+            more=problem.goes_on(lane) & (lane.iteration < pause) & (num < room),
+        )
+
+    start = Stretch(
+        lane=lane,
+        good=good,
+        records={name: jnp.zeros((room, *x.shape), x.dtype) for name, x in record.items()},
+        num=jnp.zeros_like(lane.iteration),
+        loss=lane.reached,
+        more=jnp.asarray(True),
     )
-    reached = problem.data.loss(lane.network, problem.sample_loss)
-    return eqx.tree_at(lambda lane: lane.reached, lane, reached)
-
-
-@eqx.filter_jit
-def _observe(
-    lane: Lane, problem: Problem, observables: Mapping[str, Observable]
-) -> dict[str, Array]:
-    _, gradient = problem.gradient(lane)
-    updates, _ = problem.updates(lane, gradient)
-
-    def lost(weights: Array, update: Array) -> Array:
-        return jnp.stack([jnp.sum((update != 0) & (weights + update == weights)),
-                          jnp.sum(update != 0)])  # fmt: skip
-
-    counts = sum(jax.tree.leaves(jax.tree.map(lost, lane.network, updates)))
-    return {
-        "iteration": lane.iteration,
-        "loss": problem.data.loss(lane.network, problem.sample_loss),
-        "rounded_away": counts[0] / jnp.maximum(counts[1], 1),  # pyright: ignore[reportIndexIssue]
-        **{name: f(lane.network, problem.model) for name, f in observables.items()},
-    }
+    return lax.while_loop(lambda at: at.more, stretch, start)
 
 
 class Crew:
@@ -144,40 +224,43 @@ class Crew:
 
     def __init__(self, lanes: Lane, problem: Problem):
         self.problem = problem
-        self.lanes = lanes
+        self.lanes = self.good = lanes
+        self.loss = float(jnp.mean(lanes.reached))
 
-    def advance(self, stop: int) -> None:
-        """All lanes on to an iteration, or to where they end."""
-        at = jnp.asarray(stop, self.lanes.iteration.dtype)
-        self.lanes = over_lanes(lambda lane: _advance(lane, at, self.problem), self.lanes)
+    def advance(self, stops: np.ndarray, pause: int) -> list[dict[str, np.ndarray]]:
+        """All lanes on to `pause`, or less far if the buffer is full; the records on the way.
 
-    def observe(self, observables: Mapping[str, Observable]) -> dict[str, Array]:
-        """A record of all lanes, stacked."""
-        return over_lanes(lambda lane: _observe(lane, self.problem, observables), self.lanes)
-
-    def end(self, where: np.ndarray, status: RunStatus, back_to: Lane) -> None:
-        """End some lanes, with what they were at an earlier point."""
-        chosen = jnp.asarray(where)
-
-        def back(now: Array, before: Array) -> Array:
-            return jnp.where(chosen.reshape(-1, *(1,) * (now.ndim - 1)), before, now)
-
-        lanes = jax.tree.map(back, self.lanes, back_to)
-        self.lanes = eqx.tree_at(
-            lambda lane: lane.ended, lanes, jnp.where(chosen, status, self.lanes.ended)
+        Records are taken at `stops`, at most `SLOTS`. Once all lanes have ended there is one more,
+        of their ends.
+        """
+        dtype = self.lanes.iteration.dtype
+        ahead = np.full(SLOTS, np.iinfo(dtype).max, dtype)
+        ahead[: stops.size] = stops
+        at = (jnp.asarray(ahead), jnp.asarray(pause, dtype))
+        found = over_lanes(
+            lambda pair: advance(pair[0], pair[1], *at, self.problem), (self.lanes, self.good)
         )
+        self.lanes, self.good = found.lane, found.good
+        self.loss = float(jnp.mean(found.loss))
+        nums = np.asarray(found.num)
+        count = int(np.sum(stops <= self.iteration)) if self.go_on.any() else int(nums.max())
+        records = {name: np.asarray(value) for name, value in found.records.items()}
+        # Lanes that ended before the others show their end at the records that they lack.
+        places = np.minimum(np.arange(count)[:, None], np.maximum(nums, 1) - 1)
+        lanes = np.arange(nums.size)
+        return [
+            {name: value[lanes, places[i]] for name, value in records.items()} for i in range(count)
+        ]
+
+    @property
+    def iteration(self) -> int:
+        """The iteration of the lanes that go on, or the last one that a lane came to."""
+        return int(jnp.max(self.lanes.iteration))
 
     @property
     def go_on(self) -> np.ndarray:
         """Which lanes are still to be trained."""
         return np.asarray(jax.vmap(lambda lane: self.problem.goes_on(lane))(self.lanes))
-
-    @property
-    def diverged(self) -> np.ndarray:
-        """Which lanes have just lost their way."""
-        bound = _DIVERGED * self.lanes.first_loss
-        lost = ~((self.lanes.loss <= bound) & (self.lanes.reached <= bound))
-        return np.asarray(lost & (self.lanes.ended == RunStatus.COMPLETED))
 
 
 def starting_lanes(network: MLP, problem: Problem, key: PRNGKeyArray, first_iteration: int) -> Lane:
@@ -191,7 +274,7 @@ def starting_lanes(network: MLP, problem: Problem, key: PRNGKeyArray, first_iter
     networks = unstacked(network) if batch else [network]
     lanes = []
     for index, single in enumerate(networks):
-        loss = problem.data.loss(single, problem.sample_loss)
+        loss = problem.loss(single)
         if not bool(jnp.isfinite(loss)):
             raise ValueError(
                 f"The loss of the initial network is {float(loss)}: its weights or the data are "
