@@ -197,7 +197,8 @@ def test_small_middle_layer_keeps_its_gram_matrices():
     """Where b b^T is far below the rounding of a a^T."""
     state = pick(gaussian_states(5, 1, 28, 26, scales=(1.0, 1e-8, 1.0)), 0)
     early = jc.trajectory(state, closeness=0.5)
-    check_conditions(early, np.linspace(0, 0.4, 32) * early.blowup.time)
+    fractions = np.concatenate([np.logspace(-10, -2, 16), np.linspace(0, 0.4, 16)])
+    check_conditions(early, fractions * early.blowup.time)
 
 
 def test_a_small_middle_layer_in_a_batch_changes_no_other_state():
@@ -209,7 +210,7 @@ def test_a_small_middle_layer_in_a_batch_changes_no_other_state():
     @jax.vmap
     def products(state):
         path = jc.trajectory(state, closeness=0.5)
-        return path.map(lambda products: products, 0.3 * path.blowup.time)
+        return path.map(lambda products: products, 1e-8 * path.blowup.time)
 
     pairs = [jax.tree.map(lambda *x: jnp.stack(x), usual, other) for other in (usual, small)]
     alone, together = (pick(products(pair), 0) for pair in pairs)
