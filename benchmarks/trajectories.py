@@ -9,7 +9,8 @@
 - naive: counts of condition 1 along reduced trajectories against those that NumPy takes from the
   states that are followed in full, for random states.
 - onset: onset of the final stage by the reduced and by the full flow, in units of T*.
-- one: a trajectory of width 200 to 1e-5 of T*, the count of condition 1 at 200 times, both, the onset.
+- one: a trajectory of width 200 to 1e-5 of T*, the count of condition 1 at 200 times, both of them,
+  the onset.
 - counts: a batch of trajectories with the count of condition 1 at 200 times, against plain diffrax
   on all unknowns under `vmap` (which is told T*, and keeps the counts only).
 - gradient: value and gradient of the blow-up time against the value alone, batched by `vmap`.
