@@ -9,7 +9,8 @@
 - naive: counts of condition 1 along reduced trajectories against those that NumPy takes from the
   states that are followed in full, for random states.
 - onset: onset of the final stage by the reduced and by the full flow, in units of T*.
-- one: a trajectory of width 200 to 1e-5 of T*, the count of condition 1 at 200 times, the onset.
+- one: a trajectory of width 200 to 1e-5 of T*, the count of condition 1 at 200 times, both of them,
+  the onset.
 - counts: a batch of trajectories with the count of condition 1 at 200 times, against plain diffrax
   on all unknowns under `vmap` (which is told T*, and keeps the counts only).
 - gradient: value and gradient of the blow-up time against the value alone, batched by `vmap`.
@@ -141,6 +142,7 @@ def one(quick: bool) -> Row:
     calls = {
         "trajectory to 1e-5": lambda: jc.trajectory(state, closeness=1e-5),
         "counts of condition 1 at 200 times": lambda: path.condition(1, times),
+        "both": lambda: jc.trajectory(state, closeness=1e-5).condition(1, times),
         "onset": path.onset,
         "trajectory to 1e-8": lambda: jc.trajectory(state),
         "the state at one time": lambda: path(float(times[100])),

@@ -1,5 +1,7 @@
 """Indicators against what plain NumPy loops make of the definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from helpers import pick, random_state
 
 import jaxcond as jc
+from jaxcond.indicators import CONDITIONS, LEAST_SIDES, WEAKEST, Products
 
 
 def random_states(seed, count, rank, p, q):
@@ -56,6 +59,30 @@ def test_counts_equal_naive_ones(rank, p, q, count):
             assert condition.positive[i] == np.sum(values > 0)
             assert condition.undecided[i] == 0
             assert (condition.margin[i] > 0) == np.all(values > 0)
+
+
+@pytest.mark.parametrize(("rank", "p", "q"), [(1, 4, 3), (2, 3, 2), (1, 2, 1)])
+def test_the_weakest_units_have_the_sign_of_all(rank, p, q):
+    """Some states are made to satisfy the conditions, since few random ones do."""
+    states = random_states(5 + rank, 400, rank, p, q)
+    pull = jnp.einsum("nik,nil->nkl", jnp.abs(states.a), jnp.abs(states.c))
+    b = states.b.at[:300].add(jnp.linspace(0, 3, 300)[:, None, None] * pull[:300])
+    a, c = (x.at[:300].set(jnp.abs(x[:300])) for x in (states.a, states.c))
+    states = jc.State(a, b, c, jnp.abs(states.strength))
+
+    def signs(state, number):
+        products = Products.of(state)
+        units = WEAKEST[number](products)
+        margin = CONDITIONS[number](products, jnp.zeros(())).margin
+        return jnp.sign(margin), jnp.sign(LEAST_SIDES[number](products.only(units)))
+
+    for number in CONDITIONS:
+        of_all, of_units = jax.vmap(functools.partial(signs, number=number))(states)
+        # Squares are no pairs of two units.
+        compared = np.asarray(of_all == -1) if number == 2 else np.full(400, True)
+        np.testing.assert_array_equal(of_units[compared], of_all[compared])
+        assert np.sum(of_all == 1) > 20
+        assert (number == 3 and rank == 1) or q == 1 or np.sum(of_all == -1) > 20
 
 
 def condensed_state(p=4, q=5, left=1e-6, seed=0):

@@ -16,6 +16,7 @@ import jaxcond as jc
 from jaxcond import _native
 from jaxcond._native import _library
 from jaxcond.blowup import HostStates
+from jaxcond.flow import pieces, pieces_by_program
 from jaxcond.sampling import Draws
 
 pytestmark = pytest.mark.skipif(
@@ -171,6 +172,83 @@ def test_many_dimensions(dim):
     np.testing.assert_allclose(full["time"], by_kernel(AGAIN, narrow, 1e-10)["time"], rtol=1e-13)
 
 
+# Pieces of a flow.
+
+
+def flows(dtype):
+    """A random one, one of other strength, one far from equal sizes, one at rest, one of zeros."""
+    states = random_states(5, 7, 7, seed=8, dtype=dtype)
+    a, b, c = (np.array(x) for x in states.layers)
+    b[2] *= 1e-3
+    a[3] = [[1, 0, 0, 0, 0, 0, 0]]
+    b[3] = a[3].T @ a[3]
+    c[3] = -a[3]
+    a[4] = b[4] = c[4] = 0
+    strength = np.array(states.strength)
+    strength[3] = 1
+    return jax.tree.map(jnp.asarray, jc.State(a, b, c, strength))
+
+
+def along(pieces, dtype, max_pieces=48):
+    closeness = jnp.asarray({np.float64: 1e-6, np.float32: 1e-3}[dtype], dtype)
+    return jax.jit(jax.vmap(lambda state: pieces(state, closeness, max_pieces)))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_kernel_follows_a_flow_as_the_program_does(instruction_set, dtype):
+    states = flows(dtype)
+    kernel = along(pieces, dtype)(states)
+    program = along(pieces_by_program, dtype)(states)
+    np.testing.assert_array_equal(kernel.ends, program.ends)
+    np.testing.assert_array_equal(kernel.ends, [True, True, True, False, False])
+    rounding = 2000 * EPS[dtype]
+    # At rest rounding grows like the square of the time, until it ends the flow.
+    moving = [0, 1, 2, 4]
+    np.testing.assert_array_equal(kernel.num[jnp.array(moving)], program.num[jnp.array(moving)])
+    assert min(int(kernel.num[3]), int(program.num[3])) > 20
+    for name in ("begin", "length", "elapsed"):
+        found, wanted = (np.asarray(getattr(x, name))[moving] for x in (kernel, program))
+        np.testing.assert_allclose(found, wanted, rtol=rounding)
+    # Apart by rounding at the start, they part like 1 / (T* - t).
+    for lane in range(5):
+        few = int(kernel.num[lane]) // 3
+        lengths = [np.asarray(x.length[lane])[:few] for x in (kernel, program)]
+        np.testing.assert_allclose(*lengths, rtol=rounding)
+        for name in ("sides", "b"):
+            found, wanted = (np.asarray(getattr(x, name)[lane]) for x in (kernel, program))
+            largest = np.max(np.abs(wanted[:few]))
+            assert np.max(np.abs(found - wanted)[:few]) <= rounding * largest
+            assert np.all(found[int(kernel.num[lane]) :] == 0)
+
+
+def test_pieces_of_a_batch_are_those_of_each_state_alone():
+    states = flows(np.float64)
+    batch = along(pieces, np.float64)(states)
+    one = jax.jit(lambda state: pieces(state, jnp.asarray(1e-6), 48))
+    for index in (0, 2, 4):
+        alone = one(jax.tree.map(lambda x, i=index: x[i], states))
+        for x, y in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(x[index], y)
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["only CPUs", "other devices"])
+def test_derivatives_of_pieces_are_those_of_the_program(monkeypatch, alone):
+    monkeypatch.setattr("jaxcond.flow._native_pieces.only_cpus", lambda: alone)
+    state, direction = (jax.tree.map(lambda x, i=i: x[i], flows(np.float64)) for i in (0, 1))
+
+    def ends_of(function):
+        def energy(step):
+            layers = [x + step * y for x, y in zip(state.layers, direction.layers, strict=True)]
+            found = function(jc.State(*layers, state.strength), jnp.asarray(1e-2), 16)
+            return jc.energy(found.end)
+
+        return jax.jit(lambda step: [f(energy)(step) for f in (jax.jacfwd, jax.grad, jax.hessian)])(
+            0.0
+        )
+
+    np.testing.assert_allclose(ends_of(pieces), ends_of(pieces_by_program), rtol=1e-10)
+
+
 # Drawing.
 
 
@@ -235,6 +313,7 @@ import jaxcond as jc
 from jaxcond import _native
 print(_native.status())
 print(float(jc.blowup_time(jc.infinite_width(dim=12)).time))
+print(float(jc.trajectory(jc.infinite_width(dim=12), closeness=1e-2).onset().time))
 """
 
 
@@ -243,9 +322,11 @@ def test_it_can_be_switched_off():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
     )
-    status, time = done.stdout.split("\n")[:2]
+    status, time, onset = done.stdout.split("\n")[:3]
     assert status == "none: switched off by JAXCOND_NATIVE=0"
     assert float(time) == pytest.approx(1.167972771072370, rel=1e-9)
+    natively = jc.trajectory(jc.infinite_width(dim=12), closeness=1e-2).onset()
+    assert float(onset) == pytest.approx(float(natively.time), rel=1e-12)
 
 
 @pytest.fixture

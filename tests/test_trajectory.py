@@ -197,7 +197,25 @@ def test_small_middle_layer_keeps_its_gram_matrices():
     """Where b b^T is far below the rounding of a a^T."""
     state = pick(gaussian_states(5, 1, 28, 26, scales=(1.0, 1e-8, 1.0)), 0)
     early = jc.trajectory(state, closeness=0.5)
-    check_conditions(early, np.linspace(0, 0.4, 32) * early.blowup.time)
+    fractions = np.concatenate([np.logspace(-10, -2, 16), np.linspace(0, 0.4, 16)])
+    check_conditions(early, fractions * early.blowup.time)
+
+
+def test_a_small_middle_layer_in_a_batch_changes_no_other_state():
+    """The products of the others stay those of the conserved matrix."""
+    usual = wide()
+    small = jc.State(usual.a, 1e-8 * usual.b, usual.c, usual.strength)
+
+    @jax.jit
+    @jax.vmap
+    def products(state):
+        path = jc.trajectory(state, closeness=0.5)
+        return path.map(lambda products: products, 1e-8 * path.blowup.time)
+
+    pairs = [jax.tree.map(lambda *x: jnp.stack(x), usual, other) for other in (usual, small)]
+    alone, together = (pick(products(pair), 0) for pair in pairs)
+    for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_what_a_truncation_leaves_out_is_undecided():
@@ -271,6 +289,21 @@ def test_onset_of_some_conditions(conditions):
     np.testing.assert_array_equal(holds, [False, True])
 
 
+def test_the_onset_of_a_wide_state_changes_as_at_full_width():
+    layers = random_state(jax.random.key(9), 1, 28, 26).layers
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, argnums=0)
+    def of(step, dim):
+        moved = [x + step * y for x, y in zip(wide().layers, layers, strict=True)]
+        path = jc.trajectory(jc.State(*moved, wide().strength), dim=dim, closeness=1e-6)
+        return path.onset().time
+
+    (time, slope), (whole, its_slope) = of(0.0, 24), of(0.0, 28)
+    np.testing.assert_allclose(time, whole, rtol=1e-10)
+    np.testing.assert_allclose(slope, its_slope, rtol=1e-7)
+
+
 def test_onset_statuses():
     condensed = jc.trajectory(path()(0.9999 * time()))
     assert condensed.onset().status == jc.OnsetStatus.FROM_START
@@ -322,6 +355,27 @@ def test_derivatives_equal_differences():
     np.testing.assert_allclose(forward, difference, rtol=1e-7)
     np.testing.assert_allclose(backward, forward, rtol=1e-9)
     np.testing.assert_allclose(forward[0], -0.0164, atol=1e-4)
+
+
+@pytest.mark.parametrize("conditions", [(1, 2, 3), (1,)])
+def test_the_onset_moves_with_the_entry_whose_sign_ends_it(conditions):
+    """There the margin jumps, and no slope of it says how the time moves."""
+    rng = np.random.default_rng([10, 6])
+    layers, direction = ([rng.standard_normal(s) for s in ((1, 6), (6, 6), (1, 6))] for _ in "ab")
+
+    @jax.jit
+    def of(step):
+        moved = [x + step * y for x, y in zip(layers, direction, strict=True)]
+        path = jc.trajectory(jc.State(*moved, jnp.ones(1)), closeness=1e-4)
+        onset = path.onset(conditions)
+        return onset.time, path(onset.time)
+
+    (time, slope), state = jax.jvp(lambda step: of(step)[0], (0.0,), (1.0,)), of(0.0)[1]
+    least = min(np.min(np.abs(x)) for x in (state.a, state.c))
+    assert least < 1e-14
+    difference = (of(1e-6)[0] - of(-1e-6)[0]) / 2e-6
+    np.testing.assert_allclose(slope, difference, rtol=1e-7)
+    assert 0 < time < 0.5
 
 
 def test_second_derivatives_equal_differences():

@@ -1,10 +1,11 @@
 """The native kernel for CPUs: compiled at installation, loaded on first use, optional.
 
-It holds the series method (`blowup.series`), the reduction that goes before it, and the drawing of
-reduced Gaussian states. What it computes stands as a JAX program beside it, which is used where the
-kernel was not built, cannot be loaded, or is switched off by the environment variable
-`JAXCOND_NATIVE=0`. Its instruction set is chosen when it is loaded, by what the processor has; a
-name as value of the variable (`avx512`, `avx2`, `baseline`) asks for one.
+It holds the series method (`blowup.series`), the reduction that goes before it, the pieces of a
+flow (`flow.pieces`), and the drawing of reduced Gaussian states. What it computes stands as a JAX
+program beside it, which is used where the kernel was not built, cannot be loaded, or is switched
+off by the environment variable `JAXCOND_NATIVE=0`. Its instruction set is chosen when it is loaded,
+by what the processor has; a name as value of the variable (`avx512`, `avx2`, `baseline`) asks for
+one.
 """
 
 from ._library import FFI_TARGETS as FFI_TARGETS

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FILE = Path(__file__).parent / "libjaxcond.so"
-FFI_TARGETS = ("jaxcond_ffi_series_f64", "jaxcond_ffi_series_f32")
+FFI_TARGETS = tuple(
+    f"jaxcond_ffi_{name}_{kind}" for name in ("series", "pieces") for kind in ("f64", "f32")
+)
 # Of library.cpp.
-_VERSION = 2
+_VERSION = 3
 _SUFFIXES = {np.dtype(np.float64): "f64", np.dtype(np.float32): "f32"}
 
 

@@ -1,6 +1,6 @@
-// The series method and the drawing of reduced Gaussian states on a CPU.
+// The series method, the pieces of a flow, and the drawing of reduced Gaussian states on a CPU.
 //
-// A group of states is solved together, one in each lane of the machine's vectors; arrays of a
+// In the series method a group of states is solved together, one in each lane of the machine's vectors; arrays of a
 // group have one vector for each entry. Compiled once for each instruction set (JAXCOND_TARGET names
 // it, JAXCOND_VECTOR_BYTES is the width of its vectors): see library.cpp for the choice among them.
 // Nothing here may be an inline function of the standard library: the linker could keep the copy
@@ -13,6 +13,7 @@
 
 #include "expansion.h"
 #include "extended.h"
+#include "pieces.h"
 #include "random.h"
 #include "reduction.h"
 
@@ -186,6 +187,8 @@ int solve(const JaxcondSeries& s) {
 namespace JAXCOND_TARGET {
 int series_f64(const JaxcondSeries& s) { return solve<double>(s); }
 int series_f32(const JaxcondSeries& s) { return solve<float>(s); }
+int pieces_f64(const JaxcondPieces& s) { return follow<double>(s); }
+int pieces_f32(const JaxcondPieces& s) { return follow<float>(s); }
 int gaussian_f64(const JaxcondGaussian& s) { return draw<double>(s); }
 int gaussian_f32(const JaxcondGaussian& s) { return draw<float>(s); }
 }  // namespace JAXCOND_TARGET

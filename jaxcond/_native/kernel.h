@@ -26,3 +26,13 @@ struct JaxcondGaussian {
   int32_t dim;
   void *a, *b, *c;  // (count, dim), (count, dim, dim), (count, dim)
 };
+
+// The pieces of the flow of state `index` among states of rank 1 and equal widths.
+struct JaxcondPieces {
+  int64_t index;
+  int32_t dim, order, max_pieces;
+  const void *a, *b, *c, *strength, *closeness;
+  void *begin, *lag, *length;  // (count, max_pieces) each
+  void *sides, *b_begin;       // (count, max_pieces, order + 1, 2, dim), (..., dim, dim)
+  void *end_a, *end_b, *end_c, *elapsed;
+};

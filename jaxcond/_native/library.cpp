@@ -15,6 +15,8 @@
   namespace target {                     \
   int series_f64(const JaxcondSeries&);  \
   int series_f32(const JaxcondSeries&);  \
+  int pieces_f64(const JaxcondPieces&);  \
+  int pieces_f32(const JaxcondPieces&);  \
   int gaussian_f64(const JaxcondGaussian&); \
   int gaussian_f32(const JaxcondGaussian&); \
   }
@@ -30,12 +32,15 @@ struct Target {
   const char* name;
   int (*series_f64)(const JaxcondSeries&);
   int (*series_f32)(const JaxcondSeries&);
+  int (*pieces_f64)(const JaxcondPieces&);
+  int (*pieces_f32)(const JaxcondPieces&);
   int (*gaussian_f64)(const JaxcondGaussian&);
   int (*gaussian_f32)(const JaxcondGaussian&);
 };
 
-#define TARGET(target)                                                            \
-  Target{#target, target::series_f64, target::series_f32, target::gaussian_f64, \
+#define TARGET(target)                                                               \
+  Target{#target,            target::series_f64,   target::series_f32,                  \
+         target::pieces_f64, target::pieces_f32,   target::gaussian_f64,                \
          target::gaussian_f32}
 
 // The targets that this machine can run, the best one first.
@@ -63,7 +68,7 @@ Target& target() {
 extern "C" {
 
 // Raised whenever an entry point changes, so that a stale library is not taken for this one.
-int jaxcond_version() { return 2; }
+int jaxcond_version() { return 3; }
 
 const char* jaxcond_target() { return target().name; }
 
@@ -108,9 +113,8 @@ JaxcondSeries part_of(const JaxcondSeries& whole, int64_t start, int64_t count) 
 }
 
 // Runs the parts of a batch on the threads of XLA's pool and on this one.
-template <class T>
-int on_threads(ffi::ThreadPool& pool, const JaxcondSeries& whole, int (*solve)(const JaxcondSeries&)) {
-  const int64_t parts = (whole.count + kShare - 1) / kShare;
+template <class Part>
+int on_threads(ffi::ThreadPool& pool, int64_t parts, const Part& run) {
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), parts) - 1;
   std::atomic<int64_t> next{0};
   std::atomic<int> failed{0};
@@ -118,10 +122,8 @@ int on_threads(ffi::ThreadPool& pool, const JaxcondSeries& whole, int (*solve)(c
   std::condition_variable ended;
   int64_t running = std::max<int64_t>(helpers, 0);
   auto work = [&] {
-    for (int64_t i = next++; i < parts; i = next++) {
-      const int64_t start = i * kShare;
-      if (solve(part_of<T>(whole, start, std::min(kShare, whole.count - start)))) failed = 1;
-    }
+    for (int64_t i = next++; i < parts; i = next++)
+      if (run(i)) failed = 1;
   };
   for (int64_t i = 0; i < helpers; ++i)
     pool.Schedule([&] {
@@ -158,7 +160,12 @@ ffi::Error series(ffi::ThreadPool pool, int (*solve)(const JaxcondSeries&), int3
   whole.upper = upper->untyped_data(), whole.error = error->untyped_data();
   whole.status = static_cast<int32_t*>(status->untyped_data());
   whole.num_steps = static_cast<int32_t*>(num_steps->untyped_data());
-  if (on_threads<T>(pool, whole, solve)) return ffi::Error::Internal("out of memory");
+  const int64_t parts = (whole.count + kShare - 1) / kShare;
+  const int failed = on_threads(pool, parts, [&](int64_t part) {
+    const int64_t start = part * kShare;
+    return solve(part_of<T>(whole, start, std::min(kShare, whole.count - start)));
+  });
+  if (failed) return ffi::Error::Internal("out of memory");
   return ffi::Error::Success();
 }
 
@@ -201,9 +208,61 @@ ffi::Error handle(ffi::ThreadPool pool, int32_t order, int32_t dim, int32_t max_
                        lower, upper, error, status, num_steps);
 }
 
+template <class T, ffi::DataType type>
+ffi::Error follow(ffi::ThreadPool pool, int32_t order, Buffer<type> a, Buffer<type> b,
+                  Buffer<type> c, Buffer<type> strength, Buffer<type> closeness, Out<type> begin,
+                  Out<type> lag, Out<type> length, Out<type> sides, Out<type> b_begin,
+                  Out<type> end_a, Out<type> end_b, Out<type> end_c, Out<type> elapsed) {
+  JaxcondPieces whole;
+  whole.dim = int32_t(a.dimensions().back()), whole.order = order;
+  whole.max_pieces = int32_t(begin->dimensions().back());
+  whole.a = a.untyped_data(), whole.b = b.untyped_data(), whole.c = c.untyped_data();
+  whole.strength = strength.untyped_data(), whole.closeness = closeness.untyped_data();
+  whole.begin = begin->untyped_data(), whole.lag = lag->untyped_data();
+  whole.length = length->untyped_data(), whole.sides = sides->untyped_data();
+  whole.b_begin = b_begin->untyped_data(), whole.end_a = end_a->untyped_data();
+  whole.end_b = end_b->untyped_data(), whole.end_c = end_c->untyped_data();
+  whole.elapsed = elapsed->untyped_data();
+  const int failed = on_threads(pool, strength.element_count(), [&](int64_t index) {
+    JaxcondPieces part = whole;
+    part.index = index;
+    if constexpr (sizeof(T) == 8)
+      return target().pieces_f64(part);
+    else
+      return target().pieces_f32(part);
+  });
+  if (failed) return ffi::Error::Internal("out of memory");
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType type>
+auto binding_of_pieces() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int32_t>("order")
+      .Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_series_f64, (handle<double, ffi::F64>),
                               binding<ffi::F64>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_series_f32, (handle<float, ffi::F32>),
                               binding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_pieces_f64, (follow<double, ffi::F64>),
+                              binding_of_pieces<ffi::F64>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_pieces_f32, (follow<float, ffi::F32>),
+                              binding_of_pieces<ffi::F32>());

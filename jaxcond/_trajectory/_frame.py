@@ -1,23 +1,36 @@
 r"""Products of the full $b$ along a reduced flow, without forming $b$."""
 
+from collections.abc import Callable
+
 import equinox as eqx
+import equinox.internal as eqxi
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from .._reduction import Reduction
 from .._state import State
-from ..indicators import Products
+from ..indicators import Products, Units
+
+# The conserved $A$ is used where no squared row of $b$ is this many times smaller than what it is
+# a difference of: six of its bits are then lost at most.
+_LOST = 64
 
 
 class Frame(eqx.Module):
     r"""What all states of a trajectory share: the bases, and products of the initial $b$.
 
-    With $b = b_0 + P \Delta Q^T$ and $W = b_0 Q\Delta^T + \tfrac12 P\Delta\Delta^T$,
+    By the conserved $A = bb^T - \sum_i a_ia_i^T$, where $\delta_i$ and $\sigma_i$ are the change of
+    $a_i$ and its sum with the initial one,
+
+    $$bb^T = b_0b_0^T + \tfrac12\sum_i (\delta_i\sigma_i^T + \sigma_i\delta_i^T) .$$
+
+    That is lost to rounding where $b$ is far smaller than $a$. There, with
+    $b = b_0 + P \Delta Q^T$ and $W = b_0 Q\Delta^T + \tfrac12 P\Delta\Delta^T$,
 
     $$bb^T = b_0b_0^T + W P^T + P W^T,$$
 
-    one product of a matrix of `dim` columns for each Gram matrix. (From the conserved $A$, as
-    $A + \sum_i a_ia_i^T$, it would be lost to rounding where $b$ is far smaller than $a$.)
+    one product of a matrix of `dim` columns for each Gram matrix.
     """
 
     reduction: Reduction
@@ -42,13 +55,31 @@ class Frame(eqx.Module):
             onto_left=b.T @ reduction.left.T,
         )
 
+    def only(self, units: Units) -> "Frame":
+        """That of some units."""
+        rows, columns = units.rows, units.columns
+        bases = self.reduction.left[:, rows], self.reduction.right[:, columns]
+        return Frame(
+            reduction=Reduction(self.reduction.state, *bases),
+            rows=self.rows[rows],
+            columns=self.columns[columns],
+            left=self.left[rows[:, None], rows],
+            right=self.right[columns[:, None], columns],
+            onto_right=self.onto_right[rows],
+            onto_left=self.onto_left[columns],
+        )
+
     def products(self, small: State) -> Products:
         """The products of the full state that a reduced one stands for."""
         strength = small.strength[:, None]
-        left, right = self.reduction.left, self.reduction.right
-        change = small.b - self.reduction.state.b
-        rows, gram_left = _gram(self.rows, self.left, self.onto_right, change, left)
-        columns, gram_right = _gram(self.columns, self.right, self.onto_left, change.T, right)
+        left, right, first = self.reduction.left, self.reduction.right, self.reduction.state
+        change = small.b - first.b
+        rows, gram_left = _gram(
+            _Side(self.rows, self.left, self.onto_right, left), first.a, small.a, change
+        )
+        columns, gram_right = _gram(
+            _Side(self.columns, self.right, self.onto_left, right), first.c, small.c, change.T
+        )
         return Products(
             a=small.a @ left,
             c=small.c @ right,
@@ -62,12 +93,37 @@ class Frame(eqx.Module):
         )
 
 
-def _gram(
-    squares: Array, gram: Array, onto: Array, change: Array, basis: Array
-) -> tuple[Array, Array]:
-    r"""Row norms and Gram matrix of the rows of $b_0 + P\Delta Q^T$."""
-    part = basis.T @ change
-    # Apart from the matrix, so that it need not be formed for them.
-    squares = squares + jnp.sum((2 * onto + part) * part, axis=1)
-    crossed = ((onto + 0.5 * part) @ change.T) @ basis
-    return jnp.sqrt(jnp.maximum(squares, 0)), gram + crossed + crossed.T
+class _Side(eqx.Module):
+    """The rows of $b$, or its columns, at the start."""
+
+    squares: Float[Array, " p"]
+    gram: Float[Array, "p p"]
+    onto: Float[Array, "p dim"]
+    basis: Float[Array, "dim p"]
+
+
+def _gram(side: _Side, first: Array, layer: Array, change: Array) -> tuple[Array, Array]:
+    r"""Row norms and Gram matrix of the rows of $b$; $a$, or $c$, was `first` and is `layer`."""
+    moved, total = (layer - first) @ side.basis, (layer + first) @ side.basis
+    by_layer = side.squares + jnp.sum(moved * total, axis=0)
+    exact = jnp.all(_LOST * by_layer >= 0.5 * jnp.sum(moved * moved + total * total, axis=0))
+
+    def by_change() -> Array:
+        part = side.basis.T @ change
+        return side.squares + jnp.sum((2 * side.onto + part) * part, axis=1)
+
+    def gram_by_change() -> Array:
+        crossed = ((side.onto + 0.5 * (side.basis.T @ change)) @ change.T) @ side.basis
+        return side.gram + crossed + crossed.T
+
+    # Norms apart from the matrix, so that it need not be formed for them.
+    squares = _either(exact, by_layer, by_change)
+    crossed = 0.5 * jnp.einsum("ik,il->kl", moved, total)
+    gram = _either(exact, side.gram + crossed + crossed.T, gram_by_change)
+    return jnp.sqrt(jnp.maximum(squares, 0)), gram
+
+
+def _either(holds: Bool[Array, ""], cheap: Array, other: Callable[[], Array]) -> Array:
+    """One value or another, which is not computed where no lane of a batch needs it."""
+    needed = lax.cond(eqxi.unvmap_all(holds), lambda: cheap, other)
+    return jnp.where(holds, cheap, needed)

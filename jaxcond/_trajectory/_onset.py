@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from .._state import State
 from ..blowup import Status
 from ..flow import root
-from ..indicators import CONDITIONS
-from ._path import Trajectory, View
+from ..indicators import CONDITIONS, LEAST_SIDES, WEAKEST, Units
+from ._path import Trajectory
 from ._status import OnsetStatus
+from ._values import View
 
 
 class Onset(eqx.Module):
@@ -52,7 +53,8 @@ def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:
 
     The least margin is looked at where pieces begin and in their middle, and brought to zero after
     the last point at which it is not positive. The three conditions together hold for good once
-    they hold (Proposition 2), so that this point is found by halving.
+    they hold (Proposition 2), so that this point is found by halving. From there on only the units
+    that hold the condition up are followed, until none other does.
     """
     conditions = (conditions,) if isinstance(conditions, int) else tuple(conditions)
     if not conditions or not set(conditions) <= set(CONDITIONS):
@@ -64,28 +66,25 @@ def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:
 def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
     pieces: Any = path.pieces
     blowup, view = path.blowup, View.of(path)
-    exact = jnp.zeros_like(path.left)
+    fixed = lax.stop_gradient(view)
     cheap = tuple(number for number in conditions if number != 2)
 
-    def margin(state: State, numbers: tuple[int, ...] = conditions) -> Array:
-        products = view.products(state)
-        margins = [CONDITIONS[number](products, exact).margin for number in numbers]
-        return jnp.min(jnp.stack(margins))
-
-    most = pieces.length.size
+    most, dtype = pieces.length.size, path.scale.dtype
     points = jnp.arange(2 * most + 1)
 
     def holds(point: Array) -> Bool[Array, ""]:
         """Whether the conditions hold where a piece begins or in its middle."""
         at_end = point == 2 * pieces.num
-        state = pieces.at(jnp.where(at_end, 0, point // 2), 0.5 * (point % 2).astype(exact.dtype))
+        state = pieces.at(jnp.where(at_end, 0, point // 2), 0.5 * (point % 2).astype(dtype))
         state = jax.tree.map(lambda x, y: jnp.where(at_end, y, x), state, pieces.end)
         state = lax.stop_gradient(state)
         if not cheap or cheap == conditions:
-            return margin(state) > 0
+            return _margin(fixed, state, conditions) > 0
         # The second condition costs most, and the first one fails for longest.
-        fails = margin(state, cheap) <= 0
-        return lax.cond(fails, lambda _: False, lambda state: margin(state, (2,)) > 0, state)
+        fails = _margin(fixed, state, cheap) <= 0
+        return lax.cond(
+            fails, lambda _: False, lambda state: _margin(fixed, state, (2,)) > 0, state
+        )
 
     if conditions == tuple(CONDITIONS):
         last_failure, stays = _last_failure(holds, 2 * pieces.num), jnp.ones((), bool)
@@ -97,9 +96,11 @@ def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
         last_failure = jnp.max(jnp.where(held, -1, points))
         stays = jnp.min(jnp.where(held & used, points, points.size)) > last_failure
     index = jnp.clip(last_failure // 2, 0, jnp.maximum(pieces.num - 1, 0))
-    half = 0.5 * (last_failure % 2).astype(exact.dtype)
-    place = root(lambda x: margin(pieces.at(index, half + 0.5 * x)), exact.dtype)
-    inside = (half + 0.5 * place) * pieces.length[index]
+    half = 0.5 * (last_failure % 2).astype(dtype)
+    last = _Stretch(index, half, half + 0.5)
+    begin, units = _last_to_turn(fixed, last, conditions)
+    place = _turn(view.only(units), eqx.tree_at(lambda last: last.begin, last, begin), conditions)
+    inside = place * pieces.length[index]
     time = (pieces.begin[index] + (pieces.lag[index] + inside)) / path.scale
     later = jnp.where(jnp.arange(most) > index, pieces.length, 0)
     left = (path.left + jnp.sum(later) + (pieces.length[index] - inside)) / path.scale
@@ -121,6 +122,76 @@ def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
         stays=known & stays,
         status=status.astype(jnp.int32),
     )
+
+
+class _Stretch(eqx.Module):
+    """A part of a piece, at whose end the conditions hold."""
+
+    index: Int[Array, ""]
+    begin: Float[Array, ""]
+    end: Float[Array, ""]
+
+
+def _margin(view: View, state: State, conditions: tuple[int, ...]) -> Float[Array, ""]:
+    products, exact = view.products(state), jnp.zeros((), state.dtype)
+    margins = [CONDITIONS[number](products, exact).margin for number in conditions]
+    return jnp.min(jnp.stack(margins))
+
+
+def _weakest(
+    view: View, state: State, conditions: tuple[int, ...]
+) -> tuple[Float[Array, ""], Units]:
+    """The least margin, and the units of the least inequalities of every condition."""
+    products, exact = view.products(state), jnp.zeros((), state.dtype)
+    margins = [CONDITIONS[number](products, exact).margin for number in conditions]
+    found = [WEAKEST[number](products) for number in conditions]
+    units = jax.tree.map(lambda *indices: jnp.concatenate(indices), *found)
+    return jnp.min(jnp.stack(margins)), units
+
+
+def _turn(view: View, stretch: _Stretch, conditions: tuple[int, ...]) -> Float[Array, ""]:
+    """Where on its piece the least left-hand side of the units of a view changes its sign."""
+    pieces: Any = view.path.pieces
+    begin, length = stretch.begin, stretch.end - stretch.begin
+
+    # At rank 1 the left-hand sides of the third condition are squares.
+    signed = tuple(n for n in conditions if n != 3 or view.path.initial.rank > 1) or conditions
+
+    def least(x: Array) -> Array:
+        products = view.products(pieces.at(stretch.index, begin + length * x))
+        return jnp.min(jnp.stack([LEAST_SIDES[number](products) for number in signed]))
+
+    return begin + length * root(least, begin.dtype)
+
+
+def _last_to_turn(
+    view: View, stretch: _Stretch, conditions: tuple[int, ...]
+) -> tuple[Float[Array, ""], Units]:
+    """The units whose inequalities are the last to hold, and a place before they do.
+
+    Where those of some units begin to hold, others may still fail: these are next. A few turns are
+    enough, each with one look at all units.
+    """
+    pieces: Any = view.path.pieces
+    eps = jnp.finfo(stretch.begin.dtype).eps
+
+    def follow(
+        carry: tuple[_Stretch, Units, Bool[Array, ""]],
+    ) -> tuple[_Stretch, Units, Bool[Array, ""]]:
+        rest, units, _ = carry
+        place = _turn(view.only(units), rest, conditions)
+        # Clear of the turn itself, where rounding has the signs.
+        beyond = jnp.minimum(place + 64 * eps, rest.end)
+        margin, others = _weakest(view, pieces.at(rest.index, beyond), conditions)
+        going = (margin < -16 * eps) & (place > rest.begin) & (beyond < rest.end)
+        later = eqx.tree_at(lambda rest: rest.begin, rest, beyond), others
+        rest, units = jax.tree.map(lambda x, y: jnp.where(going, x, y), later, (rest, units))
+        return rest, units, going
+
+    _, units = _weakest(view, pieces.at(stretch.index, stretch.begin), conditions)
+    start = stretch, units, jnp.ones((), bool)
+    rest, units, _ = lax.while_loop(lambda carry: carry[2], follow, start)
+    return rest.begin, units
 
 
 def _last_failure(

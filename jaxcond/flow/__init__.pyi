@@ -4,11 +4,12 @@ from ._clocks import Clock as Clock
 from ._clocks import EnergyClock as EnergyClock
 from ._clocks import Followed as Followed
 from ._clocks import follow as follow
+from ._native_pieces import pieces as pieces
 from ._pieces import Pieces as Pieces
 from ._pieces import Timeline as Timeline
 from ._pieces import drift as drift
 from ._pieces import follow_pieces as follow_pieces
-from ._pieces import pieces as pieces
+from ._pieces import pieces_by_program as pieces_by_program
 from ._root import root as root
 from ._runs import CLOSED as CLOSED
 from ._runs import ERROR_FACTOR as ERROR_FACTOR

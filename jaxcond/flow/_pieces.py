@@ -193,7 +193,7 @@ def _grow(front: Front) -> tuple[Front, tuple[Array, Array, Array]]:
     return front.advanced(after, length), (length, jnp.ldexp(terms, exponent[0]), state.b)
 
 
-def _upper(state: State) -> Array:
+def upper_of(state: State) -> Array:
     """An upper bound of the time left, negative where there is none."""
     return jnp.sum(squared_norms(state)) / (3 * energy(state))
 
@@ -280,21 +280,15 @@ def grow_all(
 
 
 @jax.named_call
-def pieces(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces:
-    r"""Follow one state of equal widths until its blow-up is near.
-
-    **Arguments:** `state`, of unit scale; `closeness`, the $(T^* - t)/T^*$ at which to stop, or a
-    little closer; `max_pieces`, where the flow comes to rest or the blow-up is far.
-
-    Differentiable in both modes, of any order: the lengths of the pieces are constants.
-    """
+def pieces_by_program(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces:
+    """`pieces` by a JAX program, whether or not the native kernel is in use."""
     order, (p, q) = order_of(state.dtype), state.widths
     nothing = (
         jnp.zeros((), state.dtype),
         jnp.zeros((order + 1, 2, state.rank, p), state.dtype),
         jnp.zeros((p, q), state.dtype),
     )
-    last, begin, lag, grown, ends = grow_all(state, _grow, nothing, closeness, _upper, max_pieces)
+    last, begin, lag, grown, ends = grow_all(state, _grow, nothing, closeness, upper_of, max_pieces)
     length, sides, b = grown
     return Pieces(
         begin=begin,

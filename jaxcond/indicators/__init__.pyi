@@ -12,9 +12,12 @@ from ._angles import condensed_set as condensed_set
 from ._angles import ratios as ratios
 from ._angles import ratios_of as ratios_of
 from ._final_stage import CONDITIONS as CONDITIONS
+from ._final_stage import LEAST_SIDES as LEAST_SIDES
+from ._final_stage import WEAKEST as WEAKEST
 from ._final_stage import Condition as Condition
 from ._final_stage import FinalStage as FinalStage
 from ._final_stage import final_stage as final_stage
 from ._final_stage import final_stage_of as final_stage_of
 from ._final_stage import resolve_tolerance as resolve_tolerance
 from ._products import Products as Products
+from ._products import Units as Units

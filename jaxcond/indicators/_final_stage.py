@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._state import State
-from ._products import Products
+from ._products import Products, Units
 
 
 class Condition(eqx.Module):
@@ -87,9 +87,27 @@ def first_condition(products: Products, tolerance: Float[Array, ""]) -> Conditio
         for layer, size, onto, scale in sides
     ]
     signs = jnp.concatenate([sign.ravel() for sign in signs])
-    cosines = [jnp.sign(layer) * onto / _safe(scale) for layer, _, onto, scale in sides]
-    margin = jnp.min(jnp.concatenate([cosine.ravel() for cosine in cosines]))
-    return _condition(signs, margin)
+    return _condition(signs, _least(_first_cosines(products)))
+
+
+def _first_cosines(products: Products) -> tuple[Array, Array]:
+    """The left-hand sides over norms, by rows and by columns of $b$."""
+    strength = jnp.abs(products.strength)[:, None]
+    sides = (
+        (products.a, products.c, products.onto_a, products.rows),
+        (products.c, products.a, products.onto_c, products.columns),
+    )
+    rows, columns = (
+        jnp.sign(layer)
+        * onto
+        / _safe(strength * jnp.linalg.norm(other, axis=-1, keepdims=True) * norms[None])
+        for layer, other, onto, norms in sides
+    )
+    return rows, columns
+
+
+def _least(cosines: tuple[Array, Array]) -> Float[Array, ""]:
+    return jnp.minimum(*(jnp.min(x) for x in cosines))
 
 
 def _condition(signs: Array, margin: Array) -> Condition:
@@ -102,7 +120,7 @@ def second_condition(products: Products, tolerance: Float[Array, ""]) -> Conditi
 
     The margin is the least cosine, of $\xi_{ll'}$ or of its counterpart for the rows.
     """
-    parts, margins = [], []
+    parts = []
     for layer, gram, norms in (
         (products.c, products.right, products.columns),
         (products.a, products.left, products.rows),
@@ -111,11 +129,23 @@ def second_condition(products: Products, tolerance: Float[Array, ""]) -> Conditi
         sign = _sign(layer, size, tolerance)
         scale = norms[:, None] * norms[None, :]
         signs = sign[:, :, None] * sign[:, None, :] * _sign(gram, scale, tolerance)[None]
-        plain = jnp.sign(layer)
-        cosine = plain[:, :, None] * plain[:, None, :] * (gram / _safe(scale))[None]
         parts.append(signs.ravel())
-        margins.append(jnp.min(cosine))
-    return _condition(jnp.concatenate(parts), jnp.minimum(*margins))
+    return _condition(jnp.concatenate(parts), _least(_second_cosines(products)))
+
+
+def _second_cosines(products: Products) -> tuple[Array, Array]:
+    """The left-hand sides over norms, of pairs of rows and of pairs of columns of $b$."""
+    sides = (
+        (products.a, products.left, products.rows),
+        (products.c, products.right, products.columns),
+    )
+    rows, columns = (
+        jnp.sign(layer)[:, :, None]
+        * jnp.sign(layer)[:, None, :]
+        * (gram / _safe(norms[:, None] * norms[None, :]))[None]
+        for layer, gram, norms in sides
+    )
+    return rows, columns
 
 
 def third_condition(products: Products, tolerance: Float[Array, ""]) -> Condition:
@@ -125,25 +155,83 @@ def third_condition(products: Products, tolerance: Float[Array, ""]) -> Conditio
     $c$ vanishes. The margin is the least product over the product of the norms.
     """
     a, c, strength = products.a, products.c, products.strength
-    rank = a.shape[0]
+    rank = len(a)
     size_a, size_c = (jnp.linalg.norm(layer, axis=-1, keepdims=True) for layer in (a, c))
     signs = _sign(a, size_a, tolerance)[:, :, None] * _sign(c, size_c, tolerance)[:, None, :]
     signs = signs * jnp.sign(strength)[:, None, None]
     # Of the pairs (i, j), those of equal sign are positive.
     up, down = jnp.sum(signs > 0, axis=0), jnp.sum(signs < 0, axis=0)
     total = rank * rank * up.size
-    unit = (a / _safe(size_a))[:, :, None] * (c / _safe(size_c))[:, None, :]
-    unit = unit * jnp.sign(strength)[:, None, None]
-    # The least product of two of them is of the extremes, or the square of the least.
-    low, high = jnp.min(unit, axis=0), jnp.max(unit, axis=0)
-    least = jnp.where(low * high < 0, low * high, jnp.min(unit**2, axis=0))
     return Condition(
-        jnp.sum(up * up + down * down), total - jnp.sum((up + down) ** 2), total, jnp.min(least)
+        jnp.sum(up * up + down * down),
+        total - jnp.sum((up + down) ** 2),
+        total,
+        jnp.min(_least_pulls(products)),
     )
+
+
+def _least_pulls(products: Products) -> Float[Array, "p q"]:
+    """The least left-hand side over norms for every entry of $b$."""
+    a, c = (x / _safe(jnp.linalg.norm(x, axis=-1, keepdims=True)) for x in (products.a, products.c))
+    return _least_products(jnp.sign(products.strength)[:, None, None] * a[:, :, None] * c[:, None])
+
+
+def _least_products(pulls: Float[Array, "rank p q"]) -> Float[Array, "p q"]:
+    """The least product of two components: of the extremes, or the square of the least."""
+    low, high = jnp.min(pulls, axis=0), jnp.max(pulls, axis=0)
+    return jnp.where(low * high < 0, low * high, jnp.min(pulls**2, axis=0))
 
 
 CONDITIONS = {1: first_condition, 2: second_condition, 3: third_condition}
 """The conditions by their numbers, as functions of `Products` and the tolerance."""
+
+
+def _first_weakest(products: Products) -> Units:
+    return Units(*(jnp.argmin(jnp.min(x, axis=0))[None] for x in _first_cosines(products)))
+
+
+def _second_weakest(products: Products) -> Units:
+    pairs = []
+    for cosines in _second_cosines(products):
+        least = jnp.min(cosines, axis=0)
+        pairs.append(jnp.stack(jnp.unravel_index(jnp.argmin(least), least.shape)))
+    return Units(*pairs)
+
+
+def _third_weakest(products: Products) -> Units:
+    least = _least_pulls(products)
+    row, column = jnp.unravel_index(jnp.argmin(least), least.shape)
+    return Units(row[None], column[None])
+
+
+WEAKEST = {1: _first_weakest, 2: _second_weakest, 3: _third_weakest}
+"""The units of the least left-hand sides over norms, as functions of `Products`."""
+
+
+def _first_sides(products: Products) -> Float[Array, ""]:
+    sides = products.a * products.onto_a, products.c * products.onto_c
+    return _least(sides)
+
+
+def _second_sides(products: Products) -> Float[Array, ""]:
+    sides = []
+    for layer, gram in ((products.a, products.left), (products.c, products.right)):
+        pairs = layer[:, :, None] * layer[:, None, :] * gram[None]
+        sides.append(jnp.where(jnp.eye(len(gram), dtype=bool)[None], jnp.inf, pairs))
+    return _least((sides[0], sides[1]))
+
+
+def _third_sides(products: Products) -> Float[Array, ""]:
+    a, c = products.a, products.c
+    return jnp.min(_least_products(products.strength[:, None, None] * a[:, :, None] * c[:, None]))
+
+
+LEAST_SIDES = {1: _first_sides, 2: _second_sides, 3: _third_sides}
+"""The least left-hand sides themselves, of the second condition those of two units.
+
+As functions of `Products`. They have the sign of the margin, and other than that they are
+continuous where an entry of a layer changes its sign.
+"""
 
 
 def final_stage_of(products: Products, tolerance: Float[Array, ""]) -> FinalStage:

@@ -5,9 +5,16 @@ A trajectory has them without forming $b$, from the initial $b$ and the reduced 
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._state import State
+
+
+class Units(eqx.Module):
+    """Some rows and some columns of $b$, by their indices; a unit may occur more than once."""
+
+    rows: Int[Array, " some"]
+    columns: Int[Array, " others"]
 
 
 class Products(eqx.Module):
@@ -46,4 +53,19 @@ class Products(eqx.Module):
             columns=jnp.linalg.norm(b, axis=0),
             left=b @ b.T,
             right=b.T @ b,
+        )
+
+    def only(self, units: Units) -> "Products":
+        """Those of some units."""
+        rows, columns = units.rows, units.columns
+        return Products(
+            a=self.a[:, rows],
+            c=self.c[:, columns],
+            strength=self.strength,
+            onto_a=self.onto_a[:, rows],
+            onto_c=self.onto_c[:, columns],
+            rows=self.rows[rows],
+            columns=self.columns[columns],
+            left=self.left[rows[:, None], rows],
+            right=self.right[columns[:, None], columns],
         )

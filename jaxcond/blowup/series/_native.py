@@ -1,6 +1,5 @@
 """The series method by the native kernel: of NumPy arrays, and inside traced programs."""
 
-import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ... import _native
+from ..._native._calls import native_call
 from ..._state import State
 from .._method import Form, HostStates, Kernel
 from .._result import BlowUp
@@ -43,29 +43,13 @@ def native_kernel(method: "Series", form: Form | State) -> Kernel | None:
     return solve
 
 
-def only_cpus() -> bool:
-    """Whether JAX has no other devices."""
-    return all(device.platform == "cpu" for device in jax.devices())
-
-
-@functools.cache
-def _register() -> None:
-    for name, handler in _native.handlers().items():
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-
-
 def solve_natively(
     method: "Series", states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]
 ) -> BlowUp:
     """`Series.solve` for a batch inside a traced program, as a call of the kernel by XLA."""
-    _register()
     count, dtype = states.strength.shape[0], states.dtype
     real, whole = jax.ShapeDtypeStruct((count,), dtype), jax.ShapeDtypeStruct((count,), jnp.int32)
-    call = jax.ffi.ffi_call(
-        _native.FFI_TARGETS[0 if dtype == jnp.float64 else 1],
-        [real] * 4 + [whole] * 2,
-        vmap_method="broadcast_all",
-    )
+    call = native_call("series", dtype, [real] * 4 + [whole] * 2)
     results = call(
         states.a[:, 0],
         states.b,

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..._native._calls import only_cpus
 from ..._reduction import pad, reduce
 from ..._state import State
 from .._gradient import gradient_in_reduction
@@ -34,7 +35,7 @@ from .._method import (
 from .._result import BlowUp
 from ._follow import Plan, solve_lanes
 from ._gradient import series_gradient
-from ._native import native_kernel, only_cpus, solve_natively
+from ._native import native_kernel, solve_natively
 
 # Sizes of the buffers of coefficients, and of states, which are filled up with units that never
 # move: orders and widths up to the same size share their programs. On a GPU what is read in vain

@@ -1,0 +1,69 @@
+"""Times and energies that a trajectory does not reach, and why."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike
+
+from ..blowup import Status
+from ._status import PointStatus
+
+if TYPE_CHECKING:
+    from ._path import Trajectory
+
+_MESSAGES = {
+    PointStatus.BEYOND_BLOW_UP: "lies at or beyond the blow-up time {time:.10g}",
+    PointStatus.BEFORE_START: "lies before the start of the flow",
+    PointStatus.NEVER_REACHED: "is never reached: the flow comes to rest",
+    PointStatus.TOO_CLOSE: "lies after the end {end:.10g} of the trajectory: give `trajectory` a "
+    "smaller `closeness`",
+    PointStatus.NOT_CONVERGED: "lies after the end {end:.10g} of the trajectory, which does not "
+    "come near a blow-up: its `max_pieces` are used up, or rounding has taken its digits",
+    PointStatus.INVALID_INPUT: "is not finite, or the state is not",
+}
+
+
+def is_traced(path: "Trajectory") -> bool:
+    """Whether anything of a trajectory is traced, so that nothing is refused."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(path))
+
+
+def _reject(path: "Trajectory", name: str, values: np.ndarray, index: int, code: int) -> None:
+    text = _MESSAGES[PointStatus(code)].format(time=float(path.blowup.time), end=float(path.end))
+    place = "" if values.ndim == 0 else str([int(i) for i in np.unravel_index(index, values.shape)])
+    raise ValueError(f"Argument `{name}`{place} = {float(values.flat[index]):.10g} {text}.")
+
+
+def refuse(path: "Trajectory", times: ArrayLike, values: ArrayLike, name: str) -> None:
+    """Raise `ValueError` for times that are not reached, if they are known."""
+    if isinstance(times, Tracer) or is_traced(path):
+        return
+    host, shown = np.asarray(times), np.asarray(values)
+    reached = (host >= 0) & (host * float(path.scale) <= float(path.pieces.elapsed))
+    invalid = int(path.blowup.status) == Status.INVALID_INPUT
+    if reached.all() and not invalid:
+        return
+    index = 0 if invalid else int(np.flatnonzero(~reached.reshape(-1))[0])
+    code = int(path.status(host.flat[index]))
+    if name == "fraction" and int(path.blowup.status) == Status.NO_BLOW_UP:
+        code = PointStatus.NEVER_REACHED
+    _reject(path, name, shown, index, code)
+
+
+def refuse_energies(path: "Trajectory", values: np.ndarray, times: np.ndarray) -> None:
+    missing = np.flatnonzero(np.isnan(times.reshape(-1)))
+    if not missing.size:
+        return
+    index = int(missing[0])
+    value = float(values.flat[index])
+    if not np.isfinite(value) or int(path.blowup.status) == Status.INVALID_INPUT:
+        code = PointStatus.INVALID_INPUT
+    elif value < float(path.energy(0.0)):
+        code = PointStatus.BEFORE_START
+    elif int(path.blowup.status) == Status.NO_BLOW_UP and value >= 0:
+        code = PointStatus.NEVER_REACHED
+    else:
+        code = PointStatus.TOO_CLOSE if bool(path.pieces.ends) else PointStatus.NOT_CONVERGED
+    _reject(path, "energy", values, index, code)
