@@ -16,7 +16,7 @@ from ._common import Parser, add_cache, check_distinct, check_writable, out
 _WIDTHS = {"1": (200, 50), "2a": (200, 50), "2b": (200, 50), "3": (100, 30)}
 _SEEDS = {"1": 1, "2a": 1, "2b": 3, "3": 1}
 _ONLY = {"learning_rate": ("1", "2a"), "method": ("2a",), "alphas": ("2b",),
-         "checkpoint": ("1",), "restart": ("1",)}  # fmt: skip
+         "checkpoint": ("1", "2a"), "restart": ("1",)}  # fmt: skip
 
 
 def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -63,7 +63,7 @@ def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
         "--checkpoint",
         type=Path,
         metavar="FOLDER",
-        help="of 1: folder for checkpoints, to go on from after an interruption",
+        help="of 1 and 2a: folder for checkpoints, to go on from after an interruption",
     )
     add("--data", type=Path, metavar="FILE", help="draw the data of an earlier run again")
     add("--out", type=Path, metavar="FILE", help="figure to write (default figure_FIGURE.png)")
@@ -130,7 +130,10 @@ def _compute(arguments: argparse.Namespace) -> experiments.Experiment:
         )
     if name == "2a":
         return experiments.figure_2a(
-            setting, method=arguments.method or "descent", progress=progress
+            setting,
+            method=arguments.method or "descent",
+            checkpoint=arguments.checkpoint,
+            progress=progress,
         )
     return experiments.figure_2b(setting, alphas=arguments.alphas or ALPHAS, progress=progress)
 

@@ -5,6 +5,7 @@ read off the network's state, and off the effective trajectory from the same ini
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import equinox as eqx
@@ -14,8 +15,6 @@ import numpy as np
 from .._trajectory import trajectory
 from ..networks import (
     MLP,
-    Escape,
-    EscapeStatus,
     Run,
     effective_model,
     gradient_descent,
@@ -24,7 +23,7 @@ from ..networks import (
 )
 from ..networks._lanes import stacked, unstacked
 from ._defaults import ALPHAS
-from ._result import Experiment, require_sound
+from ._result import Experiment, require_effective_model, require_sound
 from ._setting import LOSS, TanhSetting
 
 _OBSERVE = ("positive_1", "undecided_1")
@@ -55,13 +54,15 @@ def figure_2a(
     setting: TanhSetting,
     *,
     method: Literal["descent", "flow"] = "descent",
+    checkpoint: Path | None = None,
     num_records: int = 200,
     progress: bool = True,
 ) -> Experiment:
     r"""Positive counts of condition 1 through training, of the network and of the effective model.
 
     **Arguments:** `setting`; `method`, gradient descent as in the paper or, in a small part of the
-    time, gradient flow; `num_records`; `progress`.
+    time, gradient flow; `checkpoint`, of descent, a folder for checkpoints, from which the run goes
+    on if it was interrupted; `num_records`; `progress`.
 
     **Returns:** an `Experiment` with arrays, the first axis of which are the seeds:
 
@@ -70,13 +71,15 @@ def figure_2a(
     - `effective_times`, `effective_positive` (seeds, records): of the effective model;
     - `crossing` (seeds,): the crossing in iterations.
 
-    **Raises:** `ValueError` for another method.
+    **Raises:** `ValueError` for another method, and for checkpoints of a flow.
     """
     if method not in ("descent", "flow"):
         raise ValueError(f"Argument `method` must be 'descent' or 'flow', but is {method!r}.")
+    if method == "flow" and checkpoint is not None:
+        raise ValueError("Only descent can be gone on with from checkpoints.")
     networks, data, rate = setting.networks(), setting.data, setting.learning_rate
     escape = predict_escape(networks, data, rate, loss=LOSS)
-    _require(escape, setting.deviation)
+    require_effective_model(escape, setting.deviation)
     longest = (1 + _BEYOND) * float(np.max(np.asarray(escape.blowup.time)))
     # Evenly, and evenly in the logarithm of the time left of each.
     shares = np.unique(
@@ -93,6 +96,7 @@ def figure_2a(
             loss=LOSS,
             record=np.unique((times / rate).astype(np.int64)),
             observe=_OBSERVE,
+            checkpoint=checkpoint,
             progress=progress,
         )
     else:
@@ -112,15 +116,6 @@ def figure_2a(
         "crossing": escape.crossing_iteration,
     }
     return Experiment("2a", arrays, {**setting.told(), "method": method})
-
-
-def _require(escape: Escape, std: float) -> None:
-    if np.any(escape.status != EscapeStatus.PREDICTED):
-        worst = EscapeStatus(int(np.max(escape.status))).name.lower()
-        raise ValueError(
-            f"The escape from the plateau cannot be predicted ({worst}) at std {std:g}: this "
-            "figure needs small initial weights."
-        )
 
 
 """Exponents of Fig. 2b."""

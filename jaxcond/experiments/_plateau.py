@@ -17,13 +17,12 @@ from ..indicators import cosine_similarity
 from ..networks import (
     MLP,
     EffectiveModel,
-    EscapeStatus,
     Run,
     gradient_descent,
     predict_escape,
 )
 from ._defaults import RESTART, SLOWER
-from ._result import Experiment, require_sound
+from ._result import Experiment, require_effective_model, require_sound
 from ._setting import LOSS, TanhSetting
 
 # Where the paper trains again with a smaller rate, and by how much.
@@ -85,12 +84,7 @@ def figure_1(
     networks, data = setting.networks(), setting.data
     rate = setting.learning_rate
     escape = predict_escape(networks, data, rate, loss=LOSS)
-    if np.any(escape.status != EscapeStatus.PREDICTED):
-        worst = EscapeStatus(int(np.max(escape.status))).name.lower()
-        raise ValueError(
-            f"The escape from the plateau cannot be predicted ({worst}): Fig. 1 needs small "
-            f"initial weights, and std is {setting.deviation:g}."
-        )
+    require_effective_model(escape, setting.deviation)
     predicted = escape.crossing_iteration
     last = int(np.ceil((1 + _BEYOND) * predicted.max()))
     restart = min(restart, int(_LATEST * predicted[0]))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ..files import written_whole
-from ..networks import Run, RunStatus
+from ..networks import Escape, EscapeStatus, Limit, Run, RunStatus
 
 _SETTINGS = "settings"
 
@@ -51,6 +51,17 @@ def require_sound(run: Run) -> None:
         raise ValueError(
             "The training diverged: the learning rate is too large for this width and data."
         )
+
+
+def require_effective_model(escape: Escape, std: float) -> None:
+    """Raise `ValueError` unless the effective model holds until the plateau ends."""
+    for codes, kind in ((escape.status, EscapeStatus), (escape.limit, Limit)):
+        worst = kind(int(np.max(codes)))
+        if worst:
+            raise ValueError(
+                f"At std {std:g} the effective model does not lead through the plateau, as this "
+                f"figure needs it: {worst.meaning}."
+            )
 
 
 def read_experiment(path: str | os.PathLike) -> Experiment:
