@@ -37,3 +37,6 @@ from ._run import RunStatus as RunStatus
 from ._schedule import LearningRate as LearningRate
 from ._skip import Skip as Skip
 from ._skip import skip_plateau as skip_plateau
+from ._staircase import Steps as Steps
+from ._staircase import StepsStatus as StepsStatus
+from ._staircase import predict_steps as predict_steps

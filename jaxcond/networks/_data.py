@@ -72,6 +72,14 @@ class AbstractData(eqx.Module):
         r"""The size that $V$ would have if all samples pulled the same way."""
 
     @abc.abstractmethod
+    def gram(self, bias: bool | str) -> np.ndarray | None:
+        r"""$\frac1n\sum_i x_ix_i^T$, on the host in double precision; None where there is none.
+
+        The curvature of a squared loss of $x \mapsto Mx$, the same for each row of $M$: of all
+        entries of a matrix too, but not of some of them.
+        """
+
+    @abc.abstractmethod
     def take(self, indices: Integer[Array, " batch"]) -> "AbstractData":
         """Some of the samples, as a minibatch."""
 
@@ -147,6 +155,10 @@ class Regression(AbstractData):
     def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
         x = np.asarray(self._features(bias), np.float64)
         return float(np.mean(np.linalg.norm(x, axis=1) * np.linalg.norm(pull, axis=1)))
+
+    def gram(self, bias: bool | str) -> np.ndarray:
+        x = np.asarray(self._features(bias), np.float64)
+        return x.T @ x / self.num_samples
 
     def take(self, indices: Integer[Array, " batch"]) -> "Regression":
         return eqx.tree_at(lambda d: (d.x, d.y), self, (self.x[indices], self.y[indices]))
@@ -236,6 +248,10 @@ class Entries(_AbstractMeasurements):
     def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
         return float(np.mean(np.abs(self.moment(pull, bias))))
 
+    def gram(self, bias: bool | str) -> np.ndarray | None:
+        del bias
+        return np.eye(self.matrix_shape[1]) / self.matrix.size if self.mask is None else None
+
     def take(self, indices: Integer[Array, " batch"]) -> "Entries":
         raise ValueError(
             "Entries of a matrix are trained on all at once: there are no minibatches."
@@ -304,6 +320,9 @@ class Sensing(_AbstractMeasurements):
         del bias
         sizes = np.linalg.norm(np.asarray(self.operators, np.float64), axis=(1, 2))
         return float(np.mean(sizes * np.abs(pull)))
+
+    def gram(self, bias: bool | str) -> None:
+        del bias
 
     def take(self, indices: Integer[Array, " batch"]) -> "Sensing":
         some = (self.operators[indices], self.y[indices])
