@@ -49,12 +49,11 @@ _ROUNDING = 1e-10
 class AbstractProblem(eqx.Module):
     """A loss of the product of the layers.
 
-    - `rank`: how many singular values are followed; `settled`: what `left` is where all steps are
-      done; `kept`: the shape of the part of $M$ that lies in the target directions.
+    - `rank`: how many singular values are followed; `settled`: what `left` is where all their steps
+      are done.
     """
 
     rank: int = eqx.field(static=True)
-    kept: tuple[int, int] = eqx.field(static=True)
     settled: Float[Array, ""]
 
     @abc.abstractmethod
@@ -63,7 +62,7 @@ class AbstractProblem(eqx.Module):
 
     @abc.abstractmethod
     def left(self, matrix: Float[Array, "outputs inputs"]) -> Float[Array, ""]:
-        """What of the loss is still to fall, but for what only the initial weights put there."""
+        """How much the loss is still to fall by the steps that are followed."""
 
     @abc.abstractmethod
     def final(self) -> np.ndarray | None:
@@ -73,7 +72,8 @@ class AbstractProblem(eqx.Module):
 class Quadratic(AbstractProblem):
     r"""$R_\mathrm{min} + \frac12\operatorname{tr}((M-M_*)\operatorname{diag}(h)(M-M_*)^T)$.
 
-    What of $M$ is not `kept` shrinks as slowly as it is small.
+    The first rows are those of the steps, in their order. What the initial weights put in the
+    others shrinks as slowly as it is small.
     """
 
     target: Float[Array, "outputs inputs"]
@@ -87,8 +87,7 @@ class Quadratic(AbstractProblem):
         return self.least + jnp.sum(self._above(matrix))
 
     def left(self, matrix: Float[Array, "outputs inputs"]) -> Float[Array, ""]:
-        p, q = self.kept
-        return jnp.sum(self._above(matrix)[:p, :q])
+        return jnp.sum(self._above(matrix)[: self.rank])
 
     def final(self) -> np.ndarray:
         return np.linalg.svd(np.asarray(self.target), compute_uv=False)[: self.rank]
@@ -114,31 +113,34 @@ class Smaller(eqx.Module):
     """The smaller network and its loss.
 
     - `weights`: one matrix a layer; `problem`: their loss.
-    - `last`: for the first and the last layer, how many of their hidden units come from the last
-      multiplication, so that there would be more; 0 where nothing is cut off.
+    - `followed`: how many outputs and inputs, the first ones, the hidden layers are made for.
+    - `last`: how many units of the first and the last hidden layer come from the last
+      multiplication; 0 where nothing is cut off.
     """
 
     weights: tuple[Float[Array, "..."], ...]
     problem: AbstractProblem
+    followed: tuple[int, int] = eqx.field(static=True)
     last: tuple[int, int] = eqx.field(static=True)
 
 
 class Ends(eqx.Module):
-    """The directions at either end, one a row, and the loss in them.
+    r"""The directions at either end, one a row, and the loss in them.
 
-    `metric` is $h$ of the inputs kept, `rest` of all others.
+    `target` is $M_*$ in them, `metric` is $h$ of the inputs kept, `rest` of all others; `inputs`,
+    how many of the inputs come first; `heights`, by how much each step lowers the loss.
     """
 
     left: Float[np.ndarray, "p outputs"]
     right: Float[np.ndarray, "q features"]
-    moment: Float[np.ndarray, "p q"]
+    target: Float[np.ndarray, "p q"]
     metric: Float[np.ndarray, " q"]
     rest: float
+    inputs: int
+    heights: Float[np.ndarray, " p"]
 
 
-def _ends(
-    network: MLP, data: AbstractData, loss: Squared, gram: np.ndarray, rank: int | None
-) -> Ends:
+def _ends(network: MLP, data: AbstractData, loss: Squared, gram: np.ndarray, rank: int) -> Ends:
     """The ends of data that are samples, or all entries of a matrix."""
     model = effective_model(network, data, loss)
     left, right = (np.asarray(x, np.float64) for x in (model.left, model.right))
@@ -146,12 +148,15 @@ def _ends(
     values, vectors = np.linalg.eigh(2 * loss.factor * gram)
     negligible = float(jnp.finfo(network.dtype).eps) ** (2 / 3) * values[-1]
     if values[-1] - values[0] <= negligible:
-        left, right, strength = left[:rank], right[:rank], strength[:rank]
-        metric = np.full(len(right), values[-1])
-        return Ends(left, right, np.diag(strength), metric, float(values[-1]))
-    seen = vectors[:, values > negligible].T
-    moment = strength[:, None] * (right @ seen.T)
-    return Ends(left, seen, moment, values[values > negligible], 0.0)
+        metric, rest = np.full(len(right), values[-1]), float(values[-1])
+        heights = 0.5 * strength**2 / metric
+        return Ends(left, right, np.diag(strength / metric), metric, rest, rank, heights)
+    metric, seen = values[values > negligible], vectors[:, values > negligible].T
+    # Steps are those of the least squares solution in the metric of the samples.
+    moment = (strength[:, None] * (right @ seen.T)) / np.sqrt(metric)
+    turned, heights, moment = np.linalg.svd(moment, full_matrices=False)
+    target = heights[:, None] * moment / np.sqrt(metric)
+    return Ends(turned.T @ left, seen, target, metric, 0.0, len(seen), 0.5 * heights**2)
 
 
 def smaller(
@@ -165,50 +170,42 @@ def smaller(
 
     **Raises:** `ValueError` as `effective_model`.
     """
+    outputs, inputs = network.num_outputs, network.weights[0].shape[1]
+    rank = min(rank or outputs, outputs, inputs)
+    whole = data.loss_of(jnp.zeros_like(data.targets), loss)
     gram = data.gram(network.bias)
     if gram is None:
-        outputs, inputs = network.num_outputs, network.num_inputs
-        whole = data.loss_of(jnp.zeros_like(data.targets), loss)
-        most = min(rank or outputs, outputs, inputs)
-        problem = Measured(most, (outputs, inputs), share * whole, data, loss)
-        weights, last = _reduced(network, np.eye(outputs), np.eye(inputs))
-        return Smaller(weights, problem, last)
+        problem = Measured(rank, share * whole, data, loss)
+        everything = np.eye(outputs), np.eye(inputs)
+        weights, last = _reduced(network, everything, (outputs, inputs))
+        return Smaller(weights, problem, (outputs, inputs), last)
     ends = _ends(network, data, loss, gram, rank)
-    weights, last = _reduced(network, ends.left, ends.right)
-    shape = weights[-1].shape[0], weights[0].shape[1]
-    return Smaller(weights, _quadratic(ends, data, loss, rank, share, shape), last)
-
-
-def _quadratic(
-    ends: Ends,
-    data: AbstractData,
-    loss: Squared,
-    rank: int | None,
-    share: float,
-    shape: tuple[int, int],
-) -> Quadratic:
-    heights = 0.5 * np.linalg.svd(ends.moment / np.sqrt(ends.metric), compute_uv=False) ** 2
-    rank = min(rank or len(heights), len(heights))
-    whole = float(data.loss_of(jnp.zeros_like(data.targets), loss))
-    least = max(whole - float(np.sum(heights)), 0.0)
-    (p, q), dtype = ends.moment.shape, data.targets.dtype
-    target = np.pad(ends.moment / ends.metric, ((0, shape[0] - p), (0, shape[1] - q)))
-    metric = np.pad(ends.metric, (0, shape[1] - q), constant_values=ends.rest)
-    settled = float(np.sum(heights[rank:])) + share * heights[rank - 1]
-    settled, target, metric, least = (
-        jnp.asarray(x, dtype) for x in (settled, target, metric, least)
+    rank = min(rank, len(ends.heights))
+    followed = rank, ends.inputs
+    weights, last = _reduced(network, (ends.left, ends.right), followed)
+    (p, q), dtype = ends.target.shape, network.dtype
+    target = np.zeros((weights[-1].shape[0], weights[0].shape[1]))
+    target[:p, :q] = ends.target
+    metric = np.full(target.shape[1], ends.rest)
+    metric[:q] = ends.metric
+    problem = Quadratic(
+        rank=rank,
+        settled=jnp.asarray(share * ends.heights[rank - 1], dtype),
+        target=jnp.asarray(target, dtype),
+        metric=jnp.asarray(metric, dtype),
+        least=jnp.maximum(whole - float(np.sum(ends.heights)), 0),
     )
-    return Quadratic(
-        rank=rank, settled=settled, target=target, metric=metric, least=least, kept=(p, q)
-    )
+    return Smaller(weights, problem, followed, last)
 
 
 def _reduced(
-    network: MLP, left: np.ndarray, right: np.ndarray
+    network: MLP, ends: tuple[np.ndarray, np.ndarray], followed: tuple[int, int]
 ) -> tuple[tuple[Array, ...], tuple[int, int]]:
     """The smaller weights, and how many directions of the outer hidden layers came last."""
+    left, right = ends
     first, *middle, last = (np.asarray(w, np.float64) for w in network.weights)
-    bases, new = _spaces([first @ right.T, *middle, left @ last])
+    p, q = followed
+    bases, new = _spaces([first @ right[:q].T, *middle, left[:p] @ last])
     middle = [bases[i + 1] @ w @ bases[i].T for i, w in enumerate(middle)]
     first, last = bases[0] @ first, last @ bases[-1].T
     inner, outer = [first @ right.T], [left @ last]

@@ -133,8 +133,8 @@ def predict_steps(
     - `data`, `loss`: as for `gradient_descent`; squared losses.
     - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
       gradient flow is predicted.
-    - `rank`: how many singular values are followed, by default all in which there is something to
-      learn. With noise in the targets that is all of them, and the smallest take long.
+    - `rank`: how many singular values are followed, the largest, by default all in which there is
+      something to learn. With noise in the targets that is all of them, and the smallest take long.
     - `max_time`: training time to stop at. Otherwise the end is where 1e-3 of the height of the
       last step is left; of masks and other measurements, whose heights are not known beforehand,
       where 1e-3 of the loss is left.
@@ -276,7 +276,7 @@ def _steps(
         for x in (course.times, course.loss, course.loss_rates, course.values, course.value_rates)
     )
     final = start.problem.final()
-    final = values[-1] if final is None else final
+    final = np.asarray(values[-1] if final is None else final, np.float64)
     of_values = CubicHermiteSpline(times, values, value_rates)
     of_loss = CubicHermiteSpline(times, losses, loss_rates)
     rise = np.asarray([_half(times, of_values, i, f) for i, f in enumerate(final)])
@@ -334,7 +334,7 @@ def _points(times: np.ndarray, losses: np.ndarray, num: int) -> np.ndarray:
 
 def _cut_off(weights: tuple[Array, ...], start: Smaller) -> float:
     """The share of the outer layers that lies in the last directions of hidden layers."""
-    (p, q), ends = start.problem.kept, (np.asarray(weights[0]), np.asarray(weights[-1]))
+    (p, q), ends = start.followed, (np.asarray(weights[0]), np.asarray(weights[-1]))
     layers = ends[0][:, :q], ends[1][:p].T
     shares = [
         np.sum(layer[len(layer) - count :] ** 2) / np.sum(layer**2)
