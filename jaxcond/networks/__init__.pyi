@@ -24,6 +24,8 @@ from ._loop import StallWarning as StallWarning
 from ._losses import LOSSES as LOSSES
 from ._losses import Loss as Loss
 from ._losses import resolve_loss as resolve_loss
+from ._matrix import UnseenError as UnseenError
+from ._matrix import matrix_factors as matrix_factors
 from ._modules import ACTIVATIONS as ACTIVATIONS
 from ._modules import MLP as MLP
 from ._order import LeadingOrder as LeadingOrder
