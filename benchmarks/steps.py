@@ -206,10 +206,13 @@ def masks(width: int, shares: tuple[float, ...], depths: tuple[int, ...], scale:
             # As if all entries were known: the same pull, and the share of the curvature.
             filled = nw.Entries(np.where(mask, matrix, 0) * (matrix.size / count))
             loss = matrix.size / 2 * (count / matrix.size)
-            zeros = nw.predict_steps(network, filled, RATE, loss=loss, rank=2)
+            zeros = nw.predict_steps(network, filled, RATE, loss=loss, rank=2, num=8000)
             unseen = ~mask
+            at = zeros.iterations(zeros.times)
             for i, rise in enumerate(seen.rises(steps.final)):
-                predicted, as_if = (float(s.rise_iteration[i]) for s in (steps, zeros))
+                predicted = float(steps.rise_iteration[i])
+                # At the same height.
+                as_if = float(np.interp(steps.final[i] / 2, zeros.singular_values[:, i], at))
                 rows.append(
                     {
                         "depth": depth,

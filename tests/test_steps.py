@@ -175,7 +175,7 @@ def test_the_smaller_network_trains_as_the_large_one():
     target, sizes = matrix(20, 30, (1.0, 0.7)), (30, 5, 6, 20)
     network, loss = draw(sizes, 0.3), jn.resolve_loss(target.size / 2)
     data = jn.Entries(target)
-    small = smaller(network, data, loss, None, 1e-3)
+    small = smaller(network, data, loss, None, (1e-3, 1e-4))
     assert [w.shape for w in small.weights] == [(5, 7), (6, 5), (8, 6)]
     assert small.last == (0, 0)
 

@@ -39,7 +39,7 @@ from ._losses import Squared
 from ._modules import MLP
 
 # Multiplications by the layers between the ends that are kept, by depth. With three target
-# directions at width 60, what is cut off moved the times of the steps by up to 2e-6 at three
+# directions at width 60, what is cut off moved the times of the steps by up to 3e-6 at three
 # layers, 4e-4 at four and 2e-3 at five (`benchmarks/steps.py --part spaces`).
 _ROUNDS, _MORE_ROUNDS = {2: 1, 3: 9}, 7
 # Directions of a vector below this share of it are taken for rounding.
@@ -160,13 +160,13 @@ def _ends(network: MLP, data: AbstractData, loss: Squared, gram: np.ndarray, ran
 
 
 def smaller(
-    network: MLP, data: AbstractData, loss: Squared, rank: int | None, share: float
+    network: MLP, data: AbstractData, loss: Squared, rank: int | None, shares: tuple[float, float]
 ) -> Smaller:
     """The smaller network of one linear network; `data` as prepared for it.
 
     **Arguments:** `rank`: how many singular values are followed, by default all in which there is
-    something to learn; `share`: of the height of the last step, or of the whole loss where heights
-    are not known beforehand, that may be left where the steps are done.
+    something to learn; `shares`: of the height of the last step, and of the whole loss where
+    heights are not known beforehand, that may be left where the steps are done.
 
     **Raises:** `ValueError` as `effective_model`.
     """
@@ -175,7 +175,7 @@ def smaller(
     whole = data.loss_of(jnp.zeros_like(data.targets), loss)
     gram = data.gram(network.bias)
     if gram is None:
-        problem = Measured(rank, share * whole, data, loss)
+        problem = Measured(rank, shares[1] * whole, data, loss)
         everything = np.eye(outputs), np.eye(inputs)
         weights, last = _reduced(network, everything, (outputs, inputs))
         return Smaller(weights, problem, (outputs, inputs), last)
@@ -190,7 +190,7 @@ def smaller(
     metric[:q] = ends.metric
     problem = Quadratic(
         rank=rank,
-        settled=jnp.asarray(share * ends.heights[rank - 1], dtype),
+        settled=jnp.asarray(shares[0] * ends.heights[rank - 1], dtype),
         target=jnp.asarray(target, dtype),
         metric=jnp.asarray(metric, dtype),
         least=jnp.maximum(whole - float(np.sum(ends.heights)), 0),

@@ -36,8 +36,8 @@ from ._own_flow import as_descent, integrate, largest_curvature, smallest_array,
 from ._schedule import LearningRate
 from ._smaller import AbstractProblem, Smaller, smaller
 
-# Of the last step's height, or the whole loss of measurements, what is left at the end.
-_LEFT = 1e-3
+# What is left at the end of the last step's height; of measurements, of the whole loss.
+_LEFT, _LEFT_OF_ALL = 1e-3, 1e-4
 # A learning rate times the largest curvature from which on descent does not settle.
 _STABLE = 2.0
 
@@ -137,7 +137,7 @@ def predict_steps(
       something to learn. With noise in the targets that is all of them, and the smallest take long.
     - `max_time`: training time to stop at. Otherwise the end is where 1e-3 of the height of the
       last step is left; of masks and other measurements, whose heights are not known beforehand,
-      where 1e-3 of the loss is left.
+      where 1e-4 of the loss is left.
     - `num`: points of the course.
     - `max_steps`: after so many steps of the solver it is `NOT_CONVERGED`.
 
@@ -256,7 +256,7 @@ def _steps(
     limits: tuple[float, int, int],
 ) -> Steps:
     max_time, num, max_steps = limits
-    start = smaller(network, data, loss, rank, _LEFT)
+    start = smaller(network, data, loss, rank, (_LEFT, _LEFT_OF_ALL))
     schedule = LearningRate(np.zeros(1, int), np.zeros(1)) if rate is None else rate
     dtype = network.dtype
     longest = min(max_time, float(jnp.finfo(dtype).max) ** 0.5)
