@@ -1,6 +1,7 @@
 from ._alignment import alignment as alignment
 from ._alignment import cosine_similarity as cosine_similarity
 from ._alignment import effective_rank as effective_rank
+from ._alignment import nuclear_norm as nuclear_norm
 from ._alignment import product as product
 from ._alignment import share_within as share_within
 from ._alignment import singular_values as singular_values

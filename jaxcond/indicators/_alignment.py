@@ -48,6 +48,11 @@ def singular_values(matrix: Float[Array, "m n"], num: int | None = None) -> Floa
     return jnp.linalg.svd(matrix, compute_uv=False)[:num]
 
 
+def nuclear_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
+    r"""$\|M\|_* = \sum_i\sigma_i$, the least of which stands for low rank."""
+    return jnp.sum(singular_values(matrix))
+
+
 def effective_rank(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
     r"""$\exp(-\sum_i \pi_i\log\pi_i)$ with $\pi_i = \sigma_i/\sum_j\sigma_j$.
 

@@ -27,6 +27,8 @@ from ._loop import StallWarning as StallWarning
 from ._losses import LOSSES as LOSSES
 from ._losses import Loss as Loss
 from ._losses import resolve_loss as resolve_loss
+from ._matrix import UnseenError as UnseenError
+from ._matrix import matrix_factors as matrix_factors
 from ._modules import ACTIVATIONS as ACTIVATIONS
 from ._modules import MLP as MLP
 from ._order import LeadingOrder as LeadingOrder
@@ -40,3 +42,6 @@ from ._run import RunStatus as RunStatus
 from ._schedule import LearningRate as LearningRate
 from ._skip import Skip as Skip
 from ._skip import skip_plateau as skip_plateau
+from ._staircase import Steps as Steps
+from ._staircase import StepsStatus as StepsStatus
+from ._staircase import predict_steps as predict_steps

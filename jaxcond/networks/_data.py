@@ -76,6 +76,14 @@ class AbstractData(eqx.Module):
         r"""The mean of $\|x_i\|^2$: how much of the curvature of $\ell$ linear maps see at most."""
 
     @abc.abstractmethod
+    def gram(self, bias: bool | str) -> np.ndarray | None:
+        r"""$\frac1n\sum_i x_ix_i^T$, on the host in double precision; None where there is none.
+
+        The curvature of a squared loss of $x \mapsto Mx$, the same for each row of $M$: of all
+        entries of a matrix too, but not of some of them.
+        """
+
+    @abc.abstractmethod
     def take(self, indices: Integer[Array, " batch"]) -> "AbstractData":
         """Some of the samples, as a minibatch."""
 
@@ -189,6 +197,10 @@ class Regression(AbstractData):
         x = np.asarray(self._features(bias), np.float64)
         return float(np.mean(np.sum(x**2, axis=1)))
 
+    def gram(self, bias: bool | str) -> np.ndarray:
+        x = np.asarray(self._features(bias), np.float64)
+        return x.T @ x / self.num_samples
+
     def take(self, indices: Integer[Array, " batch"]) -> "Regression":
         return eqx.tree_at(lambda d: (d.x, d.y), self, (self.x[indices], self.y[indices]))
 
@@ -281,6 +293,10 @@ class Entries(_AbstractMeasurements):
         del bias
         return 1 / float(self.num_samples)  # each entry is seen once
 
+    def gram(self, bias: bool | str) -> np.ndarray | None:
+        del bias
+        return np.eye(self.matrix_shape[1]) / self.matrix.size if self.mask is None else None
+
     def take(self, indices: Integer[Array, " batch"]) -> "Entries":
         raise ValueError(
             "Entries of a matrix are trained on all at once: there are no minibatches."
@@ -353,6 +369,9 @@ class Sensing(_AbstractMeasurements):
     def input_power(self, bias: bool | str) -> float:
         del bias
         return float(np.mean(np.sum(np.asarray(self.operators, np.float64) ** 2, axis=(1, 2))))
+
+    def gram(self, bias: bool | str) -> None:
+        del bias
 
     def take(self, indices: Integer[Array, " batch"]) -> "Sensing":
         some = (self.operators[indices], self.y[indices])

@@ -21,6 +21,7 @@ from ..indicators import (
     angles,
     cosine_similarity,
     effective_rank,
+    nuclear_norm,
     ratios,
     resolve_tolerance,
     singular_values,
@@ -86,11 +87,13 @@ def _alignment(network: MLP, model: EffectiveModel | None) -> Array:
 OF_NETWORK: dict[str, Callable[[MLP], Array]] = {
     "singular_values": lambda network: singular_values(network.product, _NUM_SINGULAR),
     "effective_rank": lambda network: effective_rank(network.product),
+    "nuclear_norm": lambda network: nuclear_norm(network.product),
     "similarity": lambda network: cosine_similarity(network.weights[0]),
 }
 r"""Observables of the weights alone, by name.
 
-- `singular_values`: the largest (up to four) of $W_L\cdots W_1$; `effective_rank` of the same.
+- `singular_values`: the largest (up to four) of $W_L\cdots W_1$; `effective_rank` and
+  `nuclear_norm` of the same.
 - `similarity`: cosines of all pairs of rows of $W_1$, shape `(q, q)`: large.
 """
 

@@ -65,10 +65,12 @@ def integrate(
     span: tuple[Array | float, Array | float],
     tolerance: tuple[Array | float, Array],
     max_steps: int,
+    observe: Callable[[PyTree], PyTree] | None = None,
 ) -> diffrax.Solution:
     """Integrate to the root of `reached`, or to the end of `span`: the first step, and the end.
 
-    **Arguments:** `tolerance`, relative, and the size down to which it is.
+    **Arguments:** `tolerance`, relative, and the size down to which it is; `observe`, what of the
+    state is kept at the start and after each step: the last of `ys`, which is a list then.
     """
     dtype = jnp.result_type(*jax.tree.leaves(start))
     first, end = (jnp.asarray(x, dtype) for x in span)
@@ -94,11 +96,16 @@ def integrate(
             rtol=rtol, atol=rtol * smallest, norm=worst_layer
         ),
         event=diffrax.Event(above, optimistix.Bisection(exact, exact, flip="detect")),
-        saveat=diffrax.SaveAt(t1=True),
+        saveat=diffrax.SaveAt(t1=True) if observe is None else _at_steps(observe),
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
     )
+
+
+def _at_steps(observe: Callable[[PyTree], PyTree]) -> diffrax.SaveAt:
+    steps = diffrax.SubSaveAt(t0=True, steps=True, fn=lambda t, y, args: observe(y))
+    return diffrax.SaveAt(subs=[diffrax.SubSaveAt(t1=True), steps])
 
 
 def as_descent(

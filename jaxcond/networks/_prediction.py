@@ -152,6 +152,8 @@ def predict_escape(
     `effective_model`), and for an initial loss that is not positive unless `level` is given.
     **Status:** `Escape.status`, for each network.
 
+    Of a linear network `predict_steps` has all steps of the loss, not the first alone.
+
     Source: at the top of `jaxcond.networks._course`.
     """
     if not 0 < fraction < 1:
