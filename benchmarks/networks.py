@@ -12,6 +12,8 @@
   and of the effective model, where the difference of the two leaves a sign open and where not.
 - speed: iterations of gradient descent against PyTorch, and many networks at once.
 - records: what a record of the default observables costs at width 50, over steps without records.
+- minibatches: crossings of stochastic descent over orders of the samples, against the prediction,
+  which is that of the mean path.
 - flow: gradients that `gradient_flow` takes to the end of the plateau against descent, and explicit
   against implicit steps behind it, which is why `gradient_flow` prefers explicit ones.
 
@@ -378,6 +380,43 @@ def records(quick: bool, keep: Path | None) -> Row:
     }
 
 
+def minibatches(quick: bool, keep: Path | None) -> Row:
+    """Stochastic descent of one network over orders of its samples, against the prediction."""
+    del keep
+    setting = QUICK if quick else next(s for s in SETTINGS if s.name == "five inputs")
+    network, data = setting.network(0), setting.data()
+    predicted = float(nw.predict_escape(network, data, setting.rate, loss=LOSS).crossing_iteration)
+    stops = np.unique(np.linspace(0.95, 1.05, 501) * predicted).astype(int)
+    rows = []
+    for size in (2, 8, 32):
+        if size >= data.num_samples:
+            continue
+        runs = [
+            nw.gradient_descent(
+                network, data, setting.rate, loss=LOSS, num_steps=int(stops[-1]), record=stops,
+                observe=[], until=0.85, batch_size=size, key=jax.random.key(seed), progress=False
+            )
+            for seed in range(2 if quick else 20)
+        ]  # fmt: skip
+        seen = np.asarray([float(run.crossings[0.9]) for run in runs])
+        spread = float(np.std(seen, ddof=1))
+        rows.append(
+            {
+                "batch size": size,
+                "orders": len(seen),
+                "mean over predicted - 1, %": 100 * (float(np.mean(seen)) / predicted - 1),
+                "its standard error, %": 100 * spread / predicted / np.sqrt(len(seen)),
+                "spread over predicted, %": 100 * spread / predicted,
+            }
+        )
+    return {
+        "setting": setting.name,
+        "samples": data.num_samples,
+        "predicted": predicted,
+        "rows": rows,
+    }
+
+
 def flow(quick: bool, keep: Path | None) -> Row:
     return {
         "plateau": [through_the_plateau(s, keep) for s in settings(quick)],
@@ -480,6 +519,7 @@ PARTS = {
     "indicators": indicators,
     "speed": speed,
     "records": records,
+    "minibatches": minibatches,
     "flow": flow,
 }
 
