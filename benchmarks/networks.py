@@ -386,7 +386,7 @@ def minibatches(quick: bool, keep: Path | None) -> Row:
     setting = QUICK if quick else next(s for s in SETTINGS if s.name == "five inputs")
     network, data = setting.network(0), setting.data()
     predicted = float(nw.predict_escape(network, data, setting.rate, loss=LOSS).crossing_iteration)
-    stops = np.unique(np.linspace(0.95, 1.05, 501) * predicted).astype(int)
+    stops = np.unique(np.linspace(0.99, 1.01, 501) * predicted).astype(int)
     rows = []
     for size in (2, 8, 32):
         if size >= data.num_samples:
