@@ -33,7 +33,8 @@ class Escape(eqx.Module):
       effective model is expected to be off by. The error of `crossing` is of second order in the
       weights at the crossing, a small share of `correction`, which falls like $\varepsilon$ too.
     - `speed`: $\nu$ at the initial weights and at the crossing, shape `(2,)`.
-    - `times`, `clock`: along the trajectory, the time of the effective model and of the network;
+    - `times`, `clock`: along the trajectory, the time of the effective model and of the network,
+      NaN from where the network would turn back, the effective model having failed;
       `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
       `(num,)`.
     - `level`: the loss that is crossed; `plateau`: the loss of the plateau, which is the initial
@@ -174,6 +175,8 @@ def predict_escape(
 def _escape(course: Course) -> Escape:
     path, found = course.path, course.crossing()
     plain = course.effective_crossing()
+    with np.errstate(invalid="ignore"):
+        turned = np.logical_or.accumulate(np.diff(course.clock, prepend=-np.inf) <= 0)
     at_crossing = np.interp(course.effective_time(found.time), course.times, path.speed)
     return Escape(
         crossing=np.asarray(found.time),
@@ -184,7 +187,7 @@ def _escape(course: Course) -> Escape:
         correction=np.asarray(plain / found.time - 1),
         speed=np.asarray([path.speed[0], at_crossing]),
         times=course.times,
-        clock=course.clock,
+        clock=np.where(turned, np.nan, course.clock),
         effective_loss=path.effective_loss,
         network_loss=path.network_loss,
         energy=path.energy,
