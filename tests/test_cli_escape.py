@@ -52,15 +52,25 @@ def test_iterations_are_those_of_predict_escape(call, tmp_path):
 
 
 def test_a_sweep_says_which_weights_are_too_large(call, tmp_path):
-    options = ("--sweep", "std", 1e-3, 3, "--points", 2, "--seeds", 2, "--json", "found.json")
+    options = ("--sweep", "std", 1e-3, 0.8, "--points", 2, "--seeds", 2, "--json", "found.json")
     code, out, _ = call("samples.npz", *COMMON, *options)
-    assert code == 3  # at these weights the rate is beyond stability
+    assert code == 0
     told = " ".join(out.split())
-    assert "2 without a prediction: the learning rate is above 2 over" in told
+    assert "2 by their own flow, not the effective model: the initial weights are too large" in told
     small, large = json.loads((tmp_path / "found.json").read_text())["points"]
-    assert (small["std"], large["std"]) == pytest.approx((1e-3, 3))
-    assert small["status"] == ["predicted"] * 2
-    assert large["iterations"] == [None] * 2
+    assert (small["std"], large["std"]) == pytest.approx((1e-3, 0.8))
+    assert small["status"] == large["status"] == ["predicted"] * 2
+    assert max(large["iterations"]) < 0.01 * min(small["iterations"])
+
+
+def test_rates_beyond_stability_have_no_prediction(call, tmp_path):
+    options = ("--std", 1e-3, "--learning-rate", 100, "--seeds", 2, "--json", "found.json")
+    code, out, _ = call("samples.npz", *COMMON, *options)
+    assert code == 3
+    assert "2 without a prediction: the learning rate is above 2" in " ".join(out.split())
+    assert (
+        json.loads((tmp_path / "found.json").read_text())["points"][0]["iterations"] == [None] * 2
+    )
 
 
 @pytest.mark.parametrize(
