@@ -233,6 +233,14 @@ def test_outputs_with_biases():
     np.testing.assert_allclose(network(jnp.asarray(x)), h, 1e-12)
 
 
+def test_linear_maps_have_no_biases():
+    network = draw(activation="linear")
+    with pytest.raises(ValueError, match="networks without biases"):
+        jn.predict_steps(network, jn.Regression(X, CURVE[:, :1]))
+    with pytest.raises(ValueError, match="linear networks without bias"):
+        jn.predict_escape(network, jn.Entries(np.ones((1, INPUTS))))
+
+
 @pytest.mark.parametrize(
     ("biases", "options", "message"),
     [

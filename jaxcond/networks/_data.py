@@ -220,7 +220,8 @@ class _AbstractMeasurements(AbstractData):
     def prepared(self, network: MLP, loss: Loss) -> "AbstractData":
         if not isinstance(loss, Squared):
             raise ValueError("Measurements of a matrix are fitted by a squared loss.")
-        if network.activation is not linear or network.bias:
+        biased = network.bias or network.biases is not None
+        if network.activation is not linear or biased:
             raise ValueError(
                 "Measurements of a matrix are for linear networks without bias: "
                 '`activation="linear"`.'

@@ -274,7 +274,7 @@ class MLP(eqx.Module):
 
     @property
     def product(self) -> Float[Array, "*batch outputs features"]:
-        r"""The matrix $W_L\cdots W_1$, which is what a linear network computes."""
+        r"""The matrix $W_L\cdots W_1$, which is what a linear network without biases computes."""
         return reduce(lambda product, weights: weights @ product, self.weights)
 
     def features(self, x: Float[Array, " inputs"]) -> Float[Array, " features"]:

@@ -146,8 +146,8 @@ def predict_steps(
     inputs its first layer has as many columns as there are inputs; for masks and other measurements
     it has the whole width but for hidden units more than inputs and outputs together.
 
-    **Raises:** `ValueError` for networks that are not linear, losses that are not squared,
-    arguments out of range, weights that are not finite, and where there is nothing to learn (see
+    **Raises:** `ValueError` for networks that are not linear or have biases, losses that are not
+    squared, arguments out of range, weights that are not finite, and where there is nothing to learn (see
     `effective_model`).
     **Status:** `Steps.status`, for each network.
 
@@ -159,6 +159,11 @@ def predict_steps(
         raise ValueError(
             'The steps are those of linear networks: `activation` must be "linear". For others '
             "`predict_escape` has the first one."
+        )
+    if network.biases is not None:
+        raise ValueError(
+            "The steps are those of networks without biases: centre the targets and the inputs in "
+            "their place."
         )
     if not isinstance(loss, Squared):
         raise ValueError("The steps are those of squared losses: Argument `loss` is another one.")
