@@ -147,8 +147,8 @@ def predict_steps(
     it has the whole width but for hidden units more than inputs and outputs together.
 
     **Raises:** `ValueError` for networks that are not linear or have biases, losses that are not
-    squared, arguments out of range, weights that are not finite, and where there is nothing to learn (see
-    `effective_model`).
+    squared, arguments out of range, weights that are not finite, and where there is nothing to
+    learn (see `effective_model`).
     **Status:** `Steps.status`, for each network.
 
     Source: at the top of `jaxcond.networks._staircase`; what is left out, and its size, at the top
