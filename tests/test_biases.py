@@ -253,3 +253,13 @@ def test_linear_maps_have_no_biases():
 def test_biases_that_do_not_fit_are_refused(biases, options, message):
     with pytest.raises(ValueError, match=message):
         jn.MLP(draw(bias=False).weights, [jnp.asarray(b) for b in biases], **options)
+
+
+def test_four_layers_in_single_precision_are_followed_by_their_own_flow():
+    network = draw(4, std=3e-2, bias=False)
+    single = jax.tree.map(lambda w: w.astype(np.float32), network)
+    data = jn.Regression(X, CURVE[:, :1])
+    exact, found = (jn.predict_escape(n, data, RATE) for n in (network, single))
+    assert exact.limit == Limit.NONE
+    assert found.limit == Limit.TRAJECTORY
+    np.testing.assert_allclose(found.crossing, exact.crossing, 1e-3)

@@ -149,6 +149,8 @@ class Course:
             status = EscapeStatus.PREDICTED if stable else EscapeStatus.UNSTABLE
             return Crossing(self._early, math.nan, status, Limit.NONE)
         status = self.known()
+        if status == EscapeStatus.NOT_CONVERGED and np.isfinite(self.path.network_loss[0]):
+            return self._followed(Limit.TRAJECTORY)
         if status != EscapeStatus.PREDICTED:
             return Crossing(math.nan, math.nan, status, Limit.NONE)
         path = self.path
@@ -232,7 +234,10 @@ class Course:
     def _followed(self, limit: Limit) -> Crossing:
         """The crossing by the network's own flow, from where the effective model holds."""
         setting, path = self._setting, self.path
-        point = handover_point(np.asarray(path.speed), np.asarray(path.network_loss), self.level)
+        point = 0
+        if limit != Limit.TRAJECTORY:
+            speed, loss = np.asarray(path.speed), np.asarray(path.network_loss)
+            point = handover_point(speed, loss, self.level)
         begun = float(self.clock[point])
         network = self.lifted(float(self.times[point])) if point else self.start
         rate = 0.0 if setting.rate is None else float(setting.rate.rate_at(np.asarray(begun)))

@@ -15,7 +15,7 @@ class EscapeStatus(enum.IntEnum):
     NO_BLOW_UP = 2
     """The effective model comes to rest."""
     NOT_CONVERGED = 3
-    """The blow-up time or the trajectory is not known."""
+    """Neither the effective model nor the network itself could be followed."""
     INVALID_INPUT = 4
     """The weights are not finite."""
     ALREADY_BELOW = 5
@@ -57,6 +57,8 @@ class Limit(enum.IntEnum):
     """The targets are so large that at the crossing the weights are not small."""
     LEVEL = 5
     """The level is so low that at the crossing the weights are not small."""
+    TRAJECTORY = 6
+    """The blow-up time or the trajectory of the effective model did not converge."""
 
     @property
     def meaning(self) -> str:
@@ -71,6 +73,8 @@ _LIMITS = {
     Limit.INPUT_SCALES: "the inputs are of very different scales, or large: standardise them",
     Limit.TARGET_SCALE: "the targets are large, so that the weights are not small any more at the "
     "crossing: standardise the targets, or take T*, close to which all happens",
+    Limit.TRAJECTORY: "its trajectory did not converge, as with four layers and more in single "
+    "precision: use float64",
     Limit.LEVEL: "the level is low, and the weights not small any more at the crossing: raise "
     "`fraction`, or take T*",
 }
