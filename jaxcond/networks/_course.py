@@ -45,6 +45,7 @@ from ._handover import (
     is_stable,
     large_targets,
     large_weights,
+    loss_at,
     own_flow,
     settled,
     uneven_inputs,
@@ -286,10 +287,10 @@ class _Begin(NamedTuple):
 
 def _begin(lane: MLP, setting: _Setting, drop: float, level: float | None) -> _Begin:
     """Follow a network to where its output bias has settled, if it has one."""
-    loss = float(setting.problem(lane))
+    loss = float(loss_at(setting.problem, lane))
     plateau = loss
     if lane.biases is not None:
-        plateau = float(setting.problem(_at_rest(lane, setting.output)))
+        plateau = float(loss_at(setting.problem, _at_rest(lane, setting.output)))
     if level is None and plateau <= 0:
         raise ValueError(
             "The loss of the plateau is not positive, so that a share of it is no level: give "

@@ -49,6 +49,12 @@ class LossOf(eqx.Module):
         return self.data.loss(network, self.sample_loss)
 
 
+@eqx.filter_jit
+def loss_at(problem: LossOf, network: MLP) -> Array:
+    """The loss of a network, as one program."""
+    return problem(network)
+
+
 def own_flow(network: MLP, problem: LossOf, rate: float, level: float, max_time: float) -> Arrival:
     """The network's own flow from `network` to `level`, or for so long a time."""
     dtype = network.dtype

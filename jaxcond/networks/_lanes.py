@@ -6,6 +6,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from .._threads import map_on_threads, num_cores
 
@@ -31,12 +33,23 @@ def over_lanes(function: Callable[[Any], Any], lanes: Any) -> Any:
 def unstacked(lanes: Any) -> list[Any]:
     """The lanes along the leading axis, one by one."""
     count = next(leaf.shape[0] for leaf in jax.tree.leaves(lanes) if eqx.is_array(leaf))
-    return [
-        jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, lanes)
-        for i in range(count)
-    ]
+    arrays, others = eqx.partition(lanes, eqx.is_array)
+    return [eqx.combine(_lane(arrays, jnp.asarray(i)), others) for i in range(count)]
+
+
+@jax.jit
+def _lane(lanes: Any, index: Int[Array, ""]) -> Any:
+    """One lane: with an index that is traced, one program takes them all."""
+    return jax.tree.map(lambda leaf: leaf[index], lanes)
 
 
 def stacked(lanes: Sequence[Any]) -> Any:
     """Lanes one after the other, along a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+    return jax.tree.map(_stack, *lanes)
+
+
+def _stack(*leaves: Any) -> Array:
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        return jnp.stack(leaves)
+    # On the host: a program would be compiled anew for every number of lanes.
+    return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
