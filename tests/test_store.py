@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import math
@@ -22,12 +23,21 @@ from helpers import gaussian_states
 
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
-from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run_study
+from jaxcond.study import (
+    Interrupted,
+    Store,
+    StoreError,
+    Study,
+    Task,
+    Watcher,
+    run_study,
+    summarise,
+)
 from jaxcond.study import _store as store_module
 from jaxcond.study import run_study as run
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
-from jaxcond.study._store import locked, open_group, read_configuration
+from jaxcond.study._store import create, fields_of, locked, open_group, read_configuration
 
 SWEEP = {"width": [20, 50]}
 # Two points of two whole chunks and a part of one.
@@ -341,6 +351,49 @@ def test_functions_that_have_no_name_can_be_continued(tmp_path, monkeypatch):
     assert run(asked, path).finished().sum() == 40
     with pytest.raises(StoreError, match=r"`configuration`: Key `ensemble\.function`"):
         read_configuration(path)
+
+
+def no_number(key, p, q):
+    """Initial states whose middle layer is NaN: none of them has a blow-up time."""
+    return jnp.ones(p), jnp.full((p, q), jnp.nan), jnp.ones(q)
+
+
+def test_a_study_without_any_blow_up_time_is_finished(tmp_path):
+    asked = Study(samples=64, chunk=32, observables=("energy",),
+                  ensemble={"kind": "function", "function": no_number, "width": 5})  # fmt: skip
+    path = tmp_path / "study.zarr"
+    with pytest.raises(Died):
+        run(asked, path, watcher=Dies(1))
+    store = run(asked, path)
+    assert store.damaged() == []
+    assert store.finished().tolist() == [[32, 32]]
+    assert store.group.attrs["complete"]
+    assert np.isnan(np.concatenate(list(store.stream("blowup_time", 0)))).all()
+    assert summarise(path).points[0].statuses["invalid_input"] == 64
+    # Written by another run, also into the second half of a chunk.
+    longer = dataclasses.replace(asked, samples=80)
+    run(longer, path)
+    assert run(dataclasses.replace(asked, samples=96), path).damaged() == []
+
+
+@pytest.mark.parametrize("value", ["fill value", 0])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_chunks_of_one_value_are_written(tmp_path, reopened, value):
+    asked = Study(samples=8, chunk=4, observables=("energy", "norms", "entries"))
+    path = tmp_path / "study.zarr"
+    store = create(asked, path, 4, {})
+    if reopened:
+        store = Store(asked, open_group(path), path)
+    task, fields = Task(0, 1, 4, 8), {}
+    for field in fields_of(asked):
+        array = store.array(field.name)
+        one = array.fill_value if value == "fill value" else 0
+        fields[field.name] = np.full((4, *array.shape[1:]), one, array.dtype)
+    store.write(task, fields)
+    store.mark(task)
+    again = Store(asked, open_group(path), path)
+    for name, values in fields.items():
+        np.testing.assert_array_equal(again.read(name, 0, 1, 4), values)
 
 
 @pytest.mark.slow

@@ -134,7 +134,10 @@ class Store:
         """
         if name not in self._arrays:
             try:
-                found = self.group[name]
+                # Zarr forgets this with every opening, and would then not write a chunk that holds
+                # the fill value only: of blow-up times, NaN.
+                found: Any = self.group[name]
+                found = found.with_config({"write_empty_chunks": True})
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise _undescribed(self.path, name) from error
             self._arrays[name] = found
