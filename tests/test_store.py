@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 import zarr.storage._local
 from filelock import FileLock
 from helpers import gaussian_states
@@ -30,6 +31,7 @@ from jaxcond.study import (
     Study,
     Task,
     Watcher,
+    open_study,
     run_study,
     summarise,
 )
@@ -349,8 +351,42 @@ def test_functions_that_have_no_name_can_be_continued(tmp_path, monkeypatch):
     with pytest.raises(Died):
         run(asked, path, watcher=Dies(1))
     assert run(asked, path).finished().sum() == 40
-    with pytest.raises(StoreError, match=r"`configuration`: Key `ensemble\.function`"):
-        read_configuration(path)
+    described, _ = read_configuration(path)
+    with pytest.raises(ValueError, match=r"Key `ensemble\.function`: .* cannot be imported"):
+        described.loaded()
+
+
+def test_a_study_from_a_store_is_described_and_loaded_when_asked(tmp_path):
+    np.savez(tmp_path / "states.npz", **vars_of_states(gaussian_states(11, 3, 4, 3)))
+    ensemble = {"kind": "file", "path": tmp_path / "states.npz"}
+    for asked in (
+        Study(samples=3, ensemble=ensemble),
+        Study(ensemble={"kind": "function", "function": no_number, "width": 5}),
+    ):
+        path = tmp_path / f"{asked.ensemble['kind']}.zarr"
+        create(asked, path, 4, {})
+        described, _ = read_configuration(path)
+        for use in (described.identity, described.digest, lambda d=described: d.stored):
+            with pytest.raises(ValueError, match=r"`study\.loaded\(\)`"):
+                use()
+        assert described.loaded().digest() == asked.digest()
+        assert described.loaded().loaded().ensemble == described.ensemble
+    (tmp_path / "states.npz").unlink()
+    described, _ = read_configuration(tmp_path / "file.zarr")
+    with pytest.raises(OSError, match=r"states\.npz"):
+        described.loaded()
+
+
+def test_stores_of_an_older_format_are_refused(copy, tmp_path):
+    old = tmp_path / "old.zarr"
+    zarr.create_group(old, zarr_format=2, attributes=dict(zarr.open_group(copy).attrs))
+    for read in (read_configuration, summarise, open_study):
+        with pytest.raises(StoreError, match="is no Zarr store"):
+            read(old)
+
+
+def vars_of_states(states):
+    return {"a": states.a, "b": states.b, "c": states.c}
 
 
 def no_number(key, p, q):
