@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -100,7 +100,7 @@ class Study:
     relative_error: float | None = None
     chunk: int | None = None
     load: InitVar[bool] = True
-    _is_loaded: ClassVar[bool] = True
+    _is_loaded = True  # without an annotation: no field
 
     def __post_init__(self, load: bool):
         def put(name: str, value: Any) -> None:
