@@ -337,6 +337,19 @@ def test_reading_a_store_imports_nothing(call, of_a_function, command):
     assert call(command[0], "s.zarr", *command[1:])[0] == 0
     assert "of_this_test" not in sys.modules
     assert not imported.exists()
+    assert str(imported.parent) not in sys.path
+
+
+def test_only_a_function_puts_the_working_folder_on_the_path(call, tmp_path, studies):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    for command in (("study",), ("resume", "s.zarr")):
+        assert call(*command, "--quiet")[0] == 0
+        assert str(tmp_path) not in sys.path
+    (tmp_path / "of_this_test.py").write_text(FUNCTION)
+    words = ("--set", "ensemble.kind=function", "--set", "ensemble.function=of_this_test:draw")
+    assert call("study", *words, "--quiet")[0] == 0
+    assert str(tmp_path) in sys.path
+    sys.modules.pop("of_this_test")
 
 
 def test_resume_imports_what_it_says(call, of_a_function):

@@ -233,7 +233,10 @@ def _announce(keys: dict[str, Any]) -> None:
     """Say which function will be imported, and from where; nothing if there is no such module."""
     ensemble = keys.get("ensemble")
     function = ensemble.get("function") if isinstance(ensemble, dict) else None
-    place = studies.module_file(function) if isinstance(function, str) else None
+    if not isinstance(function, str):
+        return
+    importable()
+    place = studies.module_file(function)
     if place is not None:
         out.print(Text(f"Imports {function} from {place}"), soft_wrap=True)
 
@@ -249,7 +252,6 @@ def _code(summary: studies.StudySummary) -> int:
 
 def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of the file, changed by the options."""
-    importable()
     keys = {} if arguments.file is None else studies.read_toml(arguments.file)
     for name in ("samples", "seed"):
         if getattr(arguments, name) is not None:
