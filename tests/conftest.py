@@ -33,6 +33,14 @@ def _programs_of_one_file():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _key_of_seals(tmp_path_factory):
+    """Not the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXCOND_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20240225)

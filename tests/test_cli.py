@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import zarr
+from helpers import gaussian_states
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -25,7 +27,7 @@ from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
 from jaxcond.checks import _run as checks_run
 from jaxcond.cli import _check, _summary, main
-from jaxcond.study import Interrupted, Study, Task, open_store, summarise
+from jaxcond.study import Interrupted, StoreError, Study, Task, open_store, summarise
 from jaxcond.study import run_study as run
 from jaxcond.study._store import create, fields_of, locked
 
@@ -293,23 +295,228 @@ def draw(key, p, q):
 """
 
 
-def test_functions_are_found_where_the_command_is_called(call, tmp_path, monkeypatch):
+IMPORTED = """
+from pathlib import Path
+Path(__file__).with_name("imported").touch()
+"""
+
+
+@pytest.fixture
+def of_a_function(tmp_path, monkeypatch):
+    """A store, `s.zarr`, and the module that it names, of which `imported` tells."""
+    (tmp_path / "of_this_test.py").write_text(IMPORTED + FUNCTION)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        ensemble = {"kind": "function", "function": "of_this_test:draw", "width": 3}
+        made(tmp_path / "s.zarr", [drawn(9)], ensemble=ensemble)
+    imported = tmp_path / "imported"
+
+    def forget():
+        # Found by a command, not by what an earlier one has imported.
+        sys.modules.pop("of_this_test", None)
+        sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
+        imported.unlink(missing_ok=True)
+
+    forget()
+    yield imported, forget
+    forget()
+
+
+READING = [
+    ("summary",),
+    ("info",),
+    ("info", "--verify"),
+    ("plot",),
+    ("plot", "--kind", "convergence"),
+]
+
+
+@pytest.mark.parametrize("command", READING)
+def test_reading_a_store_imports_nothing(call, of_a_function, command):
+    imported, _ = of_a_function
+    assert call(command[0], "s.zarr", *command[1:])[0] == 0
+    assert "of_this_test" not in sys.modules
+    assert not imported.exists()
+    assert str(imported.parent) not in sys.path
+
+
+def test_only_a_function_puts_the_working_folder_on_the_path(call, tmp_path, studies):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    for command in (("study",), ("resume", "s.zarr")):
+        assert call(*command, "--quiet")[0] == 0
+        assert str(tmp_path) not in sys.path
     (tmp_path / "of_this_test.py").write_text(FUNCTION)
-    sys.path.insert(0, str(tmp_path))
-    ensemble = {"kind": "function", "function": "of_this_test:draw", "width": 3}
-    made(tmp_path / "s.zarr", [drawn(9)], ensemble=ensemble)
-    for command in ("summary", "info", "plot", "resume"):
-        # Found by this command, not by what an earlier one has imported.
-        sys.path.remove(str(tmp_path))
-        monkeypatch.delitem(sys.modules, "of_this_test")
-        assert call(command, "s.zarr")[0] == 0
-    sys.path.remove(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "of_this_test")
+    words = ("--set", "ensemble.kind=function", "--set", "ensemble.function=of_this_test:draw")
+    assert call("study", *words, "--quiet")[0] == 0
+    assert str(tmp_path) in sys.path
+    sys.modules.pop("of_this_test")
+
+
+def test_resume_imports_what_it_says(call, of_a_function):
+    imported, forget = of_a_function
+    code, out, _ = call("resume", "s.zarr")
+    assert code == 0
+    place = imported.with_name("of_this_test.py")
+    assert out.startswith(f"Imports of_this_test:draw from {place}\n")
+    assert imported.exists()
+    forget()
+    # And is its own maker's still, once it has been continued.
+    assert call("resume", "s.zarr", "--quiet")[0] == 0
+
+
+def _another_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXCOND_STATE_DIR", str(tmp_path / "of another user"))
+
+
+def _another_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+
+
+def _another_module(monkeypatch, tmp_path):
     (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "of_this_test.py").write_text(IMPORTED + FUNCTION)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    code, _, err = call("summary", "../s.zarr")
+
+
+def _another_function(monkeypatch, tmp_path):
+    """With a seal that its maker had given for another function."""
+    store = open_store(tmp_path / "s.zarr")
+    keys = store.study.to_dict()
+    keys["ensemble"]["function"] = "of_this_test:other"
+    store.describe(configuration=json.dumps(keys))
+
+
+def _no_seal(monkeypatch, tmp_path):
+    open_store(tmp_path / "s.zarr").describe(seal=None)
+
+
+def _no_key(monkeypatch, tmp_path):
+    (tmp_path / "text").write_text("")
+    monkeypatch.setenv("JAXCOND_STATE_DIR", str(tmp_path / "text" / "folder"))
+
+
+@pytest.mark.parametrize(
+    "made_by",
+    [_another_user, _another_machine, _another_module, _another_function, _no_seal, _no_key],
+)
+def test_stores_of_others_are_resumed_if_they_are_trusted(
+    call, of_a_function, monkeypatch, tmp_path, made_by
+):
+    made_by(monkeypatch, tmp_path)
+    store = tmp_path / "s.zarr"
+    code, out, err = call("resume", store)
+    assert (code, out) == (1, "")
+    assert "give --trust" in only_the_error(err)
+    assert "imports of_this_test:" in err
+    assert "of_this_test" not in sys.modules
+    assert list(tmp_path.rglob("imported")) == []
+    code, out, err = call("resume", store, "--trust")
+    assert out.startswith("Imports of_this_test:")
+    assert len(list(tmp_path.rglob("imported"))) == 1
+    if made_by is _another_function:
+        assert code == 2
+        assert "'of_this_test:other' cannot be imported" in only_the_error(err)
+        return
+    assert code == 0
+    if made_by is not _no_key:  # from then on it is this user's
+        assert call("resume", store, "--quiet")[0] == 0
+
+
+def test_the_python_api_trusts(of_a_function, tmp_path, monkeypatch):
+    imported, _ = of_a_function
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = open_store(tmp_path / "s.zarr")
+    assert not imported.exists()
+    run(store.study, tmp_path / "s.zarr")
+    assert imported.exists()
+
+
+def test_a_study_says_what_it_imports_before_it_does(call, tmp_path):
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('broken')")
+    settings = ("ensemble.kind=function", "ensemble.function=broken_module:f")
+    code, out, err = call("study", *(word for s in settings for word in ("--set", s)))
+    assert code == 2
+    assert out == f"Imports broken_module:f from {tmp_path / 'broken_module.py'}\n"
+    assert "cannot be imported: broken" in only_the_error(err)
+
+
+# States from a file.
+
+
+def save_states(path, seed):
+    states = gaussian_states(seed, 6, 4, 3)
+    np.savez(path, a=states.a, b=states.b, c=states.c)
+
+
+@pytest.fixture
+def of_a_file(call, tmp_path, monkeypatch):
+    """A store, `s.zarr`, of the first four of six states, made by a name relative to its folder."""
+    save_states("states.npz", 5)
+    run(Study(4, ensemble={"kind": "file", "path": "states.npz"}, chunk=4), tmp_path / "s.zarr")
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "s.zarr"
+
+
+def test_a_store_is_enough_to_read_it(call, of_a_file, tmp_path, monkeypatch):
+    outputs = {}
+    for state in ("there", "gone", "others"):
+        if state == "gone":
+            (tmp_path / "states.npz").rename(tmp_path / "moved.npz")
+            monkeypatch.chdir(tmp_path / "elsewhere")
+        elif state == "others":
+            save_states(tmp_path / "states.npz", 6)
+        for command in (*READING, ("summary", "--compare", of_a_file)):
+            code, out, _ = call(command[0], of_a_file, *command[1:])
+            assert code == 0
+            # Relative names were given in one folder, and the other folder has its own figure.
+            assert outputs.setdefault(command, out) == out
+    assert "width 4 x 3" in outputs[("summary",)]
+
+
+def test_states_that_have_moved_are_redirected(call, of_a_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("resume", of_a_file, "--samples", 5, "--quiet")[0] == 0
+    (tmp_path / "states.npz").rename(tmp_path / "moved.npz")
+    code, _, err = call("resume", of_a_file, "--samples", 6)
     assert code == 1
-    assert "'of_this_test:draw' cannot be imported" in only_the_error(err)
+    assert f"no longer at {tmp_path / 'states.npz'}: --states" in only_the_error(err)
+    code, _, err = call("resume", of_a_file, "--samples", 6, "--states", "no.npz")
+    assert (code, only_the_error(err)) == (1, "Error: no.npz: No such file or directory")
+    assert call("resume", of_a_file, "--samples", 6, "--states", "../moved.npz", "--quiet")[0] == 0
+    whole = run(Study(6, ensemble={"kind": "file", "path": tmp_path / "moved.npz"}, chunk=4))
+    found = open_store(of_a_file).dataset().blowup_time
+    np.testing.assert_allclose(found, whole.dataset().blowup_time, rtol=1e-12)
+    # From now on it knows.
+    monkeypatch.chdir(tmp_path)
+    assert call("resume", of_a_file, "--quiet")[0] == 0
+
+
+def test_other_states_are_refused(call, of_a_file, tmp_path):
+    save_states("states.npz", 6)
+    told = "holds other states than"
+    settings = ("samples=4", "chunk=4", "ensemble.kind=file", "ensemble.path=states.npz")
+    words = [word for s in settings for word in ("--set", s)]
+    for command in (
+        ("resume", of_a_file),
+        ("resume", of_a_file, "--samples", 5),
+        ("resume", of_a_file, "--repair"),
+        ("resume", of_a_file, "--states", "states.npz"),
+        ("study", *words, "--store", of_a_file),
+    ):
+        code, _, err = call(*command)
+        assert code == 1
+        assert told in only_the_error(err)
+    with pytest.raises(StoreError, match=told):
+        run(open_store(of_a_file).study, of_a_file)
+    save_states("states.npz", 5)
+    assert call("resume", of_a_file, "--quiet")[0] == 0
+
+
+def test_states_are_those_of_a_file(call, tmp_path):
+    made(tmp_path / "s.zarr", [drawn(9)])
+    code, _, err = call("resume", "s.zarr", "--states", "states.npz")
+    assert code == 2
+    assert "s.zarr is no study of states from a file" in only_the_error(err)
 
 
 ODD_NAMES = ["[red]figure", "[link=x]", "a b", "x" * 120]

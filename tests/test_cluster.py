@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from helpers import random_state
+from helpers import gaussian_states, random_state
 
 from jaxcond._threads import num_cores
-from jaxcond.study import Store, StoreError, Study, Watcher
+from jaxcond.study import Store, StoreError, Study, Watcher, versions
 from jaxcond.study import run_study as run
+from jaxcond.study._store import create
 
 distributed = pytest.importorskip("distributed")
 from jaxcond.study import cluster  # noqa: E402
@@ -41,6 +42,30 @@ def raises_at(key, p, q):
 
 def dies(job, task):
     os._exit(1)
+
+
+def test_a_worker_refuses_other_states_at_the_same_path(tmp_path):
+    states = tmp_path / "states.npz"
+
+    def save(seed):
+        drawn = gaussian_states(seed, 4, 4, 3)
+        np.savez(states, a=drawn.a, b=drawn.b, c=drawn.c)
+
+    save(1)
+    study = Study(samples=4, ensemble={"kind": "file", "path": states})
+    store = create(study, tmp_path / "s.zarr", 4, {})
+    job = cluster._Job(
+        token="",
+        path=str(store.path),
+        digest=study.digest(),
+        study=cluster._pickled(study),
+        versions=tuple(versions().items()),
+    )
+    save(2)
+    with pytest.raises(StoreError, match=f"{states} holds other states than"):
+        cluster._open(job)
+    save(1)
+    assert cluster._open(job).study.digest() == study.digest()
 
 
 def same(store: Store, other: Store) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import math
@@ -16,18 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 import zarr.storage._local
 from filelock import FileLock
 from helpers import gaussian_states
 
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
-from jaxcond.study import Interrupted, Store, StoreError, Study, Task, Watcher, run_study
+from jaxcond.study import (
+    Interrupted,
+    Store,
+    StoreError,
+    Study,
+    Task,
+    Watcher,
+    open_study,
+    run_study,
+    summarise,
+)
 from jaxcond.study import _store as store_module
 from jaxcond.study import run_study as run
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
-from jaxcond.study._store import locked, open_group, read_configuration
+from jaxcond.study._store import create, fields_of, locked, open_group, read_configuration
 
 SWEEP = {"width": [20, 50]}
 # Two points of two whole chunks and a part of one.
@@ -339,8 +351,85 @@ def test_functions_that_have_no_name_can_be_continued(tmp_path, monkeypatch):
     with pytest.raises(Died):
         run(asked, path, watcher=Dies(1))
     assert run(asked, path).finished().sum() == 40
-    with pytest.raises(StoreError, match=r"`configuration`: Key `ensemble\.function`"):
-        read_configuration(path)
+    described, _ = read_configuration(path)
+    with pytest.raises(ValueError, match=r"Key `ensemble\.function`: .* cannot be imported"):
+        described.loaded()
+
+
+def test_a_study_from_a_store_is_described_and_loaded_when_asked(tmp_path):
+    np.savez(tmp_path / "states.npz", **vars_of_states(gaussian_states(11, 3, 4, 3)))
+    ensemble = {"kind": "file", "path": tmp_path / "states.npz"}
+    for asked in (
+        Study(samples=3, ensemble=ensemble),
+        Study(ensemble={"kind": "function", "function": no_number, "width": 5}),
+    ):
+        path = tmp_path / f"{asked.ensemble['kind']}.zarr"
+        create(asked, path, 4, {})
+        described, _ = read_configuration(path)
+        for use in (described.identity, described.digest, lambda d=described: d.stored):
+            with pytest.raises(ValueError, match=r"`study\.loaded\(\)`"):
+                use()
+        assert described.loaded().digest() == asked.digest()
+        assert described.loaded().loaded().ensemble == described.ensemble
+    (tmp_path / "states.npz").unlink()
+    described, _ = read_configuration(tmp_path / "file.zarr")
+    with pytest.raises(OSError, match=r"states\.npz"):
+        described.loaded()
+
+
+def test_stores_of_an_older_format_are_refused(copy, tmp_path):
+    old = tmp_path / "old.zarr"
+    zarr.create_group(old, zarr_format=2, attributes=dict(zarr.open_group(copy).attrs))
+    for read in (read_configuration, summarise, open_study):
+        with pytest.raises(StoreError, match="is no Zarr store"):
+            read(old)
+
+
+def vars_of_states(states):
+    return {"a": states.a, "b": states.b, "c": states.c}
+
+
+def no_number(key, p, q):
+    """Initial states whose middle layer is NaN: none of them has a blow-up time."""
+    return jnp.ones(p), jnp.full((p, q), jnp.nan), jnp.ones(q)
+
+
+def test_a_study_without_any_blow_up_time_is_finished(tmp_path):
+    asked = Study(samples=64, chunk=32, observables=("energy",),
+                  ensemble={"kind": "function", "function": no_number, "width": 5})  # fmt: skip
+    path = tmp_path / "study.zarr"
+    with pytest.raises(Died):
+        run(asked, path, watcher=Dies(1))
+    store = run(asked, path)
+    assert store.damaged() == []
+    assert store.finished().tolist() == [[32, 32]]
+    assert store.group.attrs["complete"]
+    assert np.isnan(np.concatenate(list(store.stream("blowup_time", 0)))).all()
+    assert summarise(path).points[0].statuses["invalid_input"] == 64
+    # Written by another run, also into the second half of a chunk.
+    longer = dataclasses.replace(asked, samples=80)
+    run(longer, path)
+    assert run(dataclasses.replace(asked, samples=96), path).damaged() == []
+
+
+@pytest.mark.parametrize("value", ["fill value", 0])
+@pytest.mark.parametrize("reopened", [False, True])
+def test_chunks_of_one_value_are_written(tmp_path, reopened, value):
+    asked = Study(samples=8, chunk=4, observables=("energy", "norms", "entries"))
+    path = tmp_path / "study.zarr"
+    store = create(asked, path, 4, {})
+    if reopened:
+        store = Store(asked, open_group(path), path)
+    task, fields = Task(0, 1, 4, 8), {}
+    for field in fields_of(asked):
+        array = store.array(field.name)
+        one = array.fill_value if value == "fill value" else 0
+        fields[field.name] = np.full((4, *array.shape[1:]), one, array.dtype)
+    store.write(task, fields)
+    store.mark(task)
+    again = Store(asked, open_group(path), path)
+    for name, values in fields.items():
+        np.testing.assert_array_equal(again.read(name, 0, 1, 4), values)
 
 
 @pytest.mark.slow

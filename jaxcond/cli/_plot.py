@@ -17,7 +17,6 @@ from ._common import (
     add_cache,
     check_distinct,
     check_writable,
-    importable,
     out,
 )
 
@@ -91,7 +90,6 @@ def _plot(arguments: argparse.Namespace) -> int:
     plotting.check_format(path)
     if arguments.axes is not None and arguments.kind != "phase":
         raise ValueError("--axes are those of --kind phase")
-    importable()
     store = study.open_store(arguments.store)
     summary = study.summarise(store)
     if arguments.kind == "distribution":

@@ -58,7 +58,8 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
             "A Monte Carlo study of the blow-up time T* over random initialisations of a network: "
             "draws initial states, finds the blow-up time of each with a rigorous bracket, keeps "
             "every record in a Zarr store, prints a summary and writes a figure. Times are in "
-            "units of the effective model. " + _EXAMPLE
+            "units of the effective model. A study with `ensemble.function` imports that function, "
+            "and says which. " + _EXAMPLE
         ),
     )
     add = study.add_argument
@@ -102,12 +103,27 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         help="go on with a study that was interrupted, or extend one",
         description=(
             "Goes on with the study in a store: what is finished stays, what is missing follows, "
-            "with the numbers of an uninterrupted run."
+            "with the numbers of an uninterrupted run. Imports the function of a `function` study, "
+            "and says which; summary, plot and info never do."
         ),
     )
     resume.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
     resume.add_argument(
         "--samples", metavar="N", help="raise the number of samples at each point to this"
+    )
+    resume.add_argument(
+        "--states",
+        type=Path,
+        metavar="FILE",
+        help="where the states of a `file` study are now; other states are refused",
+    )
+    resume.add_argument(
+        "--trust",
+        action="store_true",
+        help=(
+            "import the function that the store names, also if another user, or this one on "
+            "another machine or from another place, made the store: that runs its module's code"
+        ),
     )
     resume.add_argument(
         "--repair", action="store_true", help="compute chunks that are damaged on disk again"
@@ -141,7 +157,9 @@ def _add_running(parser: Parser) -> None:
 
 def _study(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
-    study = studies.Study.from_dict(_configuration(arguments))
+    keys = _configuration(arguments)
+    _announce(keys)
+    study = studies.Study.from_dict(keys)
     path = arguments.store
     if path is None and arguments.file is not None:
         path = Path(arguments.file.with_suffix(".zarr").name)
@@ -167,8 +185,10 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
-    importable()
-    keys = studies.open_store(arguments.store).study.to_dict()
+    store = studies.open_store(arguments.store)
+    keys = store.study.to_dict()
+    _check_trust(store, keys, arguments)
+    _redirect(keys, arguments)
     if arguments.samples is not None:
         keys["samples"] = _value(arguments.samples)
     study = studies.Study.from_dict(keys)
@@ -177,6 +197,48 @@ def _resume(arguments: argparse.Namespace) -> int:
         summary = studies.summarise(store)
         _tell(summary, seconds, arguments)
     return _code(summary)
+
+
+def _check_trust(store: studies.Store, keys: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Say what is imported, and refuse it for a store that is not this user's."""
+    function = keys["ensemble"].get("function")
+    if function is None:
+        return
+    importable()
+    if not arguments.trust and not studies.is_ours(function, dict(store.group.attrs)):
+        place = studies.module_file(function) or "a module that is not there"
+        raise studies.StoreError(
+            f"{arguments.store} was not made by this user, on this machine, with this module. To "
+            f"go on with it imports {function} from {place}, which runs that file; if you trust "
+            "it, give --trust"
+        )
+    _announce(keys)
+
+
+def _redirect(keys: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Put the file of `--states` in the place of the store's."""
+    path = keys["ensemble"].get("path")
+    if arguments.states is not None:
+        if path is None:
+            raise ValueError(f"--states: {arguments.store} is no study of states from a file")
+        keys["ensemble"]["path"] = str(arguments.states)
+    elif path is not None and not Path(path).is_file():
+        raise OSError(
+            f"the states of {arguments.store} are no longer at {path}: --states FILE tells where "
+            "they are"
+        )
+
+
+def _announce(keys: dict[str, Any]) -> None:
+    """Say which function will be imported, and from where; nothing if there is no such module."""
+    ensemble = keys.get("ensemble")
+    function = ensemble.get("function") if isinstance(ensemble, dict) else None
+    if not isinstance(function, str):
+        return
+    importable()
+    place = studies.module_file(function)
+    if place is not None:
+        out.print(Text(f"Imports {function} from {place}"), soft_wrap=True)
 
 
 def _tell(summary: studies.StudySummary, seconds: float, arguments: argparse.Namespace) -> None:
@@ -190,7 +252,6 @@ def _code(summary: studies.StudySummary) -> int:
 
 def _configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of the file, changed by the options."""
-    importable()
     keys = {} if arguments.file is None else studies.read_toml(arguments.file)
     for name in ("samples", "seed"):
         if getattr(arguments, name) is not None:

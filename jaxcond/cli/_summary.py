@@ -23,7 +23,6 @@ from ._common import (
     add_cache,
     check_distinct,
     check_writable,
-    importable,
     out,
     print_table,
 )
@@ -234,7 +233,6 @@ def _summary(arguments: argparse.Namespace) -> int:
     check_distinct(json=arguments.json, csv=arguments.csv)
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, but is {arguments.confidence}")
-    importable()
     store = studies.open_store(arguments.store)
     other = None if arguments.compare is None else studies.open_store(arguments.compare)
     if other is not None and other.study.points != store.study.points:
@@ -298,7 +296,6 @@ def _all_times(store: studies.Store, point: int) -> Any:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    importable()
     store = studies.open_store(arguments.store)
     study = store.study
     finished = store.finished()

@@ -19,3 +19,5 @@ from ._summary import converged_times as converged_times
 from ._summary import open_store as open_store
 from ._summary import open_study as open_study
 from ._summary import summarise as summarise
+from ._trust import is_ours as is_ours
+from ._trust import module_file as module_file

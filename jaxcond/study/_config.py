@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ._kinds import (
     KINDS,
     NAMES,
     Settings,
+    check_file,
     file_digest,
     function_digest,
     function_name,
@@ -77,6 +78,9 @@ class Study:
     - `standard_error`, `relative_error`: a sweep point ends early, at the end of a chunk, once the
       standard error of its mean $T^*$ is at most this (the latter: over the mean).
     - `chunk`: samples computed and stored together; by default some seconds of work.
+    - `load`: whether the function that `ensemble` names is imported, or its states are read. A
+      study that comes with a store, from `open_store`, is described only: `loaded` gives the same
+      study with both.
 
     **Raises:** `ValueError` that names the key, `OSError` for states in a file that cannot be read.
     """
@@ -95,11 +99,14 @@ class Study:
     standard_error: float | None = None
     relative_error: float | None = None
     chunk: int | None = None
+    load: InitVar[bool] = True
+    _is_loaded = True  # without an annotation: no field
 
-    def __post_init__(self):
+    def __post_init__(self, load: bool):
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
+        put("_is_loaded", load)
         put("seed", whole("seed", self.seed, 0, 2**63 - 1))
         check_seed(self.seed)
         put("replicates", whole("replicates", self.replicates, 2, 1024))
@@ -149,8 +156,9 @@ class Study:
                 raise ValueError(
                     f"Key `sweep.{next(iter(self.sweep))}`: states from a file are not swept."
                 )
-            count = self.stored.batch_shape[0]
-            if self.samples > count:
+            check_file(self.ensemble)
+            count = self.stored.batch_shape[0] if self._is_loaded else None
+            if count is not None and self.samples > count:
                 raise ValueError(
                     f"Key `samples` is {self.samples}, but {self.ensemble['path']} holds {count} "
                     "states."
@@ -228,7 +236,8 @@ class Study:
     @functools.cached_property
     def settings(self) -> tuple[tuple[str, Settings], ...]:
         """Kind and settings of the ensemble at each point."""
-        return tuple(read_settings(self.ensemble, point) for point in self.points)
+        load = self._is_loaded
+        return tuple(read_settings(self.ensemble, point, load=load) for point in self.points)
 
     @property
     def kinds(self) -> set[str]:
@@ -237,9 +246,27 @@ class Study:
 
     @functools.cached_property
     def stored(self) -> State:
-        """The states of a `file` ensemble."""
+        """The states of a `file` ensemble.
+
+        **Raises:** `ValueError` for a study that is not loaded.
+        """
+        self._check_loaded()
         with jax.enable_x64(self.precision == "float64"):
             return load_file(self.ensemble)
+
+    def loaded(self) -> "Study":
+        """This study, with the function that it names imported, or its states read.
+
+        **Raises:** as `Study` does.
+        """
+        return self if self._is_loaded else dataclasses.replace(self)
+
+    def _check_loaded(self) -> None:
+        if not self._is_loaded:
+            raise ValueError(
+                "This study comes from a store, and what it names was neither imported nor read; "
+                "`study.loaded()` does that."
+            )
 
     @property
     def _may_reduce(self) -> bool:
@@ -279,7 +306,12 @@ class Study:
         return json.loads(json.dumps(plain, default=lambda value: value.tolist()))
 
     def identity(self) -> dict[str, Any]:
-        """What determines the samples: the configuration but for how many of them there are."""
+        """What determines the samples: the configuration but for how many of them there are.
+
+        **Raises:** `ValueError` for a study of a function or a file that is not loaded.
+        """
+        if not self.kinds.isdisjoint(("file", "function")):
+            self._check_loaded()
         plain = self.to_dict()
         for name in _EXTENSIBLE:
             plain.pop(name, None)
@@ -297,8 +329,8 @@ class Study:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
-    def from_dict(cls, keys: Mapping[str, Any]) -> "Study":
-        """A study from plain values.
+    def from_dict(cls, keys: Mapping[str, Any], *, load: bool = True) -> "Study":
+        """A study from plain values; `load` as in `Study`.
 
         **Raises:** `ValueError` that names the key that is wrong or unknown.
         """
@@ -307,7 +339,7 @@ class Study:
         for name in _TUPLES:
             if isinstance(plain.get(name), list):  # files have lists only
                 plain[name] = tuple(plain[name])
-        return cls(**plain)
+        return cls(**plain, load=load)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Study":

@@ -39,7 +39,7 @@ class Settings:
     scales: tuple[float, float, float]
     rank: int
     noise: float
-    function: Callable | None
+    function: Callable | str | None
 
     def widths(self, arrays: bool) -> tuple[Any, Any]:
         """The widths, as arrays where a sweep over them shall compile once."""
@@ -55,7 +55,7 @@ class Settings:
 
 def _function(settings: Settings, arrays: bool) -> AbstractEnsemble:
     del arrays
-    assert settings.function is not None
+    assert callable(settings.function)
     return FromFunction(settings.function, settings.p, settings.q)
 
 
@@ -163,11 +163,13 @@ def _scales(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[float
     return scales[0], scales[1], scales[2]
 
 
-def read_settings(keys: Mapping[str, Any], swept: Mapping[str, Any]) -> tuple[str, Settings]:
+def read_settings(
+    keys: Mapping[str, Any], swept: Mapping[str, Any], *, load: bool = True
+) -> tuple[str, Settings]:
     """The kind and the settings of one sweep point.
 
     **Arguments:** `keys`, of the ensemble; `swept`, the values of the sweep's axes at the point,
-    which go before.
+    which go before; `load`: whether to import a function that is named.
 
     **Raises:** `ValueError` that names the key.
     """
@@ -189,7 +191,8 @@ def read_settings(keys: Mapping[str, Any], swept: Mapping[str, Any]) -> tuple[st
     p, q = _widths(joined, where)
     function = joined.get("function")
     if kind == "function":
-        function = load_function(where("function"), function)
+        take = load_function if load else check_function
+        function = take(where("function"), function)
     return kind, Settings(
         p,
         q,
@@ -200,20 +203,28 @@ def read_settings(keys: Mapping[str, Any], swept: Mapping[str, Any]) -> tuple[st
     )
 
 
+_FUNCTION = "a function or its name as `module:name`"
+
+
+def check_function(key: str, value: Any) -> Callable | str:
+    """A function, or what may be the name of one; nothing is imported."""
+    if not callable(value) and not (isinstance(value, str) and value.count(":") == 1):
+        raise wrong(key, value, _FUNCTION)
+    return value
+
+
 def load_function(key: str, value: Any) -> Callable:
-    """A function, given as such or as `module:name`."""
+    """A function, given as such or as `module:name`, which is imported."""
+    value = check_function(key, value)
     if callable(value):
         return value
-    wanted = "a function or its name as `module:name`"
-    if not isinstance(value, str) or value.count(":") != 1:
-        raise wrong(key, value, wanted)
     module, name = value.split(":")
     try:
         found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except Exception as error:  # whatever the module raises
         raise ValueError(f"Key `{key}`: {value!r} cannot be imported: {error}") from error
     if not callable(found):
-        raise wrong(key, value, wanted)
+        raise wrong(key, value, _FUNCTION)
     return found
 
 
@@ -245,6 +256,15 @@ def load_file(keys: Mapping[str, Any]) -> State:
 
     **Raises:** `ValueError` that names the key, `OSError` if the file cannot be read.
     """
+    path, names, layers, direction = check_file(keys)
+    return read_states(path, names=names, direction=direction, layers=layers)
+
+
+def check_file(keys: Mapping[str, Any]) -> tuple[str | Path, Any, Any, Any]:
+    """Path, names, layers and direction of a `file` ensemble; the file is not opened.
+
+    **Raises:** `ValueError` that names the key.
+    """
     path = keys.get("path")
     if not isinstance(path, str | Path) or not str(path):
         raise wrong("ensemble.path", path, "the name of an .npz or .safetensors file")
@@ -265,6 +285,4 @@ def load_file(keys: Mapping[str, Any]) -> State:
         values = sequence("ensemble.direction", direction, "a list of numbers or an array's name")
         direction = [real("ensemble.direction", v, -math.inf, strict=False) for v in values]
         direction = jnp.asarray(direction)
-    return read_states(
-        path, names=None if names is None else dict(names), direction=direction, layers=layers
-    )
+    return path, None if names is None else dict(names), layers, direction

@@ -1,7 +1,6 @@
 """A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
 
 import abc
-import json
 import shutil
 import signal
 import threading
@@ -20,7 +19,17 @@ from ..blowup import Status, is_known
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
-from ._store import Store, StoreError, Task, check_same, create, locked, open_group, written
+from ._store import (
+    Store,
+    StoreError,
+    Task,
+    attributes_of,
+    check_same,
+    create,
+    locked,
+    open_group,
+    written,
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -158,6 +167,7 @@ def run_study(
     """Run a study into a store, or go on with one that is there.
 
     What is finished stays; what is missing follows, as an uninterrupted run would have given it.
+    A function that the study names is imported: giving a store's own study says that it is trusted.
 
     **Arguments:**
 
@@ -171,6 +181,7 @@ def run_study(
     it cannot be written; `Interrupted` after Ctrl-C, once the chunks in flight are written.
     """
     path = None if path is None else Path(path)
+    study = study.loaded()
     watcher = Watcher() if watcher is None else watcher
     with locked(path):
         store = _open(study, path, any_version)
@@ -217,7 +228,7 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
     store.clean()
     if study.samples > store.samples:
         store.describe(complete=False)
-    store.describe(configuration=json.dumps(study.to_dict()))
+    store.describe(**attributes_of(study))
     store.grow(study.samples)
     return store
 

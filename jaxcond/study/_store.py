@@ -28,7 +28,9 @@ from zarr.storage import LocalStore, MemoryStore
 from .._threads import chosen_device
 from ..blowup import Status
 from ._config import Study
+from ._kinds import function_name
 from ._observables import OBSERVABLES, Field, entry_labels
+from ._trust import SEAL, seal
 
 FINISHED = "finished"
 _UNITS = "effective model"
@@ -134,7 +136,10 @@ class Store:
         """
         if name not in self._arrays:
             try:
-                found = self.group[name]
+                # Zarr forgets this with every opening, and would then not write a chunk that holds
+                # the fill value only: of blow-up times, NaN.
+                found: Any = self.group[name]
+                found = found.with_config({"write_empty_chunks": True})
             except (KeyError, ValueError, TypeError, AttributeError) as error:
                 raise _undescribed(self.path, name) from error
             self._arrays[name] = found
@@ -217,10 +222,26 @@ class Store:
         if any(self.group.attrs.get(name) != value for name, value in attributes.items()):
             with written(self.path):
                 # As one file, together with the descriptions of the variables that are in it.
-                zarr.open_group(self.group.store, mode="r+").attrs.update(attributes)
+                group = zarr.open_group(self.group.store, mode="r+", zarr_format=3)
+                group.attrs.update(attributes)
             self.group = _open(self.group.store)
 
     # Reading.
+
+    def widths(self, point: int) -> tuple[int, int]:
+        """The widths p and q at a sweep point.
+
+        **Raises:** `StoreError` if the store does not tell those of states from a file.
+        """
+        kind, settings = self.study.settings[point]
+        if kind != "file":
+            return settings.p, settings.q
+        try:
+            (shape,) = json.loads(str(self.group.attrs["methods"]))
+            p, q = map(int, shape.split("x"))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"{self.path}: attribute `methods` is damaged") from error
+        return p, q
 
     def finished(self) -> np.ndarray:
         """How many samples of each chunk are there, of shape (points, chunks).
@@ -326,7 +347,7 @@ class Store:
         """
         self.check_coordinates()
         source = self.group.store if self.path is None else self.path
-        return xr.open_zarr(source, consolidated=False)
+        return xr.open_zarr(source, consolidated=False, zarr_format=3)
 
     # What does not depend on the samples.
 
@@ -398,8 +419,9 @@ def _consolidate(group: zarr.Group) -> None:
 
 
 def _open(store: Any) -> zarr.Group:
-    # Not by the consolidated metadata, which nothing is read from here.
-    return zarr.open_group(store, mode="r+", use_consolidated=False)
+    # Not by the consolidated metadata, which nothing is read from here. And in version 3 only:
+    # version 2 names filters of numcodecs, of which one (pickle) would run what a chunk holds.
+    return zarr.open_group(store, mode="r+", use_consolidated=False, zarr_format=3)
 
 
 def _more(field: Field, study: Study) -> tuple[int, ...]:
@@ -410,6 +432,18 @@ def _more(field: Field, study: Study) -> tuple[int, ...]:
 
 def _dtype(field: Field, study: Study) -> str:
     return study.precision if field.dtype == "float" else field.dtype
+
+
+def attributes_of(study: Study) -> dict[str, str]:
+    """The configuration in a store, with files by their whole path; and the seal of its maker."""
+    plain = study.to_dict()
+    if "path" in plain["ensemble"]:
+        plain["ensemble"]["path"] = str(Path(plain["ensemble"]["path"]).absolute())
+    found = {"configuration": json.dumps(plain)}
+    if "function" in study.ensemble:
+        sealed = seal(function_name(study.ensemble["function"]), study.digest())
+        found |= {} if sealed is None else {SEAL: sealed}
+    return found
 
 
 def create(
@@ -425,7 +459,7 @@ def create(
     shape = tuple(study.dims.values())
     attributes = {
         "title": "Blow-up times of the effective dynamics of three-layer networks",
-        "configuration": json.dumps(study.to_dict()),
+        **attributes_of(study),
         "identity": json.dumps(study.identity(), sort_keys=True),
         "configuration_hash": study.digest(),
         "seed": study.seed,
@@ -541,14 +575,14 @@ def _parsed(path: Path, group: zarr.Group, name: str) -> dict[str, Any]:
 
 
 def read_configuration(path: Path) -> tuple[Study, zarr.Group]:
-    """The study of a store on disk.
+    """The study of a store on disk; what it names is neither imported nor opened.
 
     **Raises:** `StoreError` if there is none, or it cannot be read.
     """
     group = open_group(path)
     keys = _parsed(path, group, "configuration")
     try:
-        study = Study.from_dict(keys)
+        study = Study.from_dict(keys, load=False)
     except ValueError as error:
         raise StoreError(f"{path}: attribute `configuration`: {error}") from error
     return study, group
@@ -560,6 +594,7 @@ def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool
     **Raises:** `StoreError` that says what differs.
     """
     stored = _parsed(path, group, "identity")
+    check_states(path, group, study)
     differences = [
         f"`{name}` is {there} in the store and {here} here"
         for name, there, here in _differences(stored, study.identity())
@@ -579,6 +614,23 @@ def check_same(path: Path, group: zarr.Group, study: Study, *, any_version: bool
             f"{path} was computed by other versions: {'; '.join(told)} (--any-version continues "
             "all the same; samples may then differ by rounding)"
         )
+
+
+def check_states(path: Path, group: zarr.Group, study: Study) -> None:
+    """Refuse states other than those whose digest is in the store.
+
+    **Raises:** `StoreError`
+    """
+    ensemble = _parsed(path, group, "identity").get("ensemble")
+    there = ensemble.get("content") if isinstance(ensemble, dict) else None
+    if study.kinds == {"file"} and isinstance(there, str):
+        here = study.identity()["ensemble"]["content"]
+        if here != there:
+            raise StoreError(
+                f"{study.ensemble['path']} holds other states than {path} was computed from: its "
+                f"SHA-256 is {here[:16]}, not {there[:16]}. `jaxcond resume --states FILE {path}` "
+                "takes them from where they are"
+            )
 
 
 def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

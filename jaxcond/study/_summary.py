@@ -125,6 +125,9 @@ class StudySummary:
 def open_store(path: str | Path) -> Store:
     """A store on disk, for reading.
 
+    Nothing that the store names is imported or opened: its `study` is described only, and
+    `study.loaded()` does the rest.
+
     **Raises:** `StoreError` if there is none, or it is damaged.
     """
     path = Path(path)
@@ -214,7 +217,7 @@ def _point_summary(
             error = float(np.fmax(error, (errors[known] / t).max()))
     for stage in store.stream("stage", point):
         stages += np.bincount(np.maximum(stage, 0), minlength=128)
-    p, q = _widths(study, point)
+    p, q = store.widths(point)
     plain = Estimate(
         "plain", moments.mean, moments.standard_error, *moments.mean_interval(confidence), 1.0
     )
@@ -236,14 +239,6 @@ def _point_summary(
         largest_error=error,
         observables=_observables(store, point),
     )
-
-
-def _widths(study: Study, point: int) -> tuple[int, int]:
-    kind, settings = study.settings[point]
-    if kind == "file":
-        p, q = study.stored.widths
-        return p, q
-    return settings.p, settings.q
 
 
 def _settled_by(store: Store, widths: tuple[int, int], stages: np.ndarray) -> dict[str, int]:

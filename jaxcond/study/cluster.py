@@ -31,7 +31,7 @@ from .._threads import num_cores
 from ._compute import Outcome, compute
 from ._config import Study
 from ._run import AbstractCrew, CrewMaker
-from ._store import Store, StoreError, Task, current_platform, versions
+from ._store import Store, StoreError, Task, check_states, current_platform, versions
 
 # Seconds.
 _CONNECT, _POLL, _NO_WORKER, _CLOSE = 15.0, 1.0, 60.0, 10.0
@@ -79,10 +79,12 @@ def _open(job: _Job) -> Store:
         keys = cloudpickle.loads(job.study)
     except Exception as error:
         raise ValueError(f"A worker on {host} cannot read the study: {error}") from error
-    group = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False)
+    group = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False, zarr_format=3)
     if group.attrs.get("configuration_hash") != job.digest:
         raise StoreError(f"A worker on {host} sees the store of another study at {path}.")
-    return Store(Study(**keys), group, path)
+    study = Study(**keys)
+    check_states(path, group, study)
+    return Store(study, group, path)
 
 
 def _work(job: _Job, task: Task) -> Outcome:
