@@ -368,7 +368,7 @@ def _scalings(
                 [s.mean.mean for s in usable],
                 [s.mean.standard_error for s in usable],
                 [s.moments.deviation for s in usable],
-                [s.moments.deviation_error for s in usable],
+                [s.moments.wide_deviation_error(confidence) for s in usable],
                 limit if math.isfinite(limit) else None,
                 confidence,
             ),
