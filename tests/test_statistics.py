@@ -788,7 +788,9 @@ def test_compare_intervals_cover():
         for _ in range(REPETITIONS)
     ]
     assert_covers([(f.difference_lower, f.difference_upper) for f in found], 1.0)
-    assert_covers([(f.variance_ratio_lower, f.variance_ratio_upper) for f in found], 4.0)
+    # Conservative, as those of the variances are.
+    held = [c.variance_ratio_lower <= 4.0 <= c.variance_ratio_upper for c in found]
+    assert np.mean(held) >= least_covered(0.95)
 
 
 def test_compare_of_equal_or_few_samples():

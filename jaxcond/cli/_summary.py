@@ -37,7 +37,7 @@ def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyrigh
         description=(
             "Statistics of the study in a store, with confidence intervals: mean (by the control "
             "variate or quasi-Monte Carlo where the study has them, with the gain in variance as "
-            "measured), standard deviation, quantiles (order statistics), statuses, and the scaling "
+            "measured), standard deviation, quantiles (order statistics), statuses, and scaling "
             "with the width where it is swept. Works while a study runs, too."
         ),
     )
