@@ -36,7 +36,7 @@ def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyrigh
         description=(
             "Statistics of the study in a store, with confidence intervals: mean (by the control "
             "variate or quasi-Monte Carlo where the study has them, with the gain in variance as "
-            "measured), standard deviation, quantiles (exact bootstrap), statuses, and the scaling "
+            "measured), standard deviation, quantiles (order statistics), statuses, and scaling "
             "with the width where it is swept. Works while a study runs, too."
         ),
     )
@@ -88,6 +88,11 @@ def _number(value: float, error: float | None = None) -> str:
     return f"{value:.{min(max(digits, 2), 15)}g}"
 
 
+def _limit(value: float, width: float) -> str:
+    """An end of an interval, infinite where there are too few samples to bound it."""
+    return f"{value:g}".replace("inf", "∞") if math.isinf(value) else _number(value, width)
+
+
 def print_summary(summary: studies.StudySummary, seconds: float | None = None) -> None:
     """One table for a single point; a row for each point of a sweep."""
     if len(summary.points) == 1:
@@ -125,7 +130,7 @@ def _print_point(
         (
             f"quantile {q.level:.1%} ({level} interval)",
             f"{_number(q.value, q.upper - q.lower)} "
-            f"({_number(q.lower, q.upper - q.lower)}, {_number(q.upper, q.upper - q.lower)})",
+            f"({_limit(q.lower, q.upper - q.lower)}, {_limit(q.upper, q.upper - q.lower)})",
         )
         for q in point.quantiles
     ]

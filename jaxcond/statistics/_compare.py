@@ -1,7 +1,7 @@
 r"""Two sets of samples side by side: their means, variances and laws.
 
-The means by Welch's test, the variances by $\log(s_1^2/s_2^2)$ with standard errors from the fourth
-moments, the laws by the Kolmogorov-Smirnov test.
+The means by Welch's test, the variances by $\log(s_1^2/s_2^2)$ with the halves of the
+intervals of both added in squares, the laws by the Kolmogorov-Smirnov test.
 
 Source: B. L. Welch, *The generalization of "Student's" problem when several different population
 variances are involved*, Biometrika 34 (1947) 28-35.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from scipy.special import stdtr
 from scipy.stats import ks_2samp
 
-from ._moments import Moments, Values, as_samples, check_level, normal, student
+from ._moments import Moments, Values, as_samples, check_level, student
 
 # The exact law of the KS statistic takes time of the order of the product of the two counts; its
 # asymptotic form is good to three digits long before.
@@ -101,5 +101,5 @@ def _variance_ratio(a: Moments, b: Moments, confidence: float) -> tuple[float, f
     """The ratio, and the factor from it to the limits of its interval."""
     if not (a.variance > 0 and b.variance > 0):
         return math.nan, math.nan
-    error = math.hypot(a.log_variance_error, b.log_variance_error)
-    return a.variance / b.variance, math.exp(normal(confidence) * error)
+    half = math.hypot(a.log_variance_half(confidence), b.log_variance_half(confidence))
+    return a.variance / b.variance, math.exp(half)

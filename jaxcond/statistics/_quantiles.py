@@ -1,4 +1,4 @@
-r"""Exact sample quantiles of data larger than memory, with exact bootstrap intervals.
+r"""Exact sample quantiles of data larger than memory, with exact intervals.
 
 The quantile of level $\alpha$ of $n$ samples is the linear interpolation of the order statistics
 $x_{(1)} \le \dots \le x_{(n)}$ at the position $1 + (n-1)\alpha$, as `numpy.quantile` defines it.
@@ -8,12 +8,15 @@ as integers, so a histogram of the leading bits of these says which bin holds a 
 divides that bin, until the members of all bins needed fit in memory or have one common value. Ties
 and outliers cost nothing: a bin loses bits at every pass, and there are 64 of them.
 
-The bootstrap distribution of an order statistic needs no resampling, as its law is
+The number of samples up to the quantile $\xi$ of the law is binomial, so that order statistics
+bound it whatever the law is:
 
-$$P(X^*_{(r)} \le x_{(k)}) = I_{k/n}(r,\; n - r + 1).$$
+$$P(x_{(l)} \le \xi \le x_{(u)}) \ge P(l \le B < u), \qquad B \sim \mathrm{Bin}(n, \alpha).$$
 
-Source: A. D. Hutson and M. D. Ernst, *The exact bootstrap mean and variance of an L-estimator*,
-J. R. Stat. Soc. B 62 (2000) 89-94, eq. (2.1).
+Equal for continuous laws. Each tail has a probability of at most $(1-c)/2$; where no sample lies
+far enough out for that, the end is infinite.
+
+Source: H. A. David and H. N. Nagaraja, *Order Statistics*, 3rd ed. (2003), section 7.1.
 """
 
 import math
@@ -22,9 +25,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.stats import binom
 
-from ._moments import as_samples, check_level
+from ._moments import as_samples, check_level, student
 
 _BLOCK = 1 << 20
 # Bins of one cell, and of all cells of a pass together.
@@ -35,7 +38,10 @@ _SIGN = 1 << 63
 
 @dataclass(frozen=True)
 class Quantile:
-    """A sample quantile: its `level` and `value`, and bootstrap limits `lower` and `upper`."""
+    """A sample quantile: its `level` and `value`, and limits `lower` and `upper`.
+
+    A limit is infinite where there are too few samples to bound the quantile on that side.
+    """
 
     level: float
     value: float
@@ -59,15 +65,15 @@ def quantiles(
     *,
     capacity: int = 1 << 21,
 ) -> tuple[Quantile, ...]:
-    r"""Quantiles of all values of all chunks, with bootstrap percentile intervals.
+    r"""Quantiles of all values of all chunks, with intervals of order statistics.
 
     **Arguments:**
 
     - `chunks`: called once for each pass, gives arrays of any shape and real dtype; the same values
       each time, in any order.
     - `levels`: between 0 and 1, in any order.
-    - `confidence`: of the intervals, each from the $(1 - c)/2$ to the $(1 + c)/2$ quantile of the
-      bootstrap distribution. Between two order statistics $r$ is the fractional position.
+    - `confidence`: of the intervals for independent samples of any law: they cover with at least
+      this probability, and are infinite on a side that has too few samples.
     - `capacity`: how many values may be held at once. Data of no more than these are loaded; larger
       data take three or four passes as a rule.
 
@@ -87,15 +93,17 @@ def quantiles(
     if whole.size == 0:
         return tuple(Quantile(level, math.nan, math.nan, math.nan) for level in levels)
     n = whole.size
-    limits = [_bootstrap_ranks(n, level, confidence) for level in levels]
+    limits = [_limit_ranks(n, level, confidence) for level in levels]
     neighbours = [_neighbours(n, level) for level in levels]
     ranks = sorted(
-        {r for pair in limits for r in pair} | {r for a, b, _ in neighbours for r in (a, b)}
+        {r for pair in limits for r in pair if 0 <= r < n}
+        | {r for a, b, _ in neighbours for r in (a, b)}
     )
     if held is None:
         found = _select(chunks, whole, ranks, capacity)
     else:
         found = dict(zip(ranks, np.sort(held)[ranks].tolist(), strict=True))
+    found |= {-1: -math.inf, n: math.inf}
     return tuple(
         Quantile(level, _between(found[a], found[b], t), found[lower], found[upper])
         for level, (a, b, t), (lower, upper) in zip(levels, neighbours, limits, strict=True)
@@ -114,13 +122,50 @@ def _between(a: float, b: float, t: float) -> float:
     return a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t)
 
 
-def _bootstrap_ranks(count: int, level: float, confidence: float) -> tuple[int, int]:
-    """The ranks, from 0, of the limits of the percentile interval."""
-    r = (count - 1) * level + 1
-    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-    ranks = np.ceil(count * betaincinv(r, count - r + 1, tails)) - 1
-    lower, upper = np.clip(ranks, 0, count - 1)
+def _limit_ranks(count: int, level: float, confidence: float) -> tuple[int, int]:
+    """The ranks, from 0, of the limits; -1 and `count` stand for infinite ones."""
+    tail = (1 - confidence) / 2
+    lower, upper = binom.ppf(tail, count, level) - 1, binom.isf(tail, count, level)
     return int(lower), int(upper)
+
+
+def replicated_limits(
+    replicates: Sequence[np.ndarray], level: float, confidence: float
+) -> tuple[float, float]:
+    r"""Limits of a quantile from independent replicates of dependent samples, as of nets.
+
+    In replicate $r$, the part $F_r(x)$ of the samples up to $x$ has the mean $F(x)$ exactly, while
+    a quantile of few samples is biased. The limits enclose all $x$ with
+
+    $$|\bar F(x) - \alpha| \le t_{R-1}\,\frac{s(F_r(x))}{\sqrt R} + \frac1m,$$
+
+    $m$ the size of the smallest replicate: $F_r$ moves in steps of $1/m$, so that the replicates
+    may agree by chance, with a spread of zero, at a distance of up to one step from $F$.
+
+    **Arguments:** `replicates`, the samples of each, none of them empty; `level` of the quantile;
+    `confidence` of the interval.
+
+    **Returns:** lower and upper limit, infinite where the samples do not bound the quantile; NaN
+    for fewer than two replicates.
+    """
+    number = len(replicates)
+    if number < 2:
+        return math.nan, math.nan
+    values = np.sort(np.concatenate(replicates))
+    total = np.zeros(values.size + 1)
+    squares = np.zeros(values.size + 1)
+    for part in replicates:
+        # Deviations from the level, which do not cancel in the squares. The first is below all.
+        share = np.searchsorted(np.sort(part), values, side="right") / part.size - level
+        share = np.concatenate([[-level], share])
+        total += share
+        squares += share**2
+    mean = total / number
+    spread = np.sqrt(np.maximum(squares - number * mean**2, 0.0) / (number - 1) / number)
+    half = student(number - 1, confidence) * spread + 1 / min(map(len, replicates))
+    held = np.flatnonzero(np.abs(mean) <= half)
+    ends = np.concatenate([[-math.inf], values, [math.inf]])
+    return float(ends[held[0]]), float(ends[held[-1] + 1])
 
 
 def _select(

@@ -25,7 +25,7 @@ from ..statistics import (
     quantiles,
     replicated,
 )
-from ..statistics._moments import student
+from ..statistics._quantiles import replicated_limits
 from ._config import Study
 from ._observables import NUM_ENTRIES
 from ._store import Store, observed_fields, read_configuration
@@ -315,11 +315,10 @@ def _quantiles(
     each = [times[index % number == replicate] for replicate in range(number)]
     if min(map(len, each)) == 0:
         return tuple(dataclasses.replace(q, lower=math.nan, upper=math.nan) for q in found)
-    values = np.array([np.quantile(part, list(levels)) for part in each])
-    half = student(number - 1, confidence) * values.std(0, ddof=1) / math.sqrt(number)
+    limits = [replicated_limits(each, q.level, confidence) for q in found]
     return tuple(
-        dataclasses.replace(q, lower=q.value - float(h), upper=q.value + float(h))
-        for q, h in zip(found, half, strict=True)
+        dataclasses.replace(q, lower=lower, upper=upper)
+        for q, (lower, upper) in zip(found, limits, strict=True)
     )
 
 
@@ -364,7 +363,7 @@ def _scalings(
                 [s.mean.mean for s in usable],
                 [s.mean.standard_error for s in usable],
                 [s.moments.deviation for s in usable],
-                [s.moments.deviation_error for s in usable],
+                [s.moments.wide_deviation_error(confidence) for s in usable],
                 limit if math.isfinite(limit) else None,
                 confidence,
             ),
