@@ -187,7 +187,7 @@ def test_rates_beyond_stability():
 def test_losses_of_any_size_are_crossed():
     # The tolerance of the root finder is absolute: with losses of 1e6 it asked for the impossible.
     network, data = draw(), jn.Regression(X, 1e3 * (CURVE[:, :1] + 0.5))
-    escape = jn.predict_escape(network, data, 1e-5, level=5e5)
+    escape = jn.predict_escape(network, data, 1e-5, level=4.5e5)
     assert escape.status == EscapeStatus.PREDICTED
     run = jn.gradient_flow(network, data, t1=1.0, until=0.4, levels=(0.5,), observe=[])
     assert np.isfinite(run.crossings[0.5])
@@ -263,3 +263,26 @@ def test_four_layers_in_single_precision_are_followed_by_their_own_flow():
     assert exact.limit == Limit.NONE
     assert found.limit == Limit.TRAJECTORY
     np.testing.assert_allclose(found.crossing, exact.crossing, 1e-3)
+
+
+def test_an_output_bias_that_does_not_settle_is_followed():
+    # A class of 1e-5 of all targets: its output bias needs more steps than the flow may take.
+    shares = np.tile([[0.5, 0.5, 0.0]], (N, 1)) + 0.4 * np.sign(CURVE[:, :1]) * [[1, -1, 0]]
+    targets = (1 - 1e-5) * shares + 1e-5 * np.array([[0, 0, 1]])
+    network, data, rate = draw(outputs=3, std=6e-5), jn.Regression(X, targets), 0.5
+    escape = jn.predict_escape(network, data, rate, loss="softmax", level=0.6)
+    assert escape.limit == Limit.OUTPUT_BIAS
+    assert escape.status == EscapeStatus.PREDICTED
+    run = jn.gradient_descent(
+        network,
+        data,
+        rate,
+        loss="softmax",
+        num_steps=int(1.01 * escape.crossing_iteration),
+        record=2,
+        observe=[],
+        levels=(0.6 / float(data.loss(network, "softmax")),),
+        progress=False,
+    )
+    (seen,) = run.crossings.values()
+    np.testing.assert_allclose(escape.crossing_iteration, seen, 1e-3)

@@ -87,7 +87,7 @@ class Course:
         per_time = float(setting.model.rate)
         self._setting, self.begun, self.start = setting, begin.time, begin.network
         self.level, self.plateau = begin.level, begin.plateau
-        self._first, self._early = begin.loss, begin.crossing
+        self._first, self._early, self._settled = begin.loss, begin.crossing, begin.settled
         self.path = jax.tree.map(np.asarray, path)
         self.time_left = np.asarray(path.time_left, np.float64) / per_time
         self.times = self.begun + np.asarray(path.times, np.float64) / per_time
@@ -149,6 +149,8 @@ class Course:
             stable = self._is_stable(self._early, _norms(self.start), lambda: self.start)
             status = EscapeStatus.PREDICTED if stable else EscapeStatus.UNSTABLE
             return Crossing(self._early, math.nan, status, Limit.NONE)
+        if not self._settled:
+            return self._followed(Limit.OUTPUT_BIAS)
         status = self.known()
         if status == EscapeStatus.NOT_CONVERGED and np.isfinite(self.path.network_loss[0]):
             return self._followed(Limit.TRAJECTORY)
@@ -236,7 +238,7 @@ class Course:
         """The crossing by the network's own flow, from where the effective model holds."""
         setting, path = self._setting, self.path
         point = 0
-        if limit != Limit.TRAJECTORY:
+        if limit not in (Limit.TRAJECTORY, Limit.OUTPUT_BIAS):
             speed, loss = np.asarray(path.speed), np.asarray(path.network_loss)
             point = handover_point(speed, loss, self.level)
         begun = float(self.clock[point])
@@ -247,6 +249,8 @@ class Course:
         stable = self._is_stable(time, _norms(arrival.floats), lambda: arrival.floats)
         if not bool(arrival.crossed):
             status = EscapeStatus.NOT_CROSSED if stable else EscapeStatus.UNSTABLE
+            if stable and bool(arrival.failed):
+                status = EscapeStatus.NOT_CONVERGED
             return Crossing(math.nan, math.nan, status, limit)
         status = EscapeStatus.PREDICTED if stable else EscapeStatus.UNSTABLE
         return Crossing(time, math.nan, status, limit, arrival)
@@ -273,13 +277,15 @@ class _Setting(NamedTuple):
 
 
 class _Begin(NamedTuple):
-    """Where a course begins: the network, its time, an earlier crossing (NaN: none), the loss of
-    the initial weights, that of the plateau, and the level to fall to.
+    """Where a course begins: the network, its time, an earlier crossing (NaN: none), whether the
+    output bias has settled, the loss of the initial weights, that of the plateau, and the level to
+    fall to.
     """
 
     network: MLP
     time: float
     crossing: float
+    settled: bool
     loss: float
     plateau: float
     level: float
@@ -298,7 +304,7 @@ def _begin(lane: MLP, setting: _Setting, drop: float, level: float | None) -> _B
         )
     level = (1 - drop) * plateau if level is None else level
     if lane.biases is None or not loss > level or not math.isfinite(loss):
-        return _Begin(lane, 0.0, math.nan, loss, plateau, level)
+        return _Begin(lane, 0.0, math.nan, True, loss, plateau, level)
     rate = 0.0 if setting.rate is None else float(setting.rate.rates[0])
     return _Begin(*settled(lane, setting.problem, rate, level), loss, plateau, level)
 

@@ -59,6 +59,9 @@ class Limit(enum.IntEnum):
     """The level is so low that at the crossing the weights are not small."""
     TRAJECTORY = 6
     """The blow-up time or the trajectory of the effective model did not converge."""
+    OUTPUT_BIAS = 7
+    """The output bias takes too long to settle, as with very rare classes: the effective model does
+    not begin."""
 
     @property
     def meaning(self) -> str:
@@ -75,6 +78,8 @@ _LIMITS = {
     "crossing: standardise the targets, or take T*, close to which all happens",
     Limit.TRAJECTORY: "its trajectory did not converge, as with four layers and more in single "
     "precision: use float64",
+    Limit.OUTPUT_BIAS: "the output bias takes so long to settle that the effective model does not "
+    "begin, as with very rare classes",
     Limit.LEVEL: "the level is low, and the weights not small any more at the crossing: raise "
     "`fraction`, or take T*",
 }

@@ -63,15 +63,20 @@ def own_flow(network: MLP, problem: LossOf, rate: float, level: float, max_time:
     return fall(problem, network, eta, floor, end, _MAX_STEPS)
 
 
-def settled(network: MLP, problem: LossOf, rate: float, level: float) -> tuple[MLP, float, float]:
+def settled(
+    network: MLP, problem: LossOf, rate: float, level: float
+) -> tuple[MLP, float, float, bool]:
     """The network when its output bias has settled, the time that took, and an earlier crossing.
 
-    The crossing of `level` is NaN if there is none by then.
+    The crossing of `level` is NaN if there is none by then. Last, whether the output bias has
+    settled: where classes are very rare it can take more steps than there are.
     """
     rest = problem.sample_loss.rest(problem.data.targets, network.num_outputs)
-    arrival = own_flow(network, problem, rate, level, -math.log(_UNSETTLED) / rest.rate)
-    crossing = float(arrival.time) if bool(arrival.crossed) else math.nan
-    return arrival.floats, float(arrival.time), crossing
+    span = -math.log(_UNSETTLED) / rest.rate
+    arrival = own_flow(network, problem, rate, level, span)
+    time = float(arrival.time)
+    crossing = time if bool(arrival.crossed) else math.nan
+    return arrival.floats, time, crossing, time > (1 - 1e-3) * span
 
 
 def handover_point(speed: np.ndarray, loss: np.ndarray, level: float) -> int:
