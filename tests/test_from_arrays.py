@@ -1,6 +1,7 @@
 """Networks from the weights of other libraries."""
 
 import itertools
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -74,3 +75,18 @@ def test_a_module_of_equinox_computes_the_same(bias):
 def test_what_is_no_network_is_refused(source, options, message, unchecked):
     with pytest.raises(ValueError, match=message):
         jn.from_arrays(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"), [("mse", "tanh"), ("softmax", "tanh"), ("logistic", "gelu")]
+)
+def test_the_plateau_of_a_training_in_pytorch_is_predicted(loss, activation):
+    # State dicts as PyTorch names them, and where its own SGD crossed: `tests/tables/pytorch.py`.
+    table = np.load(Path(__file__).parent / "tables" / f"pytorch_{loss}.npz")
+    state_dict = {name: table[name] for name in table.files if name[0].isdigit()}
+    network = jn.from_arrays(state_dict, activation=activation)
+    data = jn.Regression(table["x"], table["y"])
+    escape = jn.predict_escape(network, data, float(table["rate"]), loss=loss, fraction=0.9)
+    observed = int(table["crossing"])
+    np.testing.assert_allclose(escape.plateau, table["plateau"], 1e-4)
+    assert abs(float(escape.crossing_iteration) - observed) <= max(1, 1e-3 * observed)

@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..flow import worst_layer
-from ._order import inner, split
+from ._order import inner, once_jit, split
 
 # Relative tolerance of a step; double and single precision.
 _RTOL = {64: 1e-9, 32: 1e-5}
@@ -179,7 +179,7 @@ def gradients_of(arrival: Arrival) -> Int[Array, ""]:
     return _GRADIENTS_A_STEP * arrival.num_steps
 
 
-@eqx.filter_jit
+@once_jit
 def largest_curvature(loss_fn: Callable, params: PyTree) -> Float[Array, ""]:
     """About the largest eigenvalue of the Hessian, by power iteration; 0 if all are negative.
 
