@@ -4,9 +4,11 @@
 
 Each file holds the state dict of a `torch.nn.Sequential` under PyTorch's own names, the data `x`
 and `y`, the learning rate `rate`, the plateau's loss `plateau`, and `crossing`: the first iteration
-of full-batch `torch.optim.SGD` with a loss at or below 0.9 of it. `version` is the PyTorch that made it.
+of full-batch `torch.optim.SGD` with a loss at or below 0.9 of it. `version` is the PyTorch that
+made it.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ def made(name: str) -> dict[str, np.ndarray]:
     sizes, activation, bias, loss_of, rate, std = CASES[name]
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs, bias=bias), activation()]
     model = nn.Sequential(*layers[:-1]).double()
     for parameter in model.parameters():
