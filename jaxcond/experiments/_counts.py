@@ -1,7 +1,8 @@
 r"""Figs. 2a and 2b: how many inequalities of the final stage hold while a network trains.
 
-Condition 1 has $p + q$ of them at one output, $c_l\, a^Tb^l > 0$ and $a_k\, b_kc > 0$. They are
-read off the network's state, and off the effective trajectory from the same initial weights.
+At one output, condition 1 consists of the $p + q$ inequalities $c_l\, a^Tb^l > 0$ and
+$a_k\, b_kc > 0$. They are evaluated for the network, and along the effective trajectory from the
+same initial weights.
 """
 
 from collections.abc import Sequence
@@ -28,14 +29,14 @@ from ._setting import LOSS, TanhSetting
 
 _OBSERVE = ("positive_1", "undecided_1")
 _CLOSEST = 1e-3
-# Runs go on for this share of T* beyond it.
+# Runs end beyond T* by this share of it.
 _BEYOND = 0.05
 
 
 def _effective_counts(
     networks: MLP, setting: TanhSetting, num: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training times and counts of the effective model, evenly in log of the time left."""
+    """Training times and counts of the effective model, evenly spaced in log(T* - t)."""
     model = effective_model(networks, setting.data, LOSS)
     fractions = 1 - np.geomspace(1, _CLOSEST, num)
 
@@ -45,8 +46,7 @@ def _effective_counts(
         times = path.times_of(fraction=fractions)
         return times / model.rate, path.condition(1, times).positive
 
-    found = [count(network) for network in unstacked(networks)]
-    times, positive = stacked(found)
+    times, positive = stacked([count(network) for network in unstacked(networks)])
     return np.asarray(times), np.asarray(positive)
 
 
@@ -60,11 +60,11 @@ def figure_2a(
 ) -> Experiment:
     r"""Positive counts of condition 1 through training, of the network and of the effective model.
 
-    **Arguments:** `setting`; `method`, gradient descent as in the paper or, in a small part of the
-    time, gradient flow; `checkpoint`, of descent, a folder for checkpoints, from which the run goes
-    on if it was interrupted; `num_records`; `progress`.
+    **Arguments:** `setting`; `method`, gradient descent as in the paper or gradient flow, which is
+    much faster; `checkpoint`, for descent only, a folder for checkpoints, from which an interrupted
+    run continues; `num_records`, records of a run; `progress`, whether to show progress bars.
 
-    **Returns:** an `Experiment` with arrays, the first axis of which are the seeds:
+    **Returns:** an `Experiment` with the arrays
 
     - `times` (seeds, records), in units of the predicted crossing of 90 % of the loss; `positive`,
       `undecided`, `loss` of the same shape: of the network;
@@ -76,12 +76,14 @@ def figure_2a(
     if method not in ("descent", "flow"):
         raise ValueError(f"Argument `method` must be 'descent' or 'flow', but is {method!r}.")
     if method == "flow" and checkpoint is not None:
-        raise ValueError("Only descent can be gone on with from checkpoints.")
+        raise ValueError(
+            "Argument `checkpoint` needs `method='descent'`: flows keep no checkpoints."
+        )
     networks, data, rate = setting.networks(), setting.data, setting.learning_rate
     escape = predict_escape(networks, data, rate, loss=LOSS)
     require_effective_model(escape, setting.deviation)
     longest = (1 + _BEYOND) * float(np.max(np.asarray(escape.blowup.time)))
-    # Evenly, and evenly in the logarithm of the time left of each.
+    # Evenly spaced in t, and evenly spaced in log(T* - t).
     shares = np.unique(
         np.concatenate([np.linspace(0, 1 + _BEYOND, num_records),
                         1 - np.geomspace(1, _CLOSEST, num_records)])
@@ -115,10 +117,7 @@ def figure_2a(
         "effective_positive": effective,
         "crossing": escape.crossing_iteration,
     }
-    return Experiment("2a", arrays, {**setting.told(), "method": method})
-
-
-"""Exponents of Fig. 2b."""
+    return Experiment("2a", arrays, {**setting.as_dict(), "method": method})
 
 
 def figure_2b(
@@ -129,17 +128,18 @@ def figure_2b(
 ) -> Experiment:
     r"""The largest count of condition 1 in training against $\alpha$, $\varepsilon = m^{-\alpha}$.
 
-    The networks follow the gradient flow, as the plateau of gradient descent grows like
-    $m^{\alpha}$, until the loss has fallen to a tenth or for three times the blow-up time of the
-    effective model.
+    The networks follow the gradient flow, because the plateau of gradient descent grows like
+    $m^{\alpha}$. A run ends when the loss has fallen to a tenth, or at three times the blow-up time
+    of the effective model.
 
-    **Arguments:** `setting`, whose `std` is not used; `alphas`; `progress`.
+    **Arguments:** `setting`, whose `std` is not used; `alphas`, the exponents; `progress`, whether
+    to show progress bars.
 
-    **Returns:** an `Experiment` with arrays
+    **Returns:** an `Experiment` with the arrays
 
     - `alpha` (num,), `std` (num,): $\alpha$ and $\varepsilon$;
-    - `largest`, `at_crossing`, `first` (num, seeds): counts: the largest, the one when the loss
-      falls below 90 %, and that of the initial weights; `total`: the number of inequalities;
+    - `largest`, `at_crossing`, `first` (num, seeds): the largest count, the count when the loss
+      falls below 90 %, and the count of the initial weights; `total`: the number of inequalities;
     - `blowup` (num, seeds): $T^*$ in iterations at the learning rate of the setting.
     """
     largest, at_crossing, first, times = [], [], [], []
@@ -171,11 +171,11 @@ def figure_2b(
         "total": np.asarray(2 * setting.width),
         "blowup": np.asarray(times),
     }
-    return Experiment("2b", arrays, setting.told() | {"std": None})
+    return Experiment("2b", arrays, setting.as_dict() | {"std": None})
 
 
 def _counts_at(run: Run, positive: np.ndarray) -> list[float]:
-    """The counts of the records next before the loss fell below 90 %; NaN where it did not."""
+    """The counts at the last record before the loss falls below 90 %; NaN if it does not fall."""
     counts = []
     for row, times, crossing in zip(positive, run.times, run.crossings[0.9], strict=True):
         before = np.flatnonzero(times <= crossing)

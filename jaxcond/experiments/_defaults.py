@@ -1,6 +1,6 @@
-"""What the figures of the paper are computed at unless told otherwise."""
+"""Default settings of the figures of the paper."""
 
-# Exponents of the width in the scale of the initial weights, of figure 2b.
+# Figure 2b: exponents alpha of the scale of the initial weights, m^-alpha.
 ALPHAS = tuple(0.25 * step for step in range(1, 13))
-# Iteration from which figure 1 trains again with a smaller rate, and by how much smaller.
+# Figure 1: iteration from which training is repeated, and the factor that divides its rate.
 RESTART, SLOWER = 205_000, 10

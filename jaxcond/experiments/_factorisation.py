@@ -1,8 +1,8 @@
 r"""Fig. 3: factorisation $W^3W^2W^1$ of a matrix of rank two.
 
-The target is $\mathrm{diag}(1, -1, 0, \dots, 0)$, all of whose entries are known; the weights start
-as $N(0, \varepsilon^2)$ with $\varepsilon = m^{-3}$ and follow the gradient flow. The effective
-model has rank two with equal strengths.
+The target is $\mathrm{diag}(1, -1, 0, \dots, 0)$, and all its entries are observed. The weights
+start as $N(0, \varepsilon^2)$ with $\varepsilon = m^{-3}$ and follow the gradient flow. The
+effective model has rank two with equal strengths.
 """
 
 import jax
@@ -17,7 +17,7 @@ _OBSERVE = (
     "singular_values",
     *(f"{what}_{number}" for number in CONDITIONS for what in ("positive", "undecided")),
 )
-# Until this share of the blow-up time beyond it, or of the initial loss.
+# A run ends beyond T* by this share of it, or when the loss has fallen to this share.
 _BEYOND, _FALLEN = 1.0, 1e-6
 
 
@@ -31,17 +31,19 @@ def figure_3(
 ) -> Experiment:
     r"""Loss, singular values and counts of the final stage through a matrix factorisation.
 
-    **Arguments:** `width` $m$ of all layers and of the matrix; `std`, by default $m^{-3}$; networks
-    have the seeds `seed`, `seed + 1`, ...; `progress`.
+    **Arguments:** `width`, $m$ of all layers and of the matrix; `std`, by default $m^{-3}$; `seed`
+    and `num_seeds`, networks have the seeds `seed`, `seed + 1`, ...; `progress`, whether to show
+    progress bars.
 
-    **Returns:** an `Experiment` with arrays, the first axis of which are the seeds:
+    **Returns:** an `Experiment` with the arrays
 
     - `times` (seeds, records), in units of the predicted crossing of 90 % of the loss; `loss`,
       `singular_values` (seeds, records, 4);
-    - `positive_1` ... `positive_3` and `undecided_1` ... (seeds, records): of the conditions of the
-      final stage at rank two; `totals` (3,): the numbers of their inequalities;
-    - `effective_times`, `effective_loss` (seeds, points): by the effective model;
-    - `crossing` (seeds,): the crossing in training time; `blowup` (seeds,): $T^*$.
+    - `positive_1` ... `positive_3` and `undecided_1` ... (seeds, records): counts of the conditions
+      of the final stage at rank two; `totals` (3,): the numbers of their inequalities;
+    - `effective_times`, `effective_loss` (seeds, points): the prediction by the effective model;
+    - `crossing`, `predicted` (seeds,): the observed and the predicted crossing of 90 %, in training
+      time; `blowup` (seeds,): $T^*$ in training time.
 
     **Raises:** `ValueError` for a width below 2.
     """
@@ -81,5 +83,5 @@ def figure_3(
         "predicted": escape.crossing,
         "blowup": time,
     }
-    told = {"width": width, "std": deviation, "seed": seed, "num_seeds": num_seeds}
-    return Experiment("3", arrays, told)
+    settings = {"width": width, "std": deviation, "seed": seed, "num_seeds": num_seeds}
+    return Experiment("3", arrays, settings)

@@ -1,8 +1,8 @@
 r"""Fig. 1: the loss through the plateau, and the directions of the weights before and after.
 
-The region in which the effective model has failed is predicted from the initial weights. The run
-is repeated from shortly before it with a tenth of the learning rate, as in the paper, which shows
-the fall of the loss in detail.
+The end of the plateau is predicted from the initial weights. As in the paper, the run is repeated
+from shortly before this point with a tenth of the learning rate, which resolves the fall of the
+loss.
 """
 
 from pathlib import Path
@@ -25,11 +25,10 @@ from ._defaults import RESTART, SLOWER
 from ._result import Experiment, require_effective_model, require_sound
 from ._setting import LOSS, TanhSetting
 
-# Where the paper trains again with a smaller rate, and by how much.
-# For other seeds and widths: not later than this share of the predicted crossing.
+# The repeated run starts at this share of the predicted crossing at the latest.
 _LATEST = 0.92
-# The run goes on beyond the predicted crossing by this share of it, the repeated one until the
-# loss has fallen to this share.
+# The first run ends beyond the predicted crossing by this share of it; the repeated run ends when
+# the loss has fallen to this share.
 _BEYOND, _FALLEN = 0.04, 0.02
 
 
@@ -46,7 +45,7 @@ def _similarity(rows: np.ndarray) -> np.ndarray:
 
 
 def _stops(first: int, last: int, crossing: float, num: int) -> np.ndarray:
-    """Iterations of the records: evenly, and more of them about the crossing."""
+    """Iterations of the records: evenly spaced, with more of them near the crossing."""
     near = max(0.01 * crossing, 50.0)
     dense = np.linspace(crossing - near, crossing + near, num)
     stops = np.concatenate([np.linspace(first, last, num), dense, [crossing]])
@@ -64,18 +63,18 @@ def figure_1(
     r"""Train through the plateau, from the initial weights and again from shortly before its end.
 
     **Arguments:** `setting`; `restart`, the iteration from which the first network is trained again
-    at a tenth of the learning rate, by default that of the paper and at most 0.92 of the predicted
-    crossing; `checkpoint`, a folder for checkpoints, from which the run goes on if it was
-    interrupted; `num_records`; `progress`, whether to show bars.
+    at a tenth of the learning rate: by default the iteration of the paper, and at most 0.92 of the
+    predicted crossing; `checkpoint`, a folder for checkpoints, from which an interrupted run
+    continues; `num_records`, records of a run; `progress`, whether to show progress bars.
 
-    **Returns:** an `Experiment` with arrays, the first axis of which are the seeds where it says
-    `seeds`:
+    **Returns:** an `Experiment` with the arrays
 
-    - `iterations`, `loss` (seeds, records): of the runs;
-    - `predicted` (seeds,): the iteration at which the loss falls below 90 % as predicted from the
-      initial weights, `observed` (seeds,) as it did; `blowup` (seeds,): $T^*$ in iterations;
-    - `effective_iterations`, `effective_loss`: of the first network, by the effective model;
-    - `again_iterations`, `again_loss`: of the repeated run, in its own iterations from `restart`;
+    - `iterations`, `loss` (seeds, records): the records of the runs;
+    - `predicted`, `observed` (seeds,): the iteration at which the loss falls below 90 %, predicted
+      from the initial weights and observed; `blowup` (seeds,): $T^*$ in iterations;
+    - `effective_iterations`, `effective_loss` (points,): the prediction for the first network;
+    - `again_iterations`, `again_loss` (records,): the repeated run, in its own iterations counted
+      from `restart`;
     - `similarity_start`, `similarity_condensed` ($m$, $m$): cosines of the rows of $W^1$ at the
       start and at the last record before the loss has fallen to 90 %, for the first network.
 
@@ -145,4 +144,4 @@ def figure_1(
         "similarity_condensed": _similarity(w1[0, before]),
         "condensed_iteration": iterations[0, before],
     }
-    return Experiment("1", arrays, {**setting.told(), "restart": restart, "slower": SLOWER})
+    return Experiment("1", arrays, {**setting.as_dict(), "restart": restart, "slower": SLOWER})

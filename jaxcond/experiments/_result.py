@@ -1,4 +1,4 @@
-"""What an experiment leaves: arrays and the settings that they come from."""
+"""The data of a figure: arrays, and the settings that determine them."""
 
 import json
 import os
@@ -21,9 +21,9 @@ _SETTINGS = "settings"
 class Experiment:
     """The data of one figure.
 
-    - `name`: of the figure, as `"2a"`.
-    - `arrays`: by name; what each holds is told where it is computed.
-    - `settings`: plain values that the arrays follow from, and the versions.
+    - `name`: name of the figure, such as `"2a"`.
+    - `arrays`: arrays by name, documented by the function that computes them.
+    - `settings`: plain values that determine the arrays.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Experiment:
 
         **Raises:** `OSError` if it cannot be written.
         """
-        told = {"figure": self.name, **self.settings, "jax": jax.__version__}
-        arrays = {_SETTINGS: np.array(json.dumps(told)), **self.arrays}
+        settings = {"figure": self.name, **self.settings, "jax": jax.__version__}
+        arrays = {_SETTINGS: np.array(json.dumps(settings)), **self.arrays}
         with written_whole(Path(path)) as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def require_sound(run: Run) -> None:
-    """Raise `ValueError` if a run has diverged, so that there is nothing to show."""
+    """Raise `ValueError` if a run has diverged."""
     if np.any(run.status == RunStatus.DIVERGED):
         raise ValueError(
             "The training diverged: the learning rate is too large for this width and data."
@@ -59,15 +59,16 @@ def require_effective_model(escape: Escape, std: float) -> None:
         worst = kind(int(np.max(codes)))
         if worst:
             raise ValueError(
-                f"At std {std:g} the effective model does not lead through the plateau, as this "
-                f"figure needs it: {worst.meaning}."
+                f"At std {std:g} the effective model does not hold to the end of the plateau, "
+                f"which this figure needs: {worst.meaning}."
             )
 
 
 def read_experiment(path: str | os.PathLike) -> Experiment:
-    """Read what `Experiment.save` has written.
+    """Read a file written by `Experiment.save`.
 
-    **Raises:** `OSError` if the file cannot be opened, `ValueError` if it is damaged or another.
+    **Raises:** `OSError` if the file cannot be opened, `ValueError` if it is damaged or
+    holds something else.
     """
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:

@@ -22,8 +22,8 @@ class TanhSetting:
 
     - `width`: $m$ of both hidden layers.
     - `std`: $\varepsilon$, by default $m^{-2}$.
-    - `learning_rate`: of gradient descent on the plateau.
-    - `num_samples`: $n$.
+    - `learning_rate`: learning rate of gradient descent on the plateau.
+    - `num_samples`: number of samples $n$.
     - `seed`, `num_seeds`: networks have the seeds `seed`, `seed + 1`, ...
 
     **Raises:** `ValueError` for values out of range.
@@ -64,6 +64,6 @@ class TanhSetting:
             lambda seed: MLP.random((1, m, m, 1), key=jax.random.key(seed), std=std, bias="input")
         )(seeds)
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
         return {**asdict(self), "std": self.deviation, "loss": LOSS}

@@ -1,12 +1,12 @@
-r"""When any module leaves its plateau, under any smooth loss.
+r"""The end of the plateau of any module under any smooth loss.
 
 1. Where the loss has a homogeneous leading order $E_p$, $p\ge3$ (`jaxcond.networks._order`), its
-   gradient ascent is followed until $E_p$ is a small share of what the loss is to fall by, with
+   gradient ascent is followed until $E_p$ is a small share of the fall of the loss asked for, with
    the lag of descent behind the flow, $\frac\eta2\log(\|\nabla E_p(t)\|/\|\nabla E_p(0)\|)$.
-2. From there, or from the start where there is no such order or it leaves out too much, the
-   network's own descent is followed as a flow (`jaxcond.networks._own_flow`).
+2. From there on, the module's own descent is followed as a flow (`jaxcond.networks._own_flow`).
+   If there is no such order, or if it leaves out too much, this flow is followed from the start.
 
-The state of both is all parameters, so nothing has to be lifted from one to the other.
+Both parts act on all parameters, so nothing has to be lifted.
 """
 
 import enum
@@ -30,28 +30,28 @@ from ._own_flow import (
     largest_curvature,
 )
 
-# The leading order is followed until its energy is this share of what the loss is to fall by.
+# The leading order is followed until its energy is this share of the fall of the loss asked for.
 _SHARE = 1e-3
-# It is used if it leaves out at most these shares of the gradient: at the parameters, where most
-# of the time passes, and where the network's own flow takes over.
+# The leading order is used if it leaves out at most these shares of the gradient: at the initial
+# parameters, near which most of the time passes, and where the module's own flow takes over.
 _MISMATCH_AT_START, _MISMATCH_AT_SWITCH = 1e-3, 2e-2
 _STEPS = 8192
 
 
 class PlateauStatus(enum.IntEnum):
-    """What is known of the end of a plateau of any module."""
+    """Outcome of a prediction for any module."""
 
     PREDICTED = 0
     """The loss crosses the level."""
     NOT_CROSSED = 1
-    """Within the iterations or steps allowed the loss left its plateau but did not fall so far."""
+    """The loss left its plateau but did not reach the level within the iterations or steps."""
     AT_REST = 2
-    """The gradient vanishes: descent stays for ever."""
+    """The gradient vanishes, so descent does not move."""
     UNSTABLE = 3
     """The learning rate is above 2 over the largest curvature, at the start or at the crossing:
     descent does not follow the flow there."""
     NOT_CONVERGED = 4
-    """The steps were used up on the plateau, or could not be made small enough."""
+    """The solver used all its steps on the plateau, or could not make them small enough."""
     INVALID_INPUT = 5
     """The parameters or the loss are not finite."""
     NOT_SMOOTH = 6
@@ -59,19 +59,19 @@ class PlateauStatus(enum.IntEnum):
 
     @property
     def meaning(self) -> str:
-        """What is wrong, and what to do; empty for `PREDICTED`."""
+        """The cause and the remedy; empty for `PREDICTED`."""
         return _MEANING.get(self, "")
 
 
 _MEANING = {
     PlateauStatus.NOT_CROSSED: "the loss left its plateau, but did not fall to the level: raise "
     "`fraction` or `level`, or `max_iterations` or `max_steps`",
-    PlateauStatus.AT_REST: "the gradient vanishes, and descent stays there for ever; zero "
-    "parameters do this: draw small random ones",
+    PlateauStatus.AT_REST: "the gradient vanishes, so descent does not move, as at zero "
+    "parameters: draw small random ones",
     PlateauStatus.UNSTABLE: "the learning rate is above 2 over the largest curvature of the loss, "
     "beyond which descent does not follow the flow: lower it",
-    PlateauStatus.NOT_CONVERGED: "the steps were used up before the end of the plateau: raise "
-    "`max_steps`; in single precision a plateau can be below rounding: use float64",
+    PlateauStatus.NOT_CONVERGED: "the solver used all its steps before the end of the plateau: "
+    "raise `max_steps`; in single precision a plateau can be below rounding: use float64",
     # The flow of a ReLU network of 20 x 20 and 30 samples got stuck at kinks, along which it
     # slides, and used 8,192 steps with a relative tolerance of 1e-5 as with 1e-9.
     PlateauStatus.NOT_SMOOTH: "the loss has a kink at zero parameters, as with ReLU: there is no "
@@ -87,14 +87,14 @@ class ModuleEscape(eqx.Module):
     - `crossing`: the training time $t=\eta k$ at which the loss of gradient descent falls to
       `level`; `crossing_iteration` in iterations. NaN if not known.
     - `status`: a `PlateauStatus`; if `UNSTABLE`, the crossing is that of the flow.
-    - `path`: "leading order" or "flow": how most of the plateau was followed; `reason`, why not by
-      the leading order, or "".
+    - `path`: "leading order" or "flow": the model of most of the plateau; `reason`: why the leading
+      order was not used, or "".
     - `degree`: $p$; `blowup_time`: the blow-up time $T^*$ of the leading order, NaN for "flow".
-    - `params`: the parameters at the crossing, or where the prediction ended.
-    - `loss`: there; `first_loss`: at the start; `level`.
-    - `sharpness`: about the largest eigenvalue of the Hessian there; descent is stable while the
-      learning rate is below 2 over it.
-    - `num_gradients`: gradients of the loss taken by the flow.
+    - `params`: the parameters at the crossing, or where the prediction ended; `loss`: their loss.
+    - `first_loss`: the loss of the initial parameters; `level`: the loss to be crossed.
+    - `sharpness`: an estimate of the largest eigenvalue of the Hessian at `params`; descent is
+      stable for learning rates below 2 / `sharpness`.
+    - `num_gradients`: number of gradients of the loss that the flow evaluated.
     """
 
     crossing: Float[np.ndarray, ""]
@@ -137,8 +137,8 @@ class ModuleEscape(eqx.Module):
 class ModuleSkip(eqx.Module):
     """The parameters of any module shortly before it leaves its plateau.
 
-    - `params`: the parameters that descent has after `iteration` iterations, at training time
-      `time`; with the initial ones, at 0, if the status is neither `PREDICTED` nor `UNSTABLE`.
+    - `params`: the parameters of descent after `iteration` iterations, at training time `time`. If
+      the status is neither `PREDICTED` nor `UNSTABLE`, these are the initial ones, at time 0.
     - `escape`: the `ModuleEscape` of the loss falling by `drop`, with its `status` and `path`.
     """
 
@@ -155,11 +155,11 @@ class ModuleSkip(eqx.Module):
     def __str__(self) -> str:
         if not np.isfinite(self.escape.crossing):
             return f"No skip. {self.escape}"
-        told = f"Skip to iteration {int(self.iteration):,} (t = {float(self.time):.6g}), by "
-        told += self.escape.path
+        text = f"Skip to iteration {int(self.iteration):,} (t = {float(self.time):.6g}), by "
+        text += self.escape.path
         if int(self.status) != PlateauStatus.PREDICTED:
-            told += f"\n{self.escape}"
-        return told
+            text += f"\n{self.escape}"
+        return text
 
 
 @eqx.filter_jit
@@ -170,12 +170,12 @@ def _start(loss_fn: Callable, params: PyTree) -> tuple[Array, Array]:
 
 
 def _usable_ascent(order: LeadingOrder, params: PyTree, drop: float) -> tuple[Ascent | None, str]:
-    """The ascent of the leading order if it holds, and why it does not."""
+    """The ascent of the leading order where it holds, and the reason where it does not."""
     if not order.homogeneous:
         return None, order.reason
     if not float(order.mismatch) <= _MISMATCH_AT_START:
         share = f"{100 * float(order.mismatch):.2g} %"
-        return None, f"the parameters are so large that the leading order lacks {share}"
+        return None, f"the parameters are so large that the leading order leaves out {share}"
     if float(order.value) >= _SHARE * drop:
         return None, "the end of the plateau is near"
     ascent = ascend(order, params, jnp.asarray(_SHARE * drop))
@@ -216,33 +216,33 @@ def predict_escape_of(
     max_iterations: float = 1e9,
     max_steps: int = _STEPS,
 ) -> ModuleEscape:
-    r"""When any module leaves its plateau under gradient descent of any smooth loss.
+    r"""Predict when gradient descent of any smooth loss leaves its plateau, for any module.
 
     $$\theta_{k+1} = \theta_k - \eta\nabla R(\theta_k), \qquad R(\theta_k) \le \text{level}$$
 
     Where the loss has a homogeneous leading order that holds at these parameters, its gradient
-    ascent is followed for most of the plateau, and then the network's own descent as a flow;
-    otherwise the flow from the start. Both allow for the finite learning rate.
+    ascent is followed for most of the plateau, then the module's own descent as a flow; otherwise
+    this flow is followed from the start. Both account for the finite learning rate.
 
     **Arguments:**
 
     - `loss_fn`: the loss $R$ over all data, a function of the parameters that returns one real
-      number. Programs are compiled once for a function and the shapes of the parameters: do not
-      make a new function for each call.
+      number. Programs are compiled once per function and shapes of the parameters: reuse one
+      function.
     - `params`: the initial parameters, any tree with arrays of real floats $\theta$, like an
-      equinox module; other leaves are left alone. Double precision is recommended.
+      equinox module; other leaves stay as they are. Double precision is recommended.
     - `learning_rate`: $\eta$ of plain full-batch gradient descent.
     - `fraction`: the crossing is where the loss falls to this fraction of its initial value;
       `level`: in place of it, the loss itself.
-    - `path`: "auto", or "flow" to leave the leading order out; losses with a kink at zero are then
-      not refused, but seldom get far.
-    - `max_order`: the largest power that is sought, as in `leading_order`.
-    - `max_iterations`, `max_steps`: iterations of descent, and steps of the solver, after which
-      the flow is given up. A plateau takes some dozens of steps.
+    - `path`: "auto", or "flow" to skip the leading order; losses with a kink at zero are then
+      accepted, but the flow seldom gets far.
+    - `max_order`: the largest power considered, as in `leading_order`.
+    - `max_iterations`, `max_steps`: limits on iterations of descent and on steps of the solver. A
+      plateau takes some dozens of steps.
 
     **Returns:** a `ModuleEscape`. Descent is at or below the level for the first time after
-    `ceil(crossing_iteration)` iterations. In what was measured, plateaus of 400 to 7,000
-    iterations, this was exact to one iteration.
+    `ceil(crossing_iteration)` iterations. On six plateaus of 400 to 7,000 iterations this was exact
+    to one iteration (table in `docs/any_module.md`).
 
     **Raises:** `ValueError` for arguments out of range, a loss that is no real number, or
     parameters without an array of floats. **Status:** `ModuleEscape.status`.
@@ -305,7 +305,7 @@ def predict_escape_of(
 
 
 def _status(arrival: Arrival, first: float, gradient: float, stability: float) -> PlateauStatus:
-    """What is known, given where the flow has ended."""
+    """The status that follows from the end of the flow."""
     if bool(arrival.crossed):
         return PlateauStatus.UNSTABLE if stability > 2 else PlateauStatus.PREDICTED
     if not math.isfinite(float(arrival.loss)):
@@ -324,7 +324,7 @@ def _unknown(
     curvature: float,
     learning_rate: float,
 ) -> ModuleEscape:
-    """An escape of which nothing is known."""
+    """An escape without a prediction."""
     return ModuleEscape(
         crossing=np.asarray(np.nan),
         status=np.asarray(int(status)),

@@ -11,7 +11,6 @@ here. Taylor mode: Bettencourt, Johnson and Duvenaud (2019), `jax.experimental.j
 """
 
 import enum
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,17 +27,20 @@ from jaxtyping import Array, Float, Int, PyTree
 # changes by as much as itself, count as rounding; single and double precision.
 _ABSENT = {32: 1e-4, 64: 1e-9}
 _PROBES = 2
-# These programs run once for a module: their time is that of compiling, which this level takes 40 %
-# less for, in one run on two shared cores (AVX-512), and running them took no longer.
-once_jit = functools.partial(
-    eqx.filter_jit, compiler_options={"xla_backend_optimization_level": "0"}
-)
 # Scales at which the Taylor polynomial is compared with the loss, as powers of 2.
 _SCALES = np.arange(-24.0, 9.0)
 
 
+def once_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a program that runs once for a module, whose time is that of its compilation.
+
+    This level takes 40 % off it (two shared cores with AVX-512), and running takes no longer.
+    """
+    return eqx.filter_jit(function, compiler_options={"xla_backend_optimization_level": "0"})
+
+
 class OrderStatus(enum.IntEnum):
-    """What is known of the leading order of a loss at zero parameters."""
+    """Status of the leading order of a loss at zero parameters."""
 
     HOMOGENEOUS = 0
     r"""$p\ge3$: the gradient ascent of $E_p$ is the beginning of training."""
@@ -48,13 +50,13 @@ class OrderStatus(enum.IntEnum):
     KINK = 2
     """The loss is not smooth at zero parameters, as with ReLU: it has no Taylor polynomial."""
     TOO_FLAT = 3
-    """No power up to `max_order` is there."""
+    """All powers up to `max_order` vanish."""
     INVALID_INPUT = 4
     """The loss at zero parameters is not finite."""
 
     @property
     def meaning(self) -> str:
-        """What is wrong, and what to do; empty for `HOMOGENEOUS`."""
+        """The cause and the remedy; empty for `HOMOGENEOUS`."""
         return _MEANING.get(self, "")
 
 
@@ -138,13 +140,13 @@ def _nested(flat: Callable[..., Array], leaves: list[Array], order: int) -> list
 class LeadingOrder(eqx.Module):
     r"""The leading order of a loss at zero parameters.
 
-    - `degree`: $p$; 0 where it is not known.
-    - `status`: an `OrderStatus`, and `reason`, why there is no usable $E_p$, or "".
-    - `powers`: those that are there, up to `max_order`, in a general direction.
+    - `degree`: the degree $p$; 0 if unknown.
+    - `status`: an `OrderStatus`; `reason`: why there is no usable $E_p$, or "".
+    - `powers`: the powers up to `max_order` that do not vanish in a general direction.
     - `value`: $E_p$ at the parameters; NaN if it is not homogeneous.
-    - `mismatch`: $\|\nabla R + \nabla E_p\| / \|\nabla E_p\|$ at the parameters: what the leading
-      order leaves out there; NaN if it is not homogeneous.
-    - `moved`: names of the arrays that $E_p$ depends on; the others stay where they are, to this
+    - `mismatch`: $\|\nabla R + \nabla E_p\| / \|\nabla E_p\|$ at the parameters: the share of
+      the gradient that the leading order leaves out; NaN if it is not homogeneous.
+    - `moved`: names of the arrays that $E_p$ depends on; the other arrays do not move at this
       order.
     """
 
@@ -189,10 +191,10 @@ class LeadingOrder(eqx.Module):
 
 @once_jit
 def _probe(loss_fn: Callable, params: PyTree, order: int) -> tuple[Array, ...]:
-    """Taylor coefficients in random directions, and the loss at scales along the first of them.
+    """Taylor coefficients in random directions, and the loss at several scales along the first one.
 
-    Every array gets a size of its own order, and those that are zero, like biases, the size of the
-    others: powers are a matter of all parameters, not of where these happen to start.
+    Each array of a direction has the size of the corresponding parameters. Arrays that are zero,
+    like biases, get the typical size of the others, because powers depend on all parameters.
     """
     loss, floats = split(loss_fn, params)
     leaves, tree = jax.tree.flatten(floats)
@@ -210,19 +212,19 @@ def _probe(loss_fn: Callable, params: PyTree, order: int) -> tuple[Array, ...]:
         return jax.tree.unflatten(tree, drawn)
 
     keys = jax.random.split(jax.random.key(20240225), _PROBES)
-    found = lax.map(lambda key: taylor(loss, direction(key), order), keys)
+    coefficients = lax.map(lambda key: taylor(loss, direction(key), order), keys)
     # The scale at which the first term changes the loss by as much as itself.
     at_zero = loss(jax.tree.map(jnp.zeros_like, floats))
     size = jnp.where(at_zero == 0, 1, jnp.abs(at_zero))
     powers = jnp.arange(1, order + 1)
-    largest = jnp.max(jnp.abs(found), axis=0)
+    largest = jnp.max(jnp.abs(coefficients), axis=0)
     scale = jnp.min(jnp.where(largest > 0, (size / largest) ** (1 / powers), jnp.inf))
     scale = jnp.where(jnp.isfinite(scale), scale, 1)
     scales = scale * jnp.exp2(jnp.asarray(_SCALES, scale.dtype))
     scales = jnp.concatenate([scales, -scales])
     theta = direction(keys[0])
     changes = lax.map(lambda s: loss(jax.tree.map(lambda x: s * x, theta)) - at_zero, scales)
-    polynomial = jax.vmap(lambda s: jnp.sum(found[0] * s**powers))(scales)
+    polynomial = jax.vmap(lambda s: jnp.sum(coefficients[0] * s**powers))(scales)
     shares = largest * scale**powers / size
     return at_zero, shares, changes.reshape(2, -1) / size, polynomial.reshape(2, -1) / size
 
@@ -243,11 +245,11 @@ def _at_params(order: LeadingOrder, params: PyTree) -> tuple[Array, Array, PyTre
 
 
 def _remainder_power(changes: np.ndarray, polynomial: np.ndarray, eps: float) -> float:
-    """The power with which the loss leaves its Taylor polynomial, inf if it does not.
+    """The power of the remainder of the Taylor polynomial, infinite if there is no remainder.
 
-    At the smallest scale at which the remainder stands out from rounding, from it and the next
-    larger one. Of a smooth loss it is about the order that the polynomial leaves out, at a kink
-    that of the leading order.
+    It is measured at the smallest scale at which the remainder exceeds rounding, and the next
+    larger one. For a smooth loss it is about the first order that the polynomial leaves out; at a
+    kink it is the leading order.
     """
     least = np.inf
     for change, taylor_sum in zip(changes, polynomial, strict=True):
@@ -265,23 +267,22 @@ def leading_order(
 
     $$R(\varepsilon\theta) = R(0) - \varepsilon^p E_p(\theta) + O(\varepsilon^{p+1})$$
 
-    A loss of any module has some lowest power. It is *homogeneous* in the sense used here if
-    $p\ge3$ and the loss is smooth at zero: then the gradient ascent of $E_p$ blows up, at a time
-    of order $\varepsilon^{-(p-2)}$, before terms of higher powers matter. For $p\le2$ powers mix:
-    an output bias ($p=1$ or $2$) settles, a residual path ($p=2$) grows exponentially, and the
-    time at which the other parameters escape is a matter of higher powers too.
+    The leading order is called *homogeneous* if $p\ge3$ and the loss is smooth at zero. The
+    gradient ascent of $E_p$ then blows up, at a time of order $\varepsilon^{-(p-2)}$, before terms of higher
+    powers matter. For $p\le2$ powers mix: an output bias ($p=1$ or $2$) settles, a residual path
+    ($p=2$) grows exponentially, and the escape of the other parameters depends on higher powers.
 
     **Arguments:**
 
     - `loss_fn`: the loss $R$, a function of the parameters that returns one real number.
     - `params`: any tree with arrays of real floats $\theta$, like an equinox module; other leaves
-      are left alone. Their sizes, array by array, set the direction in which powers are sought.
-    - `max_order`: the largest power sought. The work grows like its square.
+      stay as they are. The sizes of the arrays set the directions of the Taylor expansion.
+    - `max_order`: the largest power considered. The work grows like its square.
 
-    **Returns:** a `LeadingOrder` with `degree` and the pure function `energy`. `str` of it tells
-    the degree, or the reason why it cannot be used.
+    **Returns:** a `LeadingOrder` with `degree` and the pure function `energy`. Its `str` states the
+    degree, or the reason why the leading order cannot be used.
 
-    **Raises:** `ValueError` if there is nothing to train, or the loss is no real number.
+    **Raises:** `ValueError` if there is nothing to train, or if the loss is not one real number.
     **Status:** `LeadingOrder.status`. Kinks are found by comparing the loss with its Taylor
     polynomial on both sides of zero; one that changes the loss by less than rounding is not seen.
 

@@ -1,13 +1,13 @@
-r"""Training without the plateau: the network a little before it leaves it.
+r"""Training without the plateau: the weights shortly before its end.
 
 The effective trajectory from the initial weights, followed until the loss has fallen by a small
 share, and lifted to the network:
 
 $$W_1 = W_1(0) + (c - c_0)^T Q^T, \qquad W_2 = b, \qquad W_3 = W_3(0) + P\,(a - a_0)$$
 
-for three layers, and in the same way for the first, the middle and the last layers of others. Where
-the effective model does not hold as far as that, and with biases in every layer, the network's own
-flow is followed from where it does (`jaxcond.networks._handover`).
+for three layers; other depths likewise, for the first, the middle and the last layers. Where the
+effective model ceases to hold earlier, and with biases in every layer, the network's own flow is
+followed from that point on (`jaxcond.networks._handover`).
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ from ._schedule import LearningRate
 
 
 class Skip(eqx.Module):
-    r"""A network without its plateau.
+    r"""A network shortly before the end of its plateau.
 
-    - `network`: with the weights that it will have.
-    - `iteration`: the iteration of gradient descent that it stands for, the `first_iteration` of
-      what follows; -1 without a learning rate.
-    - `time`: its training time, the `t0` of a gradient flow.
+    - `network`: the network with its weights at that time.
+    - `iteration`: the corresponding iteration of gradient descent, to be used as `first_iteration`;
+      -1 without a learning rate.
+    - `time`: the corresponding training time, to be used as `t0` of a gradient flow.
     - `effective_time`: the time of the effective model in the same units.
 
-    Of many networks all fields have a leading axis.
+    For many networks all fields have a leading axis.
     """
 
     network: MLP
@@ -63,9 +63,9 @@ def skip_plateau(
     fraction: float | None = None,
     num: int = 100,
 ) -> Skip:
-    r"""The network shortly before it leaves its plateau, and the iteration that this is.
+    r"""The network shortly before the end of its plateau, and the corresponding iteration.
 
-    Training goes on from there without the plateau:
+    Training continues from there:
 
         skip = skip_plateau(network, data, 5e-3)
         gradient_descent(
@@ -74,27 +74,29 @@ def skip_plateau(
 
     **Arguments:**
 
-    - `network`: with the initial weights; many with a leading axis.
+    - `network`: the network with its initial weights; many networks with a leading axis.
     - `data`, `loss`: as for `gradient_descent`.
-    - `learning_rate`: of the gradient descent that follows. Without it `iteration` is -1.
-    - `drop`: how far to go: until the loss has fallen by this share. What the effective model
-      leaves out is of about this order there, and the time left falls with its cube root.
-    - `fraction`: in place of `drop`, how far to go as a fraction of $T^*$.
+    - `learning_rate`: learning rate of the gradient descent that follows; without it, `iteration`
+      is -1.
+    - `drop`: the plateau is skipped until the loss has fallen by this share. The relative error of
+      the effective model is about this share, too, and the time left falls with its cube root.
+    - `fraction`: in place of `drop`, the fraction of $T^*$ to skip.
     - `num`: as for `predict_escape`.
 
     **Returns:** a `Skip`.
 
-    **Raises:** `ValueError` for arguments out of range, where there is no effective model, where
-    the plateau is not left, or with `fraction` where the model does not hold up to that point: the
-    message says which.
+    **Raises:** `ValueError`, whose message names the cause, if an argument is out of range, there is
+    no effective model, the network does not leave its plateau, or the effective model does not hold
+    up to `fraction`.
     """
     if not 0 < drop < 1:
         raise ValueError(f"Argument `drop` must lie between 0 and 1, but is {drop}.")
     if fraction is not None and not 0 < fraction < 1:
         raise ValueError(f"Argument `fraction` must lie between 0 and 1, but is {fraction}.")
     rate = None if learning_rate is None else LearningRate.of(learning_rate)
-    found = courses(network, data, loss, rate, drop, num)
-    skips = [_skip(course, fraction, rate) for course in found]
+    skips = [
+        _skip(course, fraction, rate) for course in courses(network, data, loss, rate, drop, num)
+    ]
     if not network.batch_shape:
         return skips[0]
     names = ("iteration", "time", "effective_time")
@@ -104,14 +106,14 @@ def skip_plateau(
 
 def _skip(course: Course, fraction: float | None, rate: LearningRate | None) -> Skip:
     if fraction is None:
-        found = course.crossing()
-        if found.arrival is not None:
-            return _along_own_flow(found, course, rate)
-        status, limit, time = found.status, found.limit, found.effective
+        crossing = course.crossing()
+        if crossing.arrival is not None:
+            return _along_own_flow(crossing, course, rate)
+        status, limit, time = crossing.status, crossing.limit, crossing.effective
         if status == EscapeStatus.PREDICTED and np.isnan(time):
             raise ValueError(
                 "The plateau cannot be skipped: the loss falls by `drop` before the output bias "
-                "settles, so that there is none."
+                "settles, so there is no plateau."
             )
     else:
         if course.grows_exponentially:
@@ -128,20 +130,20 @@ def _skip(course: Course, fraction: float | None, rate: LearningRate | None) -> 
     return Skip(course.lifted(time), *_numbers(iteration, clock, time))
 
 
-def _along_own_flow(found: Crossing, course: Course, rate: LearningRate | None) -> Skip:
-    """The network where its own flow crosses, or at the last whole iteration before it."""
-    assert found.arrival is not None
-    network, clock, iteration = found.arrival.floats, found.time, -1
+def _along_own_flow(crossing: Crossing, course: Course, rate: LearningRate | None) -> Skip:
+    """The network where its own flow crosses, or at the last whole iteration before that."""
+    assert crossing.arrival is not None
+    network, clock, iteration = crossing.arrival.floats, crossing.time, -1
     if rate is not None:
         clock, iteration = _whole(clock, rate)
         eta = jnp.asarray(float(rate.rate_at(np.asarray(clock))), network.dtype)
-        span = jnp.asarray(found.time - clock, network.dtype)
+        span = jnp.asarray(crossing.time - clock, network.dtype)
         network = earlier(course.problem, network, eta, span)
     return Skip(network, *_numbers(iteration, clock, course.effective_time(clock)))
 
 
 def _whole(clock: float, rate: LearningRate) -> tuple[float, int]:
-    """The last whole iteration before a training time, and its own time."""
+    """The last whole iteration before a training time: its time and its number."""
     iteration = int(rate.iteration_of(np.asarray(clock)))
     return float(rate.time_of(np.asarray(iteration))), iteration
 
