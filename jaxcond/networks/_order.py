@@ -36,7 +36,8 @@ def once_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     This level takes 40 % off it (two shared cores with AVX-512), and running takes no longer.
     """
-    return eqx.filter_jit(function, compiler_options={"xla_backend_optimization_level": "0"})
+    options = {"xla_backend_optimization_level": "0"}
+    return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
 
 class OrderStatus(enum.IntEnum):
@@ -268,9 +269,10 @@ def leading_order(
     $$R(\varepsilon\theta) = R(0) - \varepsilon^p E_p(\theta) + O(\varepsilon^{p+1})$$
 
     The leading order is called *homogeneous* if $p\ge3$ and the loss is smooth at zero. The
-    gradient ascent of $E_p$ then blows up, at a time of order $\varepsilon^{-(p-2)}$, before terms of higher
-    powers matter. For $p\le2$ powers mix: an output bias ($p=1$ or $2$) settles, a residual path
-    ($p=2$) grows exponentially, and the escape of the other parameters depends on higher powers.
+    gradient ascent of $E_p$ then blows up, at a time of order $\varepsilon^{-(p-2)}$, before terms
+    of higher powers matter. For $p\le2$ powers mix: an output bias ($p=1$ or $2$) settles, a
+    residual path ($p=2$) grows exponentially, and the escape of the other parameters depends on
+    higher powers.
 
     **Arguments:**
 

@@ -85,9 +85,9 @@ def skip_plateau(
 
     **Returns:** a `Skip`.
 
-    **Raises:** `ValueError`, whose message names the cause, if an argument is out of range, there is
-    no effective model, the network does not leave its plateau, or the effective model does not hold
-    up to `fraction`.
+    **Raises:** `ValueError`, whose message names the cause, if an argument is out of range, there
+    is no effective model, the network does not leave its plateau, or the effective model does not
+    hold up to `fraction`.
     """
     if not 0 < drop < 1:
         raise ValueError(f"Argument `drop` must lie between 0 and 1, but is {drop}.")
