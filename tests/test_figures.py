@@ -37,6 +37,23 @@ def exponents():
     return figure_2b(SETTING, alphas=(0.5, 2.5), progress=False)
 
 
+def test_figure_2b_continues_from_its_folder(tmp_path, exponents):
+    kept = figure_2b(SETTING, alphas=(0.5,), checkpoint=tmp_path, progress=False)
+    np.testing.assert_array_equal(kept["largest"][0], exponents["largest"][0])
+    path = tmp_path / "alpha_0.5.npz"
+    point = read_experiment(path)
+    # A mark that only the file can have put into the result.
+    marked = Experiment("2b", {**point.arrays, "first": point["first"] - 1000}, point.settings)
+    marked.save(path)
+    both = figure_2b(SETTING, alphas=(0.5, 2.5), checkpoint=tmp_path, progress=False)
+    np.testing.assert_array_equal(both["first"][0], exponents["first"][0] - 1000)
+    for name in ("largest", "at_crossing", "blowup"):
+        np.testing.assert_array_equal(both[name], exponents[name])
+    other = TanhSetting(width=12, std=5e-3, learning_rate=1e-2, num_samples=40, num_seeds=2)
+    with pytest.raises(ValueError, match="other settings"):
+        figure_2b(other, alphas=(0.5,), checkpoint=tmp_path, progress=False)
+
+
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
     """Run the command line in an empty folder: exit code, standard output and error."""

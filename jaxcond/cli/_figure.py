@@ -16,7 +16,7 @@ from ._common import Parser, add_cache, check_distinct, check_writable, out
 _WIDTHS = {"1": (200, 50), "2a": (200, 50), "2b": (200, 50), "3": (100, 30)}
 _SEEDS = {"1": 1, "2a": 1, "2b": 3, "3": 1}
 _ONLY = {"learning_rate": ("1", "2a"), "method": ("2a",), "alphas": ("2b",),
-         "checkpoint": ("1", "2a"), "restart": ("1",)}  # fmt: skip
+         "checkpoint": ("1", "2a", "2b"), "restart": ("1",)}  # fmt: skip
 
 
 def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -63,7 +63,7 @@ def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
         "--checkpoint",
         type=Path,
         metavar="FOLDER",
-        help="of 1 and 2a: folder for checkpoints, to go on from after an interruption",
+        help="of 1, 2a and 2b: folder for checkpoints, from which an interrupted run continues",
     )
     add("--data", type=Path, metavar="FILE", help="draw the data of an earlier run again")
     add("--out", type=Path, metavar="FILE", help="figure to write (default figure_FIGURE.png)")
@@ -135,7 +135,12 @@ def _compute(arguments: argparse.Namespace) -> experiments.Experiment:
             checkpoint=arguments.checkpoint,
             progress=progress,
         )
-    return experiments.figure_2b(setting, alphas=arguments.alphas or ALPHAS, progress=progress)
+    return experiments.figure_2b(
+        setting,
+        alphas=arguments.alphas or ALPHAS,
+        checkpoint=arguments.checkpoint,
+        progress=progress,
+    )
 
 
 def _summary(experiment: experiments.Experiment) -> list[str]:

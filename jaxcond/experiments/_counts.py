@@ -24,7 +24,7 @@ from ..networks import (
 )
 from ..networks._lanes import stacked, unstacked
 from ._defaults import ALPHAS
-from ._result import Experiment, require_effective_model, require_sound
+from ._result import Experiment, read_experiment, require_effective_model, require_sound
 from ._setting import LOSS, TanhSetting
 
 _OBSERVE = ("positive_1", "undecided_1")
@@ -124,6 +124,7 @@ def figure_2b(
     setting: TanhSetting,
     *,
     alphas: Sequence[float] = ALPHAS,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> Experiment:
     r"""The largest count of condition 1 in training against $\alpha$, $\varepsilon = m^{-\alpha}$.
@@ -132,8 +133,9 @@ def figure_2b(
     $m^{\alpha}$. A run ends when the loss has fallen to a tenth, or at three times the blow-up time
     of the effective model.
 
-    **Arguments:** `setting`, whose `std` is not used; `alphas`, the exponents; `progress`, whether
-    to show progress bars.
+    **Arguments:** `setting`, whose `std` is not used; `alphas`, the exponents; `checkpoint`, a
+    folder in which the result of each exponent is kept, so that an interrupted run continues with
+    the next one; `progress`, whether to show progress bars.
 
     **Returns:** an `Experiment` with the arrays
 
@@ -141,37 +143,53 @@ def figure_2b(
     - `largest`, `at_crossing`, `first` (num, seeds): the largest count, the count when the loss
       falls below 90 %, and the count of the initial weights; `total`: the number of inequalities;
     - `blowup` (num, seeds): $T^*$ in iterations at the learning rate of the setting.
+
+    **Raises:** `ValueError` if a file in the folder holds the result of other settings.
     """
-    largest, at_crossing, first, times = [], [], [], []
-    deviations = [float(setting.width**-alpha) for alpha in alphas]
-    for std in deviations:
-        networks = setting.networks(std)
-        escape = predict_escape(networks, setting.data, loss=LOSS)
-        time = np.asarray(escape.blowup.time)
-        run = gradient_flow(
-            networks,
-            setting.data,
-            float(3 * np.max(time)),
-            loss=LOSS,
-            observe=_OBSERVE,
-            until=0.1,
-            progress=progress,
-        )
-        positive = run["positive_1"]
-        largest.append(np.nanmax(positive, axis=1))
-        first.append(positive[:, 0])
-        at_crossing.append(_counts_at(run, positive))
-        times.append(time / setting.learning_rate)
-    arrays = {
-        "alpha": np.asarray(alphas, float),
-        "std": np.asarray(deviations),
-        "largest": np.asarray(largest),
-        "at_crossing": np.asarray(at_crossing),
-        "first": np.asarray(first),
-        "total": np.asarray(2 * setting.width),
-        "blowup": np.asarray(times),
-    }
+    if checkpoint is not None:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+    rows = [_counts_of_exponent(setting, float(alpha), checkpoint, progress) for alpha in alphas]
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0].arrays}
+    arrays["total"] = np.asarray(2 * setting.width)
     return Experiment("2b", arrays, setting.as_dict() | {"std": None})
+
+
+def _counts_of_exponent(
+    setting: TanhSetting, alpha: float, folder: Path | None, progress: bool
+) -> Experiment:
+    """The point of Fig. 2b at one exponent, from the folder if it was computed before."""
+    std = float(setting.width**-alpha)
+    settings = setting.as_dict() | {"std": std}
+    path = None if folder is None else folder / f"alpha_{alpha:.17g}.npz"
+    if path is not None and path.exists():
+        kept = read_experiment(path)
+        if {name: kept.settings.get(name) for name in settings} != settings:
+            raise ValueError(f"File {path} holds the result of other settings: use another folder.")
+        return kept
+    networks = setting.networks(std)
+    time = np.asarray(predict_escape(networks, setting.data, loss=LOSS).blowup.time)
+    run = gradient_flow(
+        networks,
+        setting.data,
+        float(3 * np.max(time)),
+        loss=LOSS,
+        observe=_OBSERVE,
+        until=0.1,
+        progress=progress,
+    )
+    positive = run["positive_1"]
+    arrays = {
+        "alpha": np.asarray(alpha),
+        "std": np.asarray(std),
+        "largest": np.nanmax(positive, axis=1),
+        "at_crossing": np.asarray(_counts_at(run, positive)),
+        "first": positive[:, 0],
+        "blowup": time / setting.learning_rate,
+    }
+    point = Experiment("2b", arrays, settings)
+    if path is not None:
+        point.save(path)
+    return point
 
 
 def _counts_at(run: Run, positive: np.ndarray) -> list[float]:
