@@ -90,6 +90,43 @@ TABLES: dict[str, tuple[str, str, dict[str, str]]] = {
     "latency": ("latency", "latency/rows", {
         "process": "process", "seconds": "jaxcond first_s", "multiple": "multiple",
         "second process, cache filled": "jaxcond second_s"}),
+    "gpu": ("blowup_time", "gpu/rows", {
+        "what": "what", "samples": "samples", "samples a second": "samples_per_s",
+        "not converged": "not_converged", "largest difference": "difference_from_cpu",
+        "first call, seconds": "first_call_s"}),
+    "hard_states": ("hard_states", "widths", {
+        "width": "width", "states": "states", "of negative energy": "negative_energy",
+        "compared": "compared", "largest difference": "worst_difference"}),
+    "calibration": ("calibration", "", {
+        "family": "family", "dtype": "dtype", "states": "states",
+        "errors exceeded": "errors exceeded", "brackets violated": "brackets violated",
+        "median of error over true error": "median of error over true error"}),
+    "gradient": ("trajectories", "gradient/rows", {
+        "width": "width", "states": "states", "time, µs a state": "value, us each",
+        "with gradient, µs a state": "with gradient, us each", "ratio": "ratio"}),
+    "trajectory": ("trajectories", "one/rows", {
+        "call": "call", "ms": "ms", "first call, seconds": "first call, s"}),
+    "counts": ("trajectories", "counts/rows", {
+        "method": "method", "trajectories": "trajectories", "ms a trajectory": "ms each",
+        "ratio": "ratio"}),
+    "prediction": ("networks", "prediction/worst", {
+        "network": "setting", "largest relative error": "error"}),
+    "training": ("networks", "speed/one network", {
+        "loop": "loop", "threads": "threads", "ms an iteration": "ms an iteration",
+        "over jaxcond's fastest": "over jaxcond's fastest", "first call, seconds": "first call, s"}),
+    "flow": ("networks", "flow/plateau", {
+        "network": "setting", "iterations of descent": "iterations of descent",
+        "gradients of the flow": "gradients of the flow", "ratio": "ratio",
+        "first call, seconds": "first call, s"}),
+    "records": ("networks", "records/rows", {
+        "observables": "observe", "ms a record": "ms a record"}),
+    "overhead": ("studies", "overhead/rows", {
+        "what": "what", "samples a second": "samples/s", "time over bare": "time over bare"}),
+    "memory": ("studies", "memory/rows", {
+        "samples": "samples", "run, seconds": "run, s", "summary, seconds": "summary, s",
+        "largest memory, GB": "peak memory, GB"}),
+    "workers": ("cluster", "workers/rows", {
+        "workers": "workers", "samples a second": "samples/s", "seconds in all": "seconds in all"}),
 }  # fmt: skip
 
 
@@ -114,14 +151,15 @@ def table(name: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def setup(file: str) -> str:
-    """What a benchmark ran on, in a sentence."""
-    found = re.search(r'"setup": (\{.*?\})', (ROOT / f"benchmarks/{file}.json").read_text(), re.S)
-    if found is None:
-        raise KeyError(f"benchmarks/{file}.json has no setup")
-    on = json.loads(found.group(1))
-    cores = "cores" if on["cpus"] != 1 else "core"
-    return f"{on['cpus']} {cores} of {on['device']}, {on['dtype']}, JAX {on['jax']}"
+def setup(place: str) -> str:
+    """What a benchmark ran on: `file/section`, or `file`."""
+    file, *path = place.split("/")
+    section = json.loads((ROOT / "benchmarks" / f"{file}.json").read_text())
+    for key in path:
+        section = section[key]
+    on = section["setup"]
+    cores = "" if on["backend"] == "gpu" else f"{on['cpus']} cores of "
+    return f"{cores}{on['device']}, {on['dtype']}, JAX {on['jax']}"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
