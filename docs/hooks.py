@@ -113,7 +113,8 @@ TABLES: dict[str, tuple[str, str, dict[str, str]]] = {
         "network": "setting", "largest relative error": "error"}),
     "training": ("networks", "speed/one network", {
         "loop": "loop", "threads": "threads", "ms an iteration": "ms an iteration",
-        "over jaxcond's fastest": "over jaxcond's fastest", "first call, seconds": "first call, s"}),
+        "over jaxcond's fastest": "over jaxcond's fastest",
+        "first call, seconds": "first call, s"}),
     "flow": ("networks", "flow/plateau", {
         "network": "setting", "iterations of descent": "iterations of descent",
         "gradients of the flow": "gradients of the flow", "ratio": "ratio",
