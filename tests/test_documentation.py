@@ -55,9 +55,7 @@ class Block:
     def without(self, notes: list[dict]) -> str:
         """The text without the lines that begin like a note."""
         words = tuple(note["begins"] for note in notes)
-        return "".join(
-            n for n in self.text.splitlines(True) if not words or not n.startswith(words)
-        )
+        return "".join(n for n in self.text.splitlines(True) if not n.startswith(words))
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -158,7 +156,12 @@ def folder(tmp_path, monkeypatch):
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", PAGES)
+def page_parameters() -> list:
+    slow = {name for name, notes in NOTES.items() if notes.get("slow")}
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in slow)) for n in PAGES]
+
+
+@pytest.mark.parametrize("name", page_parameters())
 @pytest.mark.usefixtures("folder")
 @pytest.mark.filterwarnings("default")
 def test_every_block_runs(name, monkeypatch):
