@@ -28,6 +28,7 @@ NAMESPACES = {
     "jaxcond.sampling": "Draws by index, quasi-Monte Carlo, infinite width.",
     "jaxcond.statistics": "Estimates with intervals.",
     "jaxcond.study": "Studies: configuration, runs, stores, summaries.",
+    "jaxcond.study.cluster": "Studies on several processes or machines.",
     "jaxcond.plotting": "Figures from results.",
     "jaxcond.experiments": "What the paper's figures show, computed.",
     "jaxcond.checks": "The statements of the theory, checked.",
