@@ -40,6 +40,7 @@ TOLERANCE, ROUNDING = 1e-6, 1e-9
 
 FENCE = re.compile(r"^( *)```(\w*).*?\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?<=\n\n)((?:    \S.*\n)+)")
+COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(?:jaxcond|python|pip|dask|kubectl) ")
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -69,7 +70,7 @@ def blocks_of(page: str) -> list[Block]:
         prose = prose[: match.start()] + blank + prose[match.end() :]
     for match in INDENTED.finditer(prose):
         text = re.sub("^    ", "", match.group(), flags=re.MULTILINE)
-        if text.startswith("jaxcond "):
+        if COMMAND.match(text):
             blocks.append(Block("sh", text, page.count("\n", 0, match.start()) + 1))
     return sorted(blocks, key=lambda block: block.line)
 
