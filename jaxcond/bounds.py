@@ -144,7 +144,7 @@ def energy_growth(state: State) -> Float[Array, ""]:
     return rate / (3 * energy(state) ** (4 / 3))
 
 
-def theorem_2_lower(state: State, growth: Float[Array, ""]) -> Float[Array, ""]:
+def theorem_2_lower(state: State, growth: Float[Array, ""] | float) -> Float[Array, ""]:
     """$E^{-1/3}/C$, the bound of Theorem 2, eq. (4.22), given the constant $C$ = `growth`."""
     return theorem_1_upper(state) / growth
 
