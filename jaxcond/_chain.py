@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ._precision import to_jax
 from ._state import State
 
 
@@ -41,7 +42,7 @@ class Chain(eqx.Module):
     target: Float[Array, "..."]
 
     def __init__(self, layers: Sequence[ArrayLike], target: ArrayLike | None = None):
-        matrices = [jnp.asarray(x) for x in layers]
+        matrices = [to_jax(x) for x in layers]
         default = jnp.ones((1, 1), matrices[0].dtype if matrices else float)
         arrays = [*matrices, default if target is None else jnp.asarray(target)]
         if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):

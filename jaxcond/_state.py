@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from ._precision import to_jax
+
 
 def _as_floating(name: str, value: ArrayLike) -> Array:
-    array = jnp.asarray(value)
+    array = to_jax(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"Argument `{name}` must be a real floating-point array, but has dtype {array.dtype}."

@@ -1,15 +1,15 @@
 """When the final stage begins."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .._results import batch_dims, dataset, spread, table
 from .._state import State
 from ..blowup import Status
 from ..flow import root
@@ -17,6 +17,9 @@ from ..indicators import CONDITIONS, LEAST_SIDES, WEAKEST, Units
 from ._path import Trajectory
 from ._status import OnsetStatus
 from ._values import View
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Onset(eqx.Module):
@@ -35,17 +38,28 @@ class Onset(eqx.Module):
 
     def __str__(self) -> str:
         if self.status.ndim:
-            names, counts = np.unique(np.asarray(self.status), return_counts=True)
-            listed = ", ".join(
-                f"{count} {OnsetStatus(code).name.lower()}"
-                for code, count in zip(names, counts, strict=True)
+            return table(
+                f"Onset of the final stage of {self.status.size} states: "
+                f"{OnsetStatus.summary(self.status)}",
+                {
+                    "time, median (quartiles)": spread(self.time),
+                    "T* - time, median (quartiles)": spread(self.time_left),
+                },
             )
-            return f"Onset of the final stage of {self.status.size} states: {listed}"
         status = OnsetStatus(int(self.status))
-        text = f"Onset of the final stage at t = {float(self.time):.10g} ({status.name.lower()})"
+        text = f"Onset of the final stage at t = {float(self.time):.10g} ({status.label})"
         if status > OnsetStatus.FROM_START:
             return text
         return f"{text}, {float(self.time_left):.6g} before T*"
+
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset; a batch has the dimension `sample`."""
+        dims = batch_dims("sample", self.status.ndim)
+        names = ("time", "time_left", "stays", "status")
+        return dataset(
+            {name: (dims, getattr(self, name)) for name in names},
+            flags={"status": OnsetStatus.flags()},
+        )
 
 
 def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._chain import Chain
 from .._reduction import Reduction
+from .._results import dataset
 from .._state import State
 from ..blowup import BlowUp, Status
 from ..flow import ChainPieces, Pieces
@@ -46,6 +47,7 @@ from ._values import (
 )
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from ._onset import Onset
@@ -259,6 +261,20 @@ class Trajectory(eqx.Module, Generic[Point]):
 
         self._require_state("plot")
         return trajectory_panel(self)
+
+    def to_xarray(self, num: int = 200) -> "xr.Dataset":
+        """Energy, norms of the layers and $T^* - t$ at `num` times as `spread` has them."""
+        times = self.spread(num)
+        energy, left, norms = self.energy(times), self.time_left(times), self.norms(times)
+        return dataset(
+            {
+                "time": (("time",), times),
+                "energy": (("time",), energy),
+                "time_left": (("time",), left),
+                "norms": (("time", "layer"), norms),
+            },
+            blowup_time=float(self.blowup.time),
+        )
 
     def __str__(self) -> str:
         if self.scale.ndim:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from .._arrays import read_arrays
+from .._precision import to_jax
 from ._modules import MLP, Activation
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".pkl")
@@ -58,7 +59,7 @@ def from_arrays(
             f"There is no array {missing[0]!r}; there are {', '.join(arrays) or 'none'}."
         )
     biases = _biases(arrays, names)
-    weights = [jnp.asarray(arrays[name]) for name in names]
+    weights = [to_jax(arrays[name]) for name in names]
     if transpose:
         weights = [jnp.swapaxes(w, -1, -2) for w in weights]
     try:

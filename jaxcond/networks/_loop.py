@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from .. import networks
+from .._precision import SWITCH
 from ._batches import Stream
 from ._run import Run, RunStatus
 from ._steps import SLOTS, Crew
@@ -162,7 +163,8 @@ def _warn(status: np.ndarray, rounded_away: np.ndarray, end: int, last: int) -> 
         warnings.warn(
             f"{int(stalled.sum())} of {status.size} networks stalled: up to {share:.0f} % of the "
             "weights do not move, because their steps are lost to the rounding of their dtype. "
-            "Train in float64, with a larger learning rate, or from `skip_plateau`.",
+            f"Train in float64 (call {SWITCH} before any other use of JAX), with a larger learning "
+            "rate, or from `skip_plateau`.",
             StallWarning,
             stacklevel=4,
         )

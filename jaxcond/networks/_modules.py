@@ -24,6 +24,8 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._precision import to_jax
+
 Activation = Callable[[Array], Array]
 
 
@@ -96,7 +98,7 @@ def _floats(name: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):
         dtypes = [str(x.dtype) for x in arrays]
         raise ValueError(f"Argument `{name}` must be real floating, but has dtypes {dtypes}.")
-    return tuple(jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in arrays)
+    return tuple(to_jax(x) if isinstance(x, np.ndarray) else x for x in arrays)
 
 
 def _matrices(weights: Sequence[Array]) -> tuple[Array, ...]:

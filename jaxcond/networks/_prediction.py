@@ -4,19 +4,25 @@ What is predicted, and why, stands at the top of `jaxcond.networks._course`.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..blowup import BlowUp
+from .._results import batch_dims, dataset, spread, table
+from ..blowup import BlowUp, Status
 from ._course import Course, courses
 from ._data import AbstractData
 from ._escape_status import EscapeStatus, Limit
 from ._losses import Loss, LossFunction
 from ._modules import MLP
 from ._schedule import LearningRate
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 
 class Escape(eqx.Module):
@@ -86,23 +92,60 @@ class Escape(eqx.Module):
         lower, upper = (np.asarray(x) for x in (self.blowup.lower, self.blowup.upper))
         return self.iterations(lower), self.iterations(upper)
 
-    def _told_correction(self) -> str:
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset, with the dimensions `network` and `point`."""
+        batch = batch_dims("network", self.crossing.ndim)
+        scalars = ("crossing", "effective_crossing", "correction", "status", "limit")
+        curves = ("times", "clock", "effective_loss", "network_loss", "energy", "time_left")
+        variables = {name: (batch, getattr(self, name)) for name in (*scalars, "level", "plateau")}
+        variables |= {name: ((*batch, "point"), getattr(self, name)) for name in curves}
+        variables |= {
+            f"blowup_{name}": (batch, getattr(self.blowup, name))
+            for name in ("time", "lower", "upper", "error", "status")
+        }
+        variables["speed"] = ((*batch, "place"), self.speed)
+        if self.learning_rate is not None:
+            variables["crossing_iteration"] = (batch, self.crossing_iteration)
+        flags = {
+            "status": EscapeStatus.flags(),
+            "limit": Limit.flags(),
+            "blowup_status": Status.flags(),
+        }
+        return dataset(variables, flags)
+
+    def plot(self) -> "Figure":
+        """The loss along the plateau, or the distribution of the escapes of many networks.
+
+        See `jaxcond.plotting.escape_curves` and `jaxcond.plotting.escape_histogram`.
+        """
+        from ..plotting import escape_curves, escape_histogram
+
+        if self.crossing.ndim and self.learning_rate is not None:
+            return escape_histogram(self.crossing_iteration)
+        return escape_curves(self)
+
+    def _correction_text(self) -> str:
         if np.isnan(self.correction):
             return "the effective model does not cross it, or begins later"
         return f"the effective model alone is {100 * float(self.correction):+.2g} % off"
 
     def __str__(self) -> str:
         if self.crossing.ndim:
-            names, counts = np.unique(self.status, return_counts=True)
-            told = ", ".join(
-                f"{count} {EscapeStatus(name).name.lower()}"
-                for name, count in zip(names, counts, strict=True)
+            in_iterations = self.learning_rate is not None
+            return table(
+                f"Escape of {len(self.crossing)} networks: {EscapeStatus.summary(self.status)}",
+                {
+                    f"{'iteration' if in_iterations else 'time'}, median (quartiles)": spread(
+                        self.crossing_iteration if in_iterations else self.crossing
+                    ),
+                    "T*, median (quartiles)": spread(self.blowup.time),
+                    "limited by": Limit.summary(self.limit[self.limit > 0]) or "nothing",
+                },
             )
-            return f"Escape of {len(self.crossing)} networks: {told}"
         status, limit = EscapeStatus(int(self.status)), Limit(int(self.limit))
         if np.isnan(self.crossing):
             why = f": {limit.meaning}" if limit else ""
-            return f"Escape ({status.name.lower()}): {status.meaning}{why}"
+            return f"Escape ({status.label}): {status.meaning}{why}"
         at = f"t = {float(self.crossing):.6g}"
         if self.learning_rate is not None:
             at = f"iteration {float(self.crossing_iteration):,.0f} ({at})"
@@ -111,10 +154,10 @@ class Escape(eqx.Module):
         lines = [
             f"Escape: the loss falls below {float(self.level):.6g}, "
             f"{float(self.level / self.plateau):.4g} of its value on the plateau, at {at}; "
-            f"{blowup}{self._told_correction()}"
+            f"{blowup}{self._correction_text()}"
         ]
         if status != EscapeStatus.PREDICTED:
-            lines.append(f"That is of the flow ({status.name.lower()}): {status.meaning}")
+            lines.append(f"That is of the flow ({status.label}): {status.meaning}")
         if limit:
             lines.append(
                 "It does not hold as far as that, so the network's own flow was followed: "

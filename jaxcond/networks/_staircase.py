@@ -15,10 +15,10 @@ $t_i \approx \frac1{\mu_i}\log\frac{\mu_i}{h\,u_i(0)}$; other initial weights an
 integrated here.
 """
 
-import enum
 import itertools
 from collections.abc import Mapping
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import diffrax
 import equinox as eqx
@@ -28,6 +28,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from scipy.interpolate import CubicHermiteSpline
 
+from .._results import batch_dims, dataset
+from .._status import AbstractStatus
 from ._data import AbstractData
 from ._lanes import unstacked
 from ._losses import Loss, LossFunction, Squared, resolve_loss
@@ -36,23 +38,23 @@ from ._own_flow import as_descent, integrate, largest_curvature, smallest_array,
 from ._schedule import LearningRate
 from ._smaller import AbstractProblem, Smaller, smaller
 
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
 # What is left at the end of the last step's height; of measurements, of the whole loss.
 _LEFT, _LEFT_OF_ALL = 1e-3, 1e-4
 # A learning rate times the largest curvature from which on descent does not settle.
 _STABLE = 2.0
 
 
-class StepsStatus(enum.IntEnum):
+class StepsStatus(AbstractStatus):
     """How far the steps of a loss are known."""
 
-    COMPLETE = 0
-    """All steps are predicted."""
-    CUT_SHORT = 1
-    """`max_time` came before the last step was done."""
-    NOT_CONVERGED = 2
-    """The solver took too many steps, or failed."""
-    UNSTABLE = 3
-    """At this learning rate gradient descent does not settle where the flow ends."""
+    COMPLETE = 0, "all steps are predicted"
+    CUT_SHORT = 1, "`max_time` came before the end of the last step"
+    NOT_CONVERGED = 2, "the solver took too many steps, or failed"
+    UNSTABLE = 3, "at this learning rate gradient descent does not settle where the flow ends"
 
 
 class Steps(eqx.Module):
@@ -100,8 +102,33 @@ class Steps(eqx.Module):
         """`rise` in iterations, with fractions."""
         return self.iterations(self.rise)
 
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset, with the dimensions `network`, `point` and `component`."""
+        batch = batch_dims("network", self.status.ndim)
+        dims = {
+            "rise": ("component",),
+            "final": ("component",),
+            "levels": ("level",),
+            "times": ("point",),
+            "loss": ("point",),
+            "singular_values": ("point", "component"),
+            "widths": ("layer",),
+            "cut_off": (),
+            "status": (),
+        }
+        variables = {name: ((*batch, *own), getattr(self, name)) for name, own in dims.items()}
+        if self.learning_rate is not None:
+            variables["rise_iteration"] = ((*batch, "component"), self.rise_iteration)
+        return dataset(variables, {"status": StepsStatus.flags()})
+
+    def plot(self) -> "Figure":
+        """The loss and the singular values of one network: see `jaxcond.plotting.loss_steps`."""
+        from ..plotting import loss_steps
+
+        return loss_steps(self)
+
     def __str__(self) -> str:
-        names = sorted({StepsStatus(code).name.lower() for code in np.ravel(self.status)})
+        names = [label for label, count in StepsStatus.counts(self.status).items() if count]
         if self.status.ndim:
             return f"Steps of {len(self.status)} networks ({', '.join(names)})"
         at = self.rise if self.learning_rate is None else self.rise_iteration

@@ -29,10 +29,13 @@ def similarity_map(
     Condensed neurons show as blocks of $\pm1$: with neurons in the order of the leading eigenvector
     of the matrix, as two blocks on the diagonal for the two signs of one direction.
 
-    **Arguments:** `similarities`, as from `jaxcond.cosine_similarity`, such as before and after
-    training, NaN for neurons whose weights vanish: these are hatched; `ordered`, whether to reorder
-    the neurons, in all maps alike: by the last matrix, its neurons without weights last; `titles`,
-    one for each map.
+    **Arguments:**
+
+    - `similarities`: one matrix for each map, as from `jaxcond.indicators.cosine_similarity`, such
+      as before and after training. Rows of NaN, of neurons whose weights vanish, are hatched.
+    - `ordered`: whether to reorder the neurons, in the same way in all maps: by the last matrix,
+      with the neurons without weights at the end.
+    - `titles`: one for each map.
 
     **Raises:** `ValueError` for matrices that are not square and of one size, and for another
     number of titles.
