@@ -6,8 +6,8 @@ $$E = \sum_{i=1}^r \lambda_i\, a_i^T b\, c_i .$$
 
 Rank 1 with unit strength is the three-layer network with one output of Z.-A. Chen and T. Luo,
 *On the dynamics of three-layer neural networks: initial condensation*, eq. (3.8); higher rank is
-their matrix factorisation, eq. (A.8). Whether a state was drawn from an ensemble, reduced to a
-dozen dimensions or read off a real network makes no difference to any function that takes it.
+their matrix factorisation, eq. (A.8). A state may be drawn from an ensemble, reduced to a dozen
+dimensions, or read off a real network; no function that takes it can tell the difference.
 """
 
 import equinox as eqx

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_traced(path: "Trajectory") -> bool:
-    """Whether anything of a trajectory is traced, so that nothing is refused."""
+    """Whether a trajectory holds traced arrays, so that no time can be refused."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(path))
 
 
@@ -28,7 +28,7 @@ def _reject(path: "Trajectory", name: str, values: np.ndarray, index: int, code:
 
 
 def refuse(path: "Trajectory", times: ArrayLike, values: ArrayLike, name: str) -> None:
-    """Raise `ValueError` for times that are not reached, if they are known."""
+    """Raise `ValueError` for times that are not reached, unless they are traced."""
     if isinstance(times, Tracer) or is_traced(path):
         return
     host, shown = np.asarray(times), np.asarray(values)
