@@ -58,9 +58,7 @@ class Certificate:
 
     @property
     def time(self) -> float:
-        """The double nearest to the centre of the enclosure: infinite at rest, NaN without an upper
-        bound.
-        """
+        """The double nearest to the centre of the enclosure; infinite at rest, else NaN."""
         if self.outcome == "comes to rest":
             return math.inf
         if self.lower is None or self.upper is None:
@@ -216,9 +214,7 @@ class _Flow:
 def _follow(
     flow: _Flow, digits: int, bits: int, max_steps: int, best: list[Any]
 ) -> tuple[int, bool]:
-    """Take steps until the enclosure, kept in `best`, is narrow enough or the balls are too
-    wide.
-    """
+    """Take steps until the enclosure in `best` is narrow enough or the balls are too wide."""
     from flint import arb
 
     ratio = _STEP / _DISC

@@ -190,9 +190,7 @@ def first_integrals(state: State) -> FirstIntegrals:
 
 
 def integrals_of(a: Any, b: Any, c: Any, library: Any) -> tuple[Any, Any]:
-    """The fields of `first_integrals` from NumPy or JAX arrays of equal widths, at unit
-    strength.
-    """
+    """The fields of `first_integrals` from arrays of equal widths, at unit strength."""
     smaller = library.sum(a * a) <= library.sum(c * c)
     a, c = library.where(smaller, a, c), library.where(smaller, c, a)
     b = library.where(smaller, b, b.T)

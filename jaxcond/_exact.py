@@ -87,9 +87,7 @@ def _nearly_rests(layers: Sequence[Any]) -> bool:
 
 
 def may_rest(a: Any, b: Any, c: Any, strength: Any) -> np.ndarray:
-    """Which states of a batch may be at rest, decided in floating point, so that `state_rests` is
-    needed.
-    """
+    """Which states of a batch may rest, decided in floating point; `state_rests` proves it."""
     with np.errstate(all="ignore"):
         a, b, c = (np.asarray(x, float) for x in (a, b, c))
         scales = [np.max(np.abs(x), axis=(1, 2), keepdims=True) for x in (a, b, c)]
@@ -110,9 +108,7 @@ def may_rest(a: Any, b: Any, c: Any, strength: Any) -> np.ndarray:
 
 
 def state_rests(a: Any, b: Any, c: Any, strength: Any) -> bool:
-    """Whether a state, given by its arrays, rests: `chain_rests` at rank 1, and zero velocity at
-    any.
-    """
+    """Whether a state rests: by `chain_rests` at rank 1, by zero velocity at any rank."""
     arrays = [np.asarray(x, float) for x in (a, b, c, strength)]
     if not all(np.all(np.isfinite(x)) for x in arrays):
         return False

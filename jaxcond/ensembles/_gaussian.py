@@ -93,9 +93,7 @@ class Gaussian(AbstractEnsemble):
         return reduced_gaussian(p, q, (scale_a, scale_b, scale_c), dim, key=key)
 
     def reduction_ends(self, dim: int) -> bool:
-        """The reduction ends with the smaller width, or one dimension later if the other is
-        larger.
-        """
+        """After the smaller width, or one dimension later if the other is larger."""
         if is_traced(self.p) or is_traced(self.q):
             return False
         p, q = float(self.p), float(self.q)

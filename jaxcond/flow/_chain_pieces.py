@@ -131,9 +131,7 @@ def _grow(front: Front) -> tuple[Front, Grown]:
 
 
 def _unit(chain: Chain) -> tuple[tuple[Array, Array], Chain]:
-    """The chain with layers and target of order one, and the powers of two that were divided
-    out.
-    """
+    """The chain with layers and target of order one, and the powers of two that this removes."""
     sizes = jnp.stack([jnp.sum(squared_sizes(chain)), jnp.sum(chain.target**2)])
     sizes = lax.stop_gradient(jnp.sqrt(sizes))
     sizes = jnp.where(jnp.isfinite(sizes) & (sizes > 0), sizes, 1)

@@ -34,9 +34,7 @@ _LAST = 4
 
 
 def order_of(dtype: jnp.dtype) -> int:
-    """The degree of the polynomials, with which each piece leaves two thirds of the remaining
-    time.
-    """
+    """The degree of the polynomials; each piece then leaves two thirds of the remaining time."""
     return 32 if jnp.finfo(dtype).bits >= 64 else 14
 
 
@@ -89,9 +87,7 @@ class Pieces(Timeline):
 
 
 def _change(sides: Array, place: Array, strength: Array) -> Array:
-    r"""The integral of $\sum_i \lambda_i a_i c_i^T$ from the start of a piece, divided by its
-    length.
-    """
+    r"""The change of $b$ since the start of a piece, divided by its length."""
     weights = integral_weights(sides.shape[0], place)
     left = jnp.einsum("jik,jl->lik", sides[:, 0], weights)
     return jnp.einsum("lik,i,lim->km", left, strength, sides[:, 1])

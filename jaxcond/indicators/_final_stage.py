@@ -56,9 +56,7 @@ def _safe(denominator: Array) -> Array:
 
 
 def _sign(values: Array, scale: Array, tolerance: Array) -> Array:
-    """The sign of values with the error `tolerance * scale`: 0 where the error exceeds the
-    value.
-    """
+    """The sign of values with the error `tolerance * scale`; 0 if the error is larger."""
     return jnp.where(jnp.abs(values) > tolerance * scale, jnp.sign(values), 0)
 
 

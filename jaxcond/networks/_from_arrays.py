@@ -36,15 +36,15 @@ def from_arrays(
     - `source`: a mapping of names to arrays (a state dict; nested mappings, as flax has them, are
       joined by dots), an `eqx.nn.MLP`, or a file `.npz` or `.safetensors`.
     - `names`: which arrays are the weights, the layer next to the input first; by default all
-      matrices in their order, numbers in names counted as numbers.
-    - `activation`, `bias`: as of `MLP`. Nothing saved tells them. Biases of all layers are found
-      beside the weights, `fc1.bias` beside `fc1.weight`.
+      matrices, sorted by the numbers in their names.
+    - `activation`, `bias`: as for `MLP`, since files do not store them. Biases of all layers are
+      recognised by name, `fc1.bias` beside `fc1.weight`.
     - `transpose`: for weights of shapes `(inputs, outputs)`, as flax has them.
 
     **Returns:** an `MLP` in the dtype of the weights.
 
     **Raises:** `ValueError` for files that hold Python objects (`.pt`), for biases of
-    some layers only, for names that are not there, and for shapes that do not fit together.
+    some layers only, for missing names, and for shapes that do not fit together.
     `OSError` if a file cannot be opened.
     """
     arrays = _arrays(source)
@@ -98,7 +98,7 @@ def _arrays(source: Any) -> dict[str, ArrayLike]:
 
 
 def _flat(source: Mapping[str, Any], prefix: str) -> dict[str, ArrayLike]:
-    """Nested mappings as one; tensors of PyTorch as arrays."""
+    """A nested mapping as a flat one, with PyTorch tensors as arrays."""
     found: dict[str, ArrayLike] = {}
     for name, value in source.items():
         if isinstance(value, Mapping):
@@ -110,20 +110,20 @@ def _flat(source: Mapping[str, Any], prefix: str) -> dict[str, ArrayLike]:
 
 
 def _by_number(name: str) -> list[Any]:
-    """Orders `layers.10` behind `layers.9`."""
+    """A sort key that puts `layers.10` after `layers.9`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array] | None:
     """The vectors beside the weights, `layers.3.bias` beside `layers.3.weight`.
 
-    **Raises:** `ValueError` if some layers have one and others not, or more than one.
+    **Raises:** `ValueError` if only some layers have a bias, or one has several.
     """
     found = []
     for name in names:
         layer, rank = name.rpartition(".")[0], np.ndim(arrays[name]) - 1
         beside = [n for n in arrays if n.rpartition(".")[0] == layer and np.ndim(arrays[n]) == rank]
-        # Without a common prefix nothing tells which vector belongs to which matrix.
+        # Without a common prefix it is not clear which vector belongs to which matrix.
         found.append(beside if layer or len(names) == 1 else [])
         if len(found[-1]) > 1:
             raise ValueError(f"Beside {name!r} there are several vectors: {', '.join(beside)}.")

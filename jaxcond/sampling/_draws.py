@@ -55,9 +55,7 @@ class Draws(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """Whether samples are truncated: they are reduced, and the reduction does not end by
-        itself.
-        """
+        """Whether samples are reduced, by a reduction that does not end by itself."""
         return self.dim is not None and not self.ensemble.reduction_ends(self.dim)
 
     @property

@@ -40,8 +40,8 @@ _DIM = 12
 # Points are multiples of 2^-52, moved to the centres of their cells: odd multiples of 2^-53, which
 # float64 holds exactly, as it does 1 - u, and never 0 or 1.
 _BITS = 52
-# Largest number of points generated at a time, to be skipped or because they lie between requested
-# ones.
+# Points skipped at a time, and the largest gap between requested points that is generated with
+# them.
 _SKIP, _GAP = 1 << 13, 1 << 8
 # Distinguishes the random streams of the scrambles from others with the same seed.
 _STREAM = 0x50B01
@@ -239,9 +239,7 @@ class QuasiDraws(AbstractSource):
         return State.from_vectors(scale_a * entries[0] * first, b, scale_c * entries[1] * first)
 
     def on_host(self) -> HostSampler | None:
-        """The samples as NumPy arrays; the entries beyond the leading ones come from the
-        ensemble.
-        """
+        """The samples as NumPy arrays; further entries come from the ensemble."""
         entries, indices, dim = np.asarray(self.entries), np.asarray(self.indices), self.dim
         leading = entries.shape[-1] // 3
         scale_a, scale_b, scale_c = (float(scale) for scale in self.ensemble.scales)
