@@ -27,7 +27,7 @@ def chosen_device() -> Any:
 
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    """A pool of threads that stays alive, since starting threads costs hundreds of blow-up times."""
+    """A pool of threads that stays alive: starting one costs hundreds of blow-up times."""
     return ThreadPoolExecutor(num_threads, thread_name_prefix="jaxcond")
 
 

@@ -1,6 +1,6 @@
 """When a network will leave its plateau, from its initial weights alone.
 
-What is predicted, and why, stands at the top of `jaxcond.networks._course`.
+The derivation is at the top of `jaxcond.networks._course`.
 """
 
 from collections.abc import Mapping
@@ -28,26 +28,27 @@ if TYPE_CHECKING:
 class Escape(eqx.Module):
     r"""The predicted end of the plateau; times are training times $t$.
 
-    - `crossing`: when the loss falls below `level`, by the clock of the network;
+    - `crossing`: the time at which the loss of the network falls below `level`;
       `crossing_iteration` in iterations.
     - `effective_crossing`: the same by the effective model and its quadratic term alone.
-    - `blowup`: the `BlowUp` of the effective model, $T^*$ with its bracket; `iteration` is $T^*$
-      in iterations, with `iteration_bracket`.
-    - `status`: an `EscapeStatus`; `limit`: a `Limit`, why the effective model does not hold as far
-      as the crossing, which is then that of the network's own flow.
-    - `correction`: relative difference of the two crossings, of order $\varepsilon$: what the
-      effective model is expected to be off by. The error of `crossing` is of second order in the
-      weights at the crossing, a small share of `correction`, which falls like $\varepsilon$ too.
+    - `blowup`: the `BlowUp` of the effective model, $T^*$ with its bracket, here in training time
+      and not in units of the effective model; `iteration` and `iteration_bracket` are the same in
+      iterations.
+    - `status`: an `EscapeStatus`; `limit`: a `Limit`, the reason if the effective model does not
+      hold up to the crossing, which is then that of the network's own flow.
+    - `correction`: relative difference of the two crossings, of order $\varepsilon$: the expected
+      error of the effective model. The error of `crossing` is of second order in the weights at the
+      crossing, a small share of `correction`, and also falls like $\varepsilon$.
     - `speed`: $\nu$ at the initial weights and at the crossing, shape `(2,)`.
-    - `times`, `clock`: along the trajectory, the time of the effective model and of the network,
-      NaN from where the network would turn back, the effective model having failed;
-      `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$); shape
-      `(num,)`.
+    - `times`, `clock`: the times of the effective model and of the network along the trajectory;
+      `clock` is NaN from the point at which the effective model fails and the network would turn
+      back; `effective_loss`, `network_loss` (curves 1 and 2), `energy`, `time_left` ($T^* - t$);
+      shape `(num,)`.
     - `level`: the loss that is crossed; `plateau`: the loss of the plateau, which is the initial
-      one or, with biases in every layer, that of the constant output of least loss;
-      `learning_rate`, if it was given.
+      loss or, with biases in every layer, that of the best constant output; `learning_rate`, if
+      given.
 
-    Of many networks all fields have a leading axis.
+    For many networks all fields have a leading axis.
     """
 
     crossing: Float[np.ndarray, "*batch"]
@@ -78,7 +79,7 @@ class Escape(eqx.Module):
 
     @property
     def crossing_iteration(self) -> np.ndarray:
-        """The iteration at which the loss falls below `fraction`, with fractions."""
+        """The iteration at which the loss falls below `level`, not rounded."""
         return self.iterations(self.crossing)
 
     @property
@@ -182,23 +183,23 @@ def predict_escape(
 
     - `network`: with the initial weights; many with a leading axis.
     - `data`, `loss`: as for `gradient_descent`.
-    - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
-      only times of gradient flow are predicted.
-    - `fraction`: of the initial loss, or with biases in every layer of the loss of the plateau,
-      where the output bias has settled; the prediction is when the loss falls below it.
-    - `level`: in place of `fraction`, the loss itself.
-    - `num`: points along the effective trajectory.
+    - `learning_rate`: the rate of gradient descent, a number or a mapping of iterations to rates;
+      without it only times of gradient flow are predicted.
+    - `fraction`: the share of the initial loss (with biases in every layer, of the loss of the
+      plateau, on which the output bias has settled) below which the loss has left the plateau.
+    - `level`: the loss itself, in place of `fraction`.
+    - `num`: number of points along the effective trajectory.
 
-    **Returns:** an `Escape`. The prediction takes $T^*$ (of three layers some twelve products with
-    $W_2$), and as many losses of the network as there are points.
+    **Returns:** an `Escape`. The prediction costs $T^*$ (for three layers about twelve products
+    with $W_2$), and `num` losses of the network.
 
-    **Raises:** `ValueError` for arguments out of range, where there is no effective model (see
+    **Raises:** `ValueError` for arguments out of range, if there is no effective model (see
     `effective_model`), and for an initial loss that is not positive unless `level` is given.
     **Status:** `Escape.status`, for each network.
 
-    Of a linear network `predict_steps` has all steps of the loss, not the first alone.
+    For a linear network, `predict_steps` predicts all steps of the loss, not only the first.
 
-    Source: at the top of `jaxcond.networks._course`.
+    Source: see the top of `jaxcond.networks._course`.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"Argument `fraction` must lie between 0 and 1, but is {fraction}.")

@@ -1,4 +1,4 @@
-"""What a training run leaves: the network, the records, and how it ended."""
+"""The result of a training run: the network, its records, and a status."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -29,17 +29,17 @@ class Run(eqx.Module):
     r"""The outcome of `gradient_descent` or `gradient_flow`.
 
     - `network`: the trained network; after a divergence the last good one.
-    - `iteration`, `time`: where it stands, in steps of gradient descent (accepted steps of the
-      solver for a flow) and in training time $t$, the sum of the learning rates.
+    - `iteration`, `time`: its position, in steps of gradient descent (for a flow, accepted steps of
+      the solver) and in training time $t$, the sum of the learning rates.
     - `iterations`, `times`: of the records, shape `(num,)`.
     - `records`: arrays by name, with the records along the first axis: `loss`, `rounded_away` (the
-      share of the weights whose steps were lost to rounding) and what was to be observed.
-    - `crossings`: for each fraction of the initial loss asked for, where the loss first fell below
-      it: a number of iterations for descent, a training time for a flow; NaN where it did not.
-    - `num_gradients`: evaluations of the gradient (for a flow, of rejected steps too).
+      share of the weights whose steps were lost to rounding) and the observables.
+    - `crossings`: for each requested fraction of the initial loss, the iteration (for a flow, the
+      training time) at which the loss first fell below it; NaN if it did not.
+    - `num_gradients`: evaluations of the gradient (for a flow, including rejected steps).
     - `status`: a `RunStatus`.
 
-    Of a batch of networks all fields have a leading axis.
+    For a batch of networks all fields have a leading axis.
     """
 
     network: MLP
@@ -53,7 +53,7 @@ class Run(eqx.Module):
     status: np.ndarray
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A record by its name; the last axes are those of the observable."""
+        """The record of a name; its last axes are those of the observable."""
         if name not in self.records:
             raise KeyError(f"{name!r} was not recorded; there are {', '.join(self.records)}")
         return self.records[name]

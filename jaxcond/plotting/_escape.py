@@ -18,8 +18,8 @@ _COLOUR, _LINE = "#4c72b0", "#c44e52"
 def escape_histogram(iterations: ArrayLike, *, title: str = "") -> Figure:
     """The distribution of the escape iteration over random initial weights.
 
-    **Arguments:** `iterations`, shape `(seeds,)`; those that are not finite are left out, and
-    counted in the title. `title`, what the networks are.
+    **Arguments:** `iterations`, shape `(seeds,)`; those that are not finite are left out and counted
+    in the title. `title`, a description of the networks.
 
     **Raises:** `ValueError` if none is finite.
     """
@@ -41,8 +41,8 @@ def escape_histogram(iterations: ArrayLike, *, title: str = "") -> Figure:
 def blowup_histogram(blowup: "BlowUp", *, title: str = "") -> Figure:
     """The distribution of the blow-up time over a batch of samples.
 
-    **Arguments:** `blowup`, of a batch; samples whose time is not finite are left out, and counted
-    in the title. `title`, what the samples are.
+    **Arguments:** `blowup`, of a batch, of which samples without a finite time are left out and
+    counted in the title; `title`, a description of the samples.
 
     **Raises:** `ValueError` if no time is finite.
     """
@@ -56,8 +56,8 @@ def blowup_histogram(blowup: "BlowUp", *, title: str = "") -> Figure:
 def escape_curves(escape: "Escape", *, title: str = "") -> Figure:
     """The loss of one network along its plateau, by the effective model and by its own flow.
 
-    **Arguments:** `escape`, of one network; `title`, what the network is. The horizontal axis shows
-    iterations if `escape` has a learning rate, and training times otherwise.
+    **Arguments:** `escape`, of one network; `title`, a description of the network. The horizontal
+    axis shows iterations if `escape` has a learning rate, and training times otherwise.
 
     **Raises:** `ValueError` for many networks.
     """
@@ -84,7 +84,7 @@ def escape_curves(escape: "Escape", *, title: str = "") -> Figure:
 def training_loss(run: "Run", *, title: str = "") -> Figure:
     """The recorded loss of a training run against the iteration, one line for each network.
 
-    **Arguments:** `run`, of one network or many; `title`, what the networks are.
+    **Arguments:** `run`, of one network or many; `title`, a description of the networks.
     """
     iterations, loss = np.atleast_2d(run.iterations), np.atleast_2d(run.loss)
     figure = Figure(figsize=(4.2, 3.0), dpi=200, layout="constrained")
@@ -122,12 +122,13 @@ def _histogram(
 def escape_sweep(
     name: str, values: Sequence[float], iterations: Sequence[ArrayLike], *, title: str = ""
 ) -> Figure:
-    """Medians and quartiles of the escape iteration against what is swept.
+    """Medians and quartiles of the escape iteration against a swept quantity.
 
-    **Arguments:** `name` of what is swept, and its `values`; for each of them `iterations` over the
-    seeds, of which those that are not finite are left out; `title`, what the networks are.
+    **Arguments:** `name` and `values` of the swept quantity; for each value the `iterations` over
+    the seeds, of which those that are not finite are left out; `title`, a description of the
+    networks.
 
-    **Raises:** `ValueError` for other lengths, or if no iteration is finite.
+    **Raises:** `ValueError` for different lengths, or if no iteration is finite.
     """
     if len(values) != len(iterations):
         raise ValueError(

@@ -23,7 +23,7 @@ def check_format(path: str | Path) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure at once or not at all; the suffix tells the format (`.png` if there is none).
+    """Write a figure completely or not at all, in the format of the suffix (`.png` without one).
 
     **Raises:** `OSError` if the file cannot be written, `ValueError` for an unknown format.
     """

@@ -11,7 +11,7 @@ DIVERGING = "RdBu_r"
 
 
 def order_of(similarity: np.ndarray) -> np.ndarray:
-    """Neurons in the order of the leading eigenvector of their similarities, masked ones last."""
+    """The order of neurons by the leading eigenvector of their similarities, masked ones last."""
     known = np.flatnonzero(~np.isnan(np.diagonal(similarity)))
     block = similarity[np.ix_(known, known)]
     leading = np.linalg.eigh(block)[1][:, -1] if known.size else np.zeros(0)
@@ -26,8 +26,8 @@ def similarity_map(
 ) -> Figure:
     r"""Matrices of cosine similarities of the same neurons, as heat maps side by side.
 
-    Condensed neurons show as blocks of $\pm1$: with neurons in the order of the leading eigenvector
-    of the matrix, as two blocks on the diagonal for the two signs of one direction.
+    Condensed neurons form blocks of $\pm1$. In the order of the leading eigenvector of the matrix,
+    the two signs of one direction are two blocks on the diagonal.
 
     **Arguments:**
 
