@@ -18,8 +18,8 @@ _COLOUR, _LINE = "#4c72b0", "#c44e52"
 def escape_histogram(iterations: ArrayLike, *, title: str = "") -> Figure:
     """The distribution of the escape iteration over random initial weights.
 
-    **Arguments:** `iterations`, shape `(seeds,)`; those that are not finite are left out and counted
-    in the title. `title`, a description of the networks.
+    **Arguments:** `iterations`, shape `(seeds,)`; those that are not finite are left out and
+    counted in the title. `title`, a description of the networks.
 
     **Raises:** `ValueError` if none is finite.
     """
