@@ -159,8 +159,8 @@ def _weakest(
     """The least margin, and the units of the least inequalities of every condition."""
     products, exact = view.products(state), jnp.zeros((), state.dtype)
     margins = [CONDITIONS[number](products, exact).margin for number in conditions]
-    found = [WEAKEST[number](products) for number in conditions]
-    units = jax.tree.map(lambda *indices: jnp.concatenate(indices), *found)
+    weakest = [WEAKEST[number](products) for number in conditions]
+    units = jax.tree.map(lambda *indices: jnp.concatenate(indices), *weakest)
     return jnp.min(jnp.stack(margins)), units
 
 
@@ -217,8 +217,8 @@ def _last_failure(
     def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         fails, held = ends
         middle = (fails + held) // 2
-        there = holds(middle)
-        return jnp.where(there, fails, middle), jnp.where(there, middle, held)
+        middle_holds = holds(middle)
+        return jnp.where(middle_holds, fails, middle), jnp.where(middle_holds, middle, held)
 
     ends = (jnp.full_like(last, -1), last + 1)
     return lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, ends)[0]

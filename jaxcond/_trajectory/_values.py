@@ -64,11 +64,11 @@ def status_at(view: View, time: Array) -> Int[Array, ""]:
     status = jnp.where(time >= blowup.time, PointStatus.BEYOND_BLOW_UP, status)
     reached = time * path.scale <= pieces.elapsed
     if path.reduction is None:
-        there = jnp.asarray(PointStatus.REACHED)
+        accuracy = jnp.asarray(PointStatus.REACHED)
     else:
         lost = _lost(path, _point_at(path, time))
-        there = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
-    status = jnp.where(reached, there, status)
+        accuracy = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
+    status = jnp.where(reached, accuracy, status)
     status = jnp.where(time < 0, PointStatus.BEFORE_START, status)
     valid = ~jnp.isnan(time) & (blowup.status != Status.INVALID_INPUT)
     return jnp.where(valid, status, PointStatus.INVALID_INPUT).astype(jnp.int32)

@@ -266,10 +266,10 @@ def gather(states: dict[str, State], field: Field = vector_field) -> dict[str, E
     batches = {name: Points.of(batch) for name, batch in states.items()}
     shape = np.max([(batch.rank, *batch.widths) for batch in batches.values()], axis=0)
     example = Points.of(example_1(batches[SQUARE].widths[0])).map(lambda x: x[None])
-    found = _gather({**batches, EXAMPLE: example}, tuple(shape), field)
-    towards = found[SQUARE].states.c[: -(-len(batches[SQUARE].c) // _SHARE), -1, 0]
+    evidence = _gather({**batches, EXAMPLE: example}, tuple(shape), field)
+    towards = evidence[SQUARE].states.c[: -(-len(batches[SQUARE].c) // _SHARE), -1, 0]
     rotated = {PARTIAL: _rotated(batches[SQUARE], towards)}
-    return found | _gather(rotated, tuple(shape), field)
+    return evidence | _gather(rotated, tuple(shape), field)
 
 
 def _rotated(states: Points, towards: np.ndarray) -> Points:
@@ -290,21 +290,21 @@ def _gather(
     stops = [_stops(batch, ends[name]) for name, batch in states.items()]
     every = Points(*map(np.concatenate, zip(*padded, strict=True)))
     along, rates, times = _follow_all(every, np.concatenate(stops), field)
-    found, begin = {}, 0
+    evidence, begin = {}, 0
     for name, batch in states.items():
         part = slice(begin, begin + len(batch.strength))
         begin = part.stop
         ours, speeds = (_cut(x, part, batch) for x in (along, rates))
-        found[name] = _evidence(ours, speeds, times[part])
-    return found
+        evidence[name] = _evidence(ours, speeds, times[part])
+    return evidence
 
 
 def _evidence(states: Points, rates: Points, times: np.ndarray) -> Evidence:
     unknown = np.full(len(times), np.nan)
     evidence = Evidence(states=states, rates=rates, times=times, blow_up=unknown, error=unknown)
     if states.rank == 1:
-        known = blowup_times(State(*evidence.initial), rtol=1e-12)
-        blow_up, error = np.asarray(known.time), np.asarray(known.error)
+        blowup = blowup_times(State(*evidence.initial), rtol=1e-12)
+        blow_up, error = np.asarray(blowup.time), np.asarray(blowup.error)
         error = np.where(np.isfinite(blow_up), error / blow_up, 0)
     else:
         with np.errstate(all="ignore"):

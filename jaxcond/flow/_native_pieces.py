@@ -23,8 +23,8 @@ def pieces(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces
     Differentiable in both modes and to any order, with the lengths of the pieces as constants. The
     derivatives are those of the program, which agrees with the kernel to rounding.
     """
-    known = state.rank == 1 and state.dtype in (np.float64, np.float32)
-    if not known or not _native.handlers():
+    supported = state.rank == 1 and state.dtype in (np.float64, np.float32)
+    if not supported or not _native.handlers():
         return pieces_by_program(state, closeness, max_pieces)
     if only_cpus():
         return _natively(state, closeness, max_pieces)
@@ -54,18 +54,18 @@ def _natively(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pie
     results = call(
         state.a[0], state.b, state.c[0], state.strength[0], closeness, order=np.int32(order)
     )
-    found = dict(zip(shapes, results, strict=True))
-    end = State(found["end_a"][None], found["end_b"], found["end_c"][None], state.strength)
-    last = Front(end, found["elapsed"], jnp.zeros((), dtype), jnp.ones((), bool))
+    arrays = dict(zip(shapes, results, strict=True))
+    end = State(arrays["end_a"][None], arrays["end_b"], arrays["end_c"][None], state.strength)
+    last = Front(end, arrays["elapsed"], jnp.zeros((), dtype), jnp.ones((), bool))
     return Pieces(
-        begin=found["begin"],
-        lag=found["lag"],
-        length=found["length"],
-        num=jnp.sum(found["length"] > 0),
+        begin=arrays["begin"],
+        lag=arrays["lag"],
+        length=arrays["length"],
+        num=jnp.sum(arrays["length"] > 0),
         ends=is_near(last, closeness, upper_of),
-        elapsed=found["elapsed"],
-        sides=found["sides"],
-        b=found["b"],
+        elapsed=arrays["elapsed"],
+        sides=arrays["sides"],
+        b=arrays["b"],
         strength=state.strength,
         end=end,
     )

@@ -90,8 +90,8 @@ class Stream:
     def read(self, iteration: int, last: int) -> tuple[Block | None, int]:
         """The next batches, at most up to iteration `last`, and the iteration after them."""
         if self._source is None:
-            there = self._batches(iteration) if callable(self._batches) else self._batches
-            self._source = iter(there)
+            batches = self._batches(iteration) if callable(self._batches) else self._batches
+            self._source = iter(batches)
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         size = 1
         while len(pairs) < min(size, last - iteration):

@@ -49,8 +49,8 @@ def _digest(tree: Any) -> str:
 
 
 def _name(activation: Activation) -> str:
-    named = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return named[0] if named else getattr(activation, "__name__", repr(activation))
+    names = [name for name, function in ACTIVATIONS.items() if function == activation]
+    return names[0] if names else getattr(activation, "__name__", repr(activation))
 
 
 def _loss_name(loss: Loss) -> str:
@@ -119,20 +119,20 @@ class Checkpoints:
         self._manager = _manager(path, create=True)
         self._damaged: list[int] = []
 
-    def _check(self, found: Mapping[str, Any], step: int) -> None:
+    def _check(self, saved: Mapping[str, Any], step: int) -> None:
         """Reject a checkpoint of another run. Learning rates must agree up to the checkpoint."""
-        wanted = json.loads(json.dumps(self.identity))
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        there, here = found.get("learning_rate"), wanted["learning_rate"]
-        if there is not None and here is not None and _agree(there, here, step):
+        own = json.loads(json.dumps(self.identity))
+        differing = [name for name in own if saved.get(name) != own[name]]
+        saved_rate, own_rate = saved.get("learning_rate"), own["learning_rate"]
+        if saved_rate is not None and own_rate is not None and _agree(saved_rate, own_rate, step):
             differing = [name for name in differing if name != "learning_rate"]
         if differing:
-            told = "; ".join(
-                f"{name} {found.get(name)} there, {wanted[name]} here" for name in differing
+            differences = "; ".join(
+                f"{name} {saved.get(name)} there, {own[name]} here" for name in differing
             )
             raise ValueError(
-                f"Folder {self.path} holds checkpoints of another run: {told}. Choose another "
-                "folder; nothing was changed."
+                f"Folder {self.path} holds checkpoints of another run: {differences}. Choose "
+                "another folder; nothing was changed."
             )
 
     def save(
@@ -190,9 +190,9 @@ class Checkpoints:
         self._check(saved.run, saved.step)
         if not within:
             return None
-        there = saved.arrays.pop(_STOPS)
+        recorded = saved.arrays.pop(_STOPS)
         wanted = stops[stops <= saved.step]
-        missing = np.setdiff1d(wanted, there)
+        missing = np.setdiff1d(wanted, recorded)
         # A run that ends at the checkpoint can still record its last iteration.
         missing = missing[missing < saved.step]
         if missing.size:
@@ -200,14 +200,13 @@ class Checkpoints:
                 f"Folder {self.path} holds this run up to iteration {saved.step} without records "
                 f"at iterations {', '.join(map(str, missing[:5]))}{', ...' * (missing.size > 5)}, "
                 "which `record` asks for; it has them at "
-                f"{', '.join(map(str, there[:5]))}{', ...' * (there.size > 5)}. Give `record` as a "
-                "list of iterations of which these are a part, or choose another folder; nothing "
-                "was changed."
+                f"{', '.join(map(str, recorded[:5]))}{', ...' * (recorded.size > 5)}. Give `record` "
+                "as a list of some of these iterations, or choose another folder; nothing was changed."
             )
-        kept = np.isin(there, wanted)
-        records = [record for record, keep in zip(saved.records, kept, strict=True) if keep]
+        chosen = np.isin(recorded, wanted)
+        records = [record for record, keep in zip(saved.records, chosen, strict=True) if keep]
         leaves = [jnp.asarray(saved.arrays[str(i)]) for i in range(len(saved.arrays))]
-        return _unplain(leaves, lanes), records, there[kept]
+        return _unplain(leaves, lanes), records, recorded[chosen]
 
 
 def _agree(first: list[Any], second: list[Any], step: int) -> bool:
@@ -256,19 +255,19 @@ def read_checkpoint(
     steps = list(manager.all_steps())
     step = max(steps, default=None) if iteration is None else iteration
     if step is None or step not in steps:
-        there = ", ".join(map(str, sorted(steps))) or "none"
-        raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {there}")
+        listed = ", ".join(map(str, sorted(steps))) or "none"
+        raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {listed}")
     saved, _ = _last_sound(manager, path, steps if iteration is None else [iteration])
-    found, records = saved.run, saved.records
-    name = found["activation"]
+    run, records = saved.run, saved.records
+    name = run["activation"]
     if activation is None and name not in ACTIVATIONS:
         raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
     # A lane begins with its network, and a network with its weights, then its biases.
-    depth, bias = len(found["layers"]), found["bias"]
+    depth, bias = len(run["layers"]), run["bias"]
     arrays = [
         jnp.asarray(saved.arrays[str(i)]) for i in range(2 * depth if bias is True else depth)
     ]
-    if len(found["layers"][0]) == 2:
+    if len(run["layers"][0]) == 2:
         arrays = [array[0] for array in arrays]
         records = [{key: value[0] for key, value in record.items()} for record in records]
     network = MLP(
@@ -316,23 +315,23 @@ def _last_sound(
             damaged[step] = (str(error).splitlines() or [type(error).__name__])[0]
             continue
         if damaged:
-            told = ", ".join(map(str, sorted(damaged)))
+            details = ", ".join(map(str, sorted(damaged)))
             warnings.warn(
-                f"In {path} the checkpoint of iteration {told} is damaged "
+                f"In {path} the checkpoint of iteration {details} is damaged "
                 f"({damaged[max(damaged)]}): that of iteration {step} is taken.",
                 CheckpointWarning,
                 stacklevel=5,
             )
         return saved, list(damaged)
-    told = "; ".join(f"iteration {step}: {why}" for step, why in sorted(damaged.items()))
-    raise OSError(f"no sound checkpoint in {path}: {told}")
+    details = "; ".join(f"iteration {step}: {why}" for step, why in sorted(damaged.items()))
+    raise OSError(f"no sound checkpoint in {path}: {details}")
 
 
 def _read(manager: ocp.CheckpointManager, step: int) -> _Saved:
     restore = {name: ocp.args.StandardRestore() for name in (_LANES, _RECORDS)}
     args = ocp.args.Composite(**restore, **{_RUN: ocp.args.JsonRestore()})
-    found = manager.restore(step, args=args)
-    run, arrays, stacked = found[_RUN], found[_LANES], found[_RECORDS]
+    contents = manager.restore(step, args=args)
+    run, arrays, stacked = contents[_RUN], contents[_LANES], contents[_RECORDS]
     digest = run.pop("digest")
     if digest != _sha256((arrays, stacked), json.dumps(run, sort_keys=True)):
         raise ValueError("its contents are not those of its SHA-256")

@@ -113,30 +113,31 @@ def check_trainable(network: object, data: object) -> None:
     **Raises:** `ValueError` for other types; the message says what to give instead.
     """
     if not isinstance(network, MLP):
-        told = ""
+        advice = ""
         if isinstance(network, eqx.Module):
-            told = (
+            advice = (
                 ": `from_arrays` takes the weights of an `eqx.nn.MLP`, and `predict_escape_of` any "
                 "module"
             )
         kind = f"{type(network).__module__}.{type(network).__name__}"
         raise ValueError(
-            f"Argument `network` must be an `MLP` of jaxcond.networks, but is of type {kind}{told}."
+            "Argument `network` must be an `MLP` of jaxcond.networks, but is of type "
+            f"{kind}{advice}."
         )
     if network.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"Networks are trained in float32 or float64, but this one has dtype {network.dtype}."
         )
     if not isinstance(data, AbstractData):
-        told = ""
+        advice = ""
         if hasattr(data, "__next__"):
-            told = (
+            advice = (
                 ": batches of an iterator go into `batches` of `gradient_descent`, and `data` are "
                 "samples to look at"
             )
         raise ValueError(
             "Argument `data` must be `Regression`, `Entries` or `Sensing`, but is of type "
-            f"{type(data).__name__}{told}."
+            f"{type(data).__name__}{advice}."
         )
 
 

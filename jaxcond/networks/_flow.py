@@ -144,9 +144,9 @@ class _Course:
             self._record(problem)
 
     def _record(self, problem: Flow) -> None:
-        found = _observe(self.network, problem)
+        values = _observe(self.network, problem)
         self.times.append(self.time)
-        self.records.append({name: np.asarray(value) for name, value in found.items()})
+        self.records.append({name: np.asarray(value) for name, value in values.items()})
 
     @property
     def goes_on(self) -> bool:

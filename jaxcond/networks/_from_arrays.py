@@ -65,21 +65,21 @@ def from_arrays(
     try:
         return MLP(weights, biases, activation, bias=bias)
     except ValueError as error:
-        told = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
+        shapes = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
         raise ValueError(
-            f"The arrays {told or 'of this source'} are no network: {error} Give `names` in the "
+            f"The arrays {shapes or 'of this source'} are no network: {error} Give `names` in the "
             "order of the layers, or `transpose=True` for shapes (inputs, outputs)."
         ) from error
 
 
 def _arrays(source: Any) -> dict[str, ArrayLike]:
     if isinstance(source, eqx.nn.MLP):
-        found = {}
+        arrays = {}
         for number, layer in enumerate(source.layers):
-            found[f"layers.{number}.weight"] = layer.weight
+            arrays[f"layers.{number}.weight"] = layer.weight
             if layer.bias is not None:
-                found[f"layers.{number}.bias"] = layer.bias
-        return found
+                arrays[f"layers.{number}.bias"] = layer.bias
+        return arrays
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.suffix.lower() in _PICKLED:
@@ -99,14 +99,14 @@ def _arrays(source: Any) -> dict[str, ArrayLike]:
 
 def _flat(source: Mapping[str, Any], prefix: str) -> dict[str, ArrayLike]:
     """A nested mapping as a flat one, with PyTorch tensors as arrays."""
-    found: dict[str, ArrayLike] = {}
+    arrays: dict[str, ArrayLike] = {}
     for name, value in source.items():
         if isinstance(value, Mapping):
-            found.update(_flat(value, f"{prefix}{name}."))
+            arrays.update(_flat(value, f"{prefix}{name}."))
         else:
             array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-            found[f"{prefix}{name}"] = array
-    return found
+            arrays[f"{prefix}{name}"] = array
+    return arrays
 
 
 def _by_number(name: str) -> list[Any]:
@@ -119,15 +119,15 @@ def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array
 
     **Raises:** `ValueError` if only some layers have a bias, or one has several.
     """
-    found = []
+    candidates = []
     for name in names:
         layer, rank = name.rpartition(".")[0], np.ndim(arrays[name]) - 1
         beside = [n for n in arrays if n.rpartition(".")[0] == layer and np.ndim(arrays[n]) == rank]
         # Without a common prefix it is not clear which vector belongs to which matrix.
-        found.append(beside if layer or len(names) == 1 else [])
-        if len(found[-1]) > 1:
+        candidates.append(beside if layer or len(names) == 1 else [])
+        if len(candidates[-1]) > 1:
             raise ValueError(f"Beside {name!r} there are several vectors: {', '.join(beside)}.")
-    with_bias = [name for name, beside in zip(names, found, strict=True) if beside]
+    with_bias = [name for name, beside in zip(names, candidates, strict=True) if beside]
     if not with_bias:
         return None
     if len(with_bias) < len(names):
@@ -136,4 +136,4 @@ def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array
             f"Layer {with_bias[0]!r} has a bias and {without!r} none, which `MLP` does not have. "
             "Follow such a network by `predict_escape_of` and `skip_plateau_of`."
         )
-    return [jnp.asarray(arrays[beside[0]]) for beside in found]
+    return [jnp.asarray(arrays[beside[0]]) for beside in candidates]

@@ -22,12 +22,12 @@ def over_lanes(function: Callable[[Any], Any], lanes: Any) -> Any:
     if jax.default_backend() != "cpu":
         return eqx.filter_vmap(function)(lanes)
     singles = unstacked(lanes)
-    found = [jax.block_until_ready(function(singles[0]))]  # compiles once for all lanes
+    results = [jax.block_until_ready(function(singles[0]))]  # compiles once for all lanes
     if len(singles) > 1:
-        found += map_on_threads(
+        results += map_on_threads(
             lambda lane: jax.block_until_ready(function(lane)), singles[1:], num_cores()
         )
-    return stacked(found)
+    return stacked(results)
 
 
 def unstacked(lanes: Any) -> list[Any]:

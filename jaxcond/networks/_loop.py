@@ -70,9 +70,9 @@ class Loop:
             self.records += self.crew.advance(np.asarray([end]), end)
 
     def _resume(self, saved: "networks.Checkpoints") -> None:
-        found = saved.latest((self.crew.lanes, self.crew.good), self.stops)
-        if found is not None:
-            (self.crew.lanes, self.crew.good), self.records, self.taken = found
+        checkpoint = saved.latest((self.crew.lanes, self.crew.good), self.stops)
+        if checkpoint is not None:
+            (self.crew.lanes, self.crew.good), self.records, self.taken = checkpoint
 
     def _pending(self) -> np.ndarray:
         return self.stops[self.taken.size :]

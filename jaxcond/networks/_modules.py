@@ -151,11 +151,11 @@ class MLP(eqx.Module):
             raise ValueError(f"Argument `bias` must be False or 'input', but is {self.bias!r}.")
         if self.biases is not None:
             wanted = [shape[:-1] for shape in shapes]
-            found = [bias.shape for bias in self.biases]
-            if found != wanted:
+            bias_shapes = [bias.shape for bias in self.biases]
+            if bias_shapes != wanted:
                 raise ValueError(
                     "Argument `biases` must be one vector for each layer, of shapes (n_1,), "
-                    f"(n_2,), ..., here {wanted}, but has shapes {found}."
+                    f"(n_2,), ..., here {wanted}, but has shapes {bias_shapes}."
                 )
             if self.bias:
                 raise ValueError(

@@ -208,8 +208,8 @@ def predict_escape(
     rate = None if learning_rate is None else LearningRate.of(learning_rate)
     if level is not None and not np.isfinite(level):
         raise ValueError(f"Argument `level` must be finite, but is {level}.")
-    found = courses(network, data, loss, rate, 1 - fraction, num, level)
-    escapes = [_escape(course) for course in found]
+    predicted = courses(network, data, loss, rate, 1 - fraction, num, level)
+    escapes = [_escape(course) for course in predicted]
     escape = jax.tree.map(lambda *leaves: np.stack(leaves), *escapes)
     if not network.batch_shape:
         escape = escapes[0]
@@ -217,18 +217,18 @@ def predict_escape(
 
 
 def _escape(course: Course) -> Escape:
-    path, found = course.path, course.crossing()
-    plain = course.effective_crossing()
+    path, crossing = course.path, course.crossing()
+    effective = course.effective_crossing()
     with np.errstate(invalid="ignore"):
         turned = np.logical_or.accumulate(np.diff(course.clock, prepend=-np.inf) <= 0)
-    at_crossing = np.interp(course.effective_time(found.time), course.times, path.speed)
+    at_crossing = np.interp(course.effective_time(crossing.time), course.times, path.speed)
     return Escape(
-        crossing=np.asarray(found.time),
-        effective_crossing=np.asarray(plain),
+        crossing=np.asarray(crossing.time),
+        effective_crossing=np.asarray(effective),
         blowup=course.blowup,
-        status=np.asarray(int(found.status)),
-        limit=np.asarray(int(found.limit)),
-        correction=np.asarray(plain / found.time - 1),
+        status=np.asarray(int(crossing.status)),
+        limit=np.asarray(int(crossing.limit)),
+        correction=np.asarray(effective / crossing.time - 1),
         speed=np.asarray([path.speed[0], at_crossing]),
         times=course.times,
         clock=np.where(turned, np.nan, course.clock),

@@ -204,12 +204,12 @@ def predict_steps(
         raise ValueError("Argument `network` must have finite weights.")
     data = data.prepared(network, loss)
     singles = unstacked(network) if network.batch_shape else [network]
-    found = [
+    results = [
         _steps(single, data, loss, rate, rank, (max_time, num, max_steps)) for single in singles
     ]
-    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
     if not network.batch_shape:
-        steps = found[0]
+        steps = results[0]
     return eqx.tree_at(lambda s: s.learning_rate, steps, rate, is_leaf=lambda x: x is None)
 
 
@@ -300,10 +300,10 @@ def _steps(
     )
     # Unused steps are infinite; the last one may occur twice.
     times = np.asarray(course.times, np.float64)
-    known = np.flatnonzero(np.isfinite(times))
-    known = known[np.diff(times[known], prepend=-1.0) > 0]
+    used = np.flatnonzero(np.isfinite(times))
+    used = used[np.diff(times[used], prepend=-1.0) > 0]
     times, losses, loss_rates, values, value_rates = (
-        np.asarray(x, np.float64)[known]
+        np.asarray(x, np.float64)[used]
         for x in (course.times, course.loss, course.loss_rates, course.values, course.value_rates)
     )
     final = start.problem.final()

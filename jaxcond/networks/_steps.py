@@ -113,9 +113,9 @@ class Problem(eqx.Module):
 
     def goes_on(self, lane: Lane) -> Bool[Array, ""]:
         """Whether a lane has neither ended nor reached its stop."""
-        known = lane.loss if self.batches.whole else lane.reached
+        loss = lane.loss if self.batches.whole else lane.reached
         going = (lane.ended == RunStatus.COMPLETED) & self._sound(lane)
-        return going & (known >= self.until * lane.first_loss)
+        return going & (loss >= self.until * lane.first_loss)
 
     def settle(self, lane: Lane, good: Lane, loss: Array) -> Lane:
         """A lane at a record with loss `loss` over all samples; a diverged lane becomes `good`."""

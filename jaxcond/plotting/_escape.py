@@ -134,9 +134,9 @@ def escape_sweep(
         raise ValueError(
             f"There are {len(values)} values of {name!r}, but iterations for {len(iterations)}."
         )
-    known = [np.asarray(x, np.float64) for x in iterations]
-    known = [x[np.isfinite(x)] for x in known]
-    kept = [(value, x) for value, x in zip(values, known, strict=True) if x.size]
+    finite = [np.asarray(x, np.float64) for x in iterations]
+    finite = [x[np.isfinite(x)] for x in finite]
+    kept = [(value, x) for value, x in zip(values, finite, strict=True) if x.size]
     if not kept:
         raise ValueError("Argument `iterations` must hold at least one finite number.")
     low, median, high = np.asarray([np.percentile(x, (25, 50, 75)) for _, x in kept]).T

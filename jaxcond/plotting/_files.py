@@ -15,10 +15,10 @@ def _kind(path: Path) -> str:
 def check_format(path: str | Path) -> None:
     """Raise `ValueError` unless figures can be written in the format of a file's suffix."""
     kind = _kind(Path(path))
-    known = FigureCanvasBase.get_supported_filetypes()
-    if kind not in known:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if kind not in formats:
         raise ValueError(
-            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(known))}."
+            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(formats))}."
         )
 
 

@@ -131,10 +131,10 @@ class _Scale(NamedTuple):
 
     @classmethod
     def of(cls, maps: list[np.ma.MaskedArray], centred: bool = False) -> "_Scale":
-        known = np.concatenate([array.compressed() for array in maps])
-        if known.size == 0:
+        finite = np.concatenate([array.compressed() for array in maps])
+        if finite.size == 0:
             raise ValueError("No cell has a finite value: there is nothing to plot.")
-        low, high = float(known.min()), float(known.max())
+        low, high = float(finite.min()), float(finite.max())
         if low > 0 and high > _DECADES * low and not centred:
             decades = math.log10(high / low)
             subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if decades < 5 else (1.0,)

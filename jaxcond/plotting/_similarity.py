@@ -12,11 +12,11 @@ DIVERGING = "RdBu_r"
 
 def order_of(similarity: np.ndarray) -> np.ndarray:
     """The order of neurons by the leading eigenvector of their similarities, masked ones last."""
-    known = np.flatnonzero(~np.isnan(np.diagonal(similarity)))
-    block = similarity[np.ix_(known, known)]
-    leading = np.linalg.eigh(block)[1][:, -1] if known.size else np.zeros(0)
-    masked = np.setdiff1d(np.arange(similarity.shape[0]), known)
-    return np.concatenate([known[np.argsort(leading, kind="stable")], masked])
+    unmasked = np.flatnonzero(~np.isnan(np.diagonal(similarity)))
+    block = similarity[np.ix_(unmasked, unmasked)]
+    leading = np.linalg.eigh(block)[1][:, -1] if unmasked.size else np.zeros(0)
+    masked = np.setdiff1d(np.arange(similarity.shape[0]), unmasked)
+    return np.concatenate([unmasked[np.argsort(leading, kind="stable")], masked])
 
 
 def similarity_map(
