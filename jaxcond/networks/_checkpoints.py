@@ -199,9 +199,9 @@ class Checkpoints:
             raise ValueError(
                 f"Folder {self.path} holds this run up to iteration {saved.step} without records "
                 f"at iterations {', '.join(map(str, missing[:5]))}{', ...' * (missing.size > 5)}, "
-                "which `record` asks for; it has them at "
-                f"{', '.join(map(str, recorded[:5]))}{', ...' * (recorded.size > 5)}. Give `record` "
-                "as a list of some of these iterations, or choose another folder; nothing was changed."
+                f"which `record` asks for; it has them at {', '.join(map(str, recorded[:5]))}"
+                f"{', ...' * (recorded.size > 5)}. Give `record` as a list of some of these "
+                "iterations, or choose another folder; nothing was changed."
             )
         chosen = np.isin(recorded, wanted)
         records = [record for record, keep in zip(saved.records, chosen, strict=True) if keep]
