@@ -1,4 +1,4 @@
-"""Arrays read from the files of others, by name."""
+"""Arrays by name, read from files that other programs wrote."""
 
 import zipfile
 import zlib
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-# What NumPy raises for files that are cut off, damaged, of another kind, or hold Python objects.
+# NumPy's errors for files that are cut off, damaged, of another kind, or hold Python objects.
 _DAMAGED = (ValueError, EOFError, KeyError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def as_real(name: str, array: np.ndarray) -> np.ndarray:
-    """Any real array as float64, which holds all that files are stored in."""
+    """Any real array as float64, which holds the values of all narrower dtypes."""
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise ValueError(f"Array {name!r} must hold real numbers, but has dtype {array.dtype}.")
     return array.astype(np.float64)
@@ -22,9 +22,9 @@ def as_real(name: str, array: np.ndarray) -> np.ndarray:
 def read_arrays(
     path: Path, wanted: tuple[str, ...] | None = None, optional: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """Arrays of a file `.npz` or `.safetensors` by name, in the order of the file where all are.
+    """Arrays of a file `.npz` or `.safetensors` by name, by default all in the order of the file.
 
-    Nothing else in it is read.
+    Other contents are not read.
 
     **Raises:** `OSError` if the file cannot be opened, `ValueError` if it is of another kind, is
     damaged, or lacks an array that is not optional.

@@ -1,8 +1,9 @@
 r"""Proven blow-up times, in ball arithmetic.
 
-Floating-point numbers are exact, so that a state has one blow-up time; `certify` encloses it by
-intervals that hold whatever is rounded. The flow goes in Taylor steps whose coefficients are balls,
-an exact number with a bound on the error each, and whose remainders are bounded as follows.
+The entries of a state are exact numbers, so it has one blow-up time. `certify` encloses that time
+by intervals that rounding cannot invalidate. It follows the flow in Taylor steps. Their
+coefficients are balls, each an exact number with an error bound, and their remainders are bounded
+as follows.
 
 With $m$ the mean of the $L$ squared norms of the layers and $n_l$ one of them, along every ray
 $t = s e^{i\varphi}$ in the complex plane $|n_l'| \le 2\Lambda\prod_l\sqrt{n_l} \le 2\Lambda
@@ -13,7 +14,7 @@ $$m(s) \le m(0)\,(1 - s/\rho)^{-2/(L-2)}, \qquad \rho = \frac{m(0)^{1-L/2}}{(L-2
 The flow is analytic for $|t| < \rho$, no entry exceeds $M = \sqrt{L\,m(\sigma\rho)}$ for $|t| \le
 \sigma\rho$, and by Cauchy's estimate the terms beyond power $N$ of a step $h = q\sigma\rho$ add up
 to at most $M q^{N+1}/(1-q)$. $T^*$ lies between $t + \rho$ and the upper bound of
-`bracket` at any state that is reached; close to blow-up they close in on each other.
+`bracket` at every state on the way, and these bounds approach each other at the blow-up.
 """
 
 import dataclasses
@@ -30,22 +31,23 @@ from ._state import State
 if TYPE_CHECKING:
     from flint import arb, arb_mat
 
-# Shares of the radius of analyticity: of the disc on which the majorant is taken, and of a step.
+# Radius of the disc of the majorant, and length of a step, as shares of the radius of analyticity.
 _DISC, _STEP = 0.9, 0.25
 _FEWEST_BITS, _MOST_BITS = 128, 1 << 14
-# Balls are too wide for a step to be of use where less than so many bits of the norms are known.
+# With fewer correct bits of the norms than this, the balls are too wide for another step.
 _KNOWN_BITS = 16
 _MOST_DIGITS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What is proven of one blow-up time.
+    """A proven enclosure of one blow-up time.
 
-    - `lower`, `upper`: exact numbers between which $T^*$ lies; `upper` is `None` where no bound is
-      proven. Both are `None` for a state that comes to rest.
+    - `lower`, `upper`: exact numbers between which $T^*$ lies. `upper` is `None` if no upper bound
+      is proven, and both are `None` for a state that comes to rest.
     - `outcome`: `"blows up"`, `"comes to rest"`, or `"not decided"` within the steps allowed.
-    - `num_steps`, `bits`: Taylor steps taken in all, and the bits of the numbers in the last ones.
+    - `num_steps`, `bits`: the total number of Taylor steps, and the precision of the last ones in
+      bits.
     """
 
     lower: Fraction | None
@@ -56,7 +58,7 @@ class Certificate:
 
     @property
     def time(self) -> float:
-        """The double nearest to the middle of the enclosure; infinite at rest, else NaN."""
+        """The double nearest to the centre of the enclosure; infinite at rest, else NaN."""
         if self.outcome == "comes to rest":
             return math.inf
         if self.lower is None or self.upper is None:
@@ -65,7 +67,7 @@ class Certificate:
 
     @property
     def digits(self) -> int:
-        """Certain decimal digits of $T^*$, by the width of the enclosure, at most 1000."""
+        """Proven decimal digits of $T^*$, by the width of the enclosure, at most 1000."""
         if self.lower is None or self.upper is None:
             return 0
         width, digits = self.upper - self.lower, 0
@@ -74,7 +76,7 @@ class Certificate:
         return digits
 
     def __contains__(self, time: float | Fraction) -> bool:
-        """Whether a time may be $T^*$ by what is proven."""
+        """Whether the proof allows a time to be $T^*$."""
         if self.outcome == "comes to rest":
             return not isinstance(time, Fraction) and time == math.inf
         assert self.lower is not None
@@ -97,7 +99,7 @@ class Certificate:
 
 
 def _decimal(value: Fraction, digits: int, *, up: bool) -> str:
-    """A positive number with some digits, rounded to one side."""
+    """A positive number with `digits` digits, rounded up or down."""
     if value <= 0:
         return "0"
     exponent = math.floor(
@@ -118,25 +120,25 @@ def _decimal(value: Fraction, digits: int, *, up: bool) -> str:
 
 
 def certify(state: State | Chain, *, digits: int = 12, max_steps: int = 20_000) -> Certificate:
-    r"""Prove an enclosure of the blow-up time $T^*$ of one state or chain, as it is given.
+    r"""Prove an enclosure of the blow-up time $T^*$ of one state or chain.
 
     **Arguments:**
 
-    - `state`: one `State` of any rank, or one `Chain` of at least 3 layers; every entry is taken
-      for the exact number that it is.
-    - `digits`: decimal digits of $T^*$ asked for: the enclosure is at most
-      $10^{-\mathtt{digits}}$ of it wide. The numbers get more bits until it is.
-    - `max_steps`: Taylor steps in all, after which it is `"not decided"`, with what is proven by
-      then.
+    - `state`: one `State` of any rank, or one `Chain` of at least 3 layers; every entry counts as
+      an exact number.
+    - `digits`: decimal digits of $T^*$. The precision rises until the width of the enclosure is at
+      most $10^{-\mathtt{digits}}\,T^*$.
+    - `max_steps`: total number of Taylor steps, after which the outcome is `"not decided"`, with
+      the bounds proven so far.
 
     **Returns:** a `Certificate`. Rest is proven in the cases of `comes_to_rest`, and for chains
-    likewise. States that come to rest otherwise, and strengths of which the largest does not win,
-    whose bracket stays open, remain undecided.
+    likewise. Other states that come to rest remain undecided, and so do states in which the
+    component of largest strength does not dominate, since their bracket does not close.
 
-    **Raises:** `ValueError` for a batch, for entries that are not finite, and for other numbers of
-    digits than 1 to 1000; `ImportError` where python-flint is missing.
+    **Raises:** `ValueError` for a batch, for entries that are not finite, and for `digits` outside
+    1 to 1000; `ImportError` where python-flint is missing.
 
-    A state of width 30 takes some seconds. Runs on the host.
+    A state of width 30 takes a few seconds. Runs on the host.
     """
     if state.batch_shape:
         raise ValueError("Argument `state` must be one state, but is a batch.")
@@ -185,7 +187,7 @@ def certify(state: State | Chain, *, digits: int = 12, max_steps: int = 20_000) 
 
 
 class _Flow:
-    """The coefficients of a flow as balls, from the point reached.
+    """The Taylor coefficients of a flow at the current point, as balls.
 
     - `depth`: the number of layers $L$.
     """
@@ -201,7 +203,7 @@ class _Flow:
         raise NotImplementedError
 
     def above(self) -> "arb | None":
-        """An upper bound on the time left, where the energy is positive for certain."""
+        """An upper bound on the time left, if the energy is certainly positive."""
         raise NotImplementedError
 
     def step(self, length: "arb", order: int, entries: "arb", slopes: "arb") -> None:
@@ -212,7 +214,7 @@ class _Flow:
 def _follow(
     flow: _Flow, digits: int, bits: int, max_steps: int, best: list[Any]
 ) -> tuple[int, bool]:
-    """Take steps until the enclosure, kept in `best`, is narrow or the balls are too wide."""
+    """Take steps until the enclosure in `best` is narrow enough or the balls are too wide."""
     from flint import arb
 
     ratio = _STEP / _DISC
@@ -231,7 +233,7 @@ def _follow(
             if best[1] - best[0] <= best[0] / 10**digits:
                 return count, True
         length = Fraction(_STEP) * _short(radius)
-        # Rounding of the two shares aside.
+        # Up to rounding of the two shares.
         step, q = _ball(length), arb(ratio) * (1 + arb(2) ** -40)
         # The step is at most `_STEP` of the radius, so that `ratio` is at least its share.
         majorant = (flow.depth * mean).sqrt().upper() * arb(1 - _DISC) ** (arb(-1) / power)
@@ -259,7 +261,7 @@ def _below(value: "arb") -> Fraction:
 
 
 def _short(value: Fraction) -> Fraction:
-    """A number of few bits just below one that is positive."""
+    """A number of few bits just below a positive ball."""
     exponent = value.numerator.bit_length() - value.denominator.bit_length() - 24
     unit = Fraction(2) ** exponent
     return math.floor(value / unit) * unit
@@ -298,7 +300,7 @@ def _sum(terms: list["arb_mat"], rows: int, columns: int) -> "arb_mat":
 
 
 def _horner(coefficients: list["arb_mat"], step: "arb", beyond: "arb") -> "arb_mat":
-    """The value of a polynomial with a bound on what it leaves out of every entry."""
+    """The value of a polynomial, with a bound on the remainder in every entry."""
     from flint import arb, arb_mat
 
     value = coefficients[-1]
@@ -314,7 +316,7 @@ class _ThreeLayers(_Flow):
 
     $$Y'' = Y S(Z^TZ)S + (A + YY^T)Y S^2, \qquad A = bb^T - YY^T \text{ conserved,}$$
 
-    and likewise for $Z$ with $C = b^Tb - ZZ^T$. At rank 1 the smaller of both suffices, as
+    and likewise for $Z$ with $C = b^Tb - ZZ^T$. At rank 1 the smaller of $Y$ and $Z$ suffices, as
     $\|c\|^2 - \|a\|^2$ is conserved.
     """
 

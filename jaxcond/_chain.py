@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ._precision import to_jax
 from ._state import State
 
 
@@ -41,7 +42,7 @@ class Chain(eqx.Module):
     target: Float[Array, "..."]
 
     def __init__(self, layers: Sequence[ArrayLike], target: ArrayLike | None = None):
-        matrices = [jnp.asarray(x) for x in layers]
+        matrices = [to_jax(x) for x in layers]
         default = jnp.ones((1, 1), matrices[0].dtype if matrices else float)
         arrays = [*matrices, default if target is None else jnp.asarray(target)]
         if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):
@@ -130,9 +131,9 @@ def with_diagonal_target(chain: Chain) -> Chain:
 
     $$(W_1Q,\ W_2,\ \dots,\ W_{L-1},\ P^TW_L), \qquad \text{target } \Lambda .$$
 
-    What the first and the last layer do outside of $Q$ and $P$ does not move. Targets that are seen
-    to be diagonal are taken as they are, with strengths of either sign, so that nothing is rounded;
-    under a transformation they are not seen unless they are 1 by 1.
+    The parts of the first and the last layer outside of $Q$ and $P$ do not move. A diagonal target
+    is kept as it is, with strengths of either sign, so that nothing is rounded. Under a JAX
+    transformation only a 1 by 1 target is recognised as diagonal.
     """
     target, rank = chain.target, min(chain.target.shape[-2:])
     first, *middle, last = chain.layers

@@ -52,7 +52,8 @@ def vector_field(point: State | Chain) -> State | Chain:
     **Arguments:** one `State` or one `Chain`.
 
     **Returns:** a `State` whose layers are $(a', b', c')$, or a `Chain` with the layers $W_l'$. The
-    strengths or the target are zero, since they do not move: it can be added to the point.
+    strengths, or the target, do not move and are zero in the result, so that it can be added to the
+    point.
 
     **Raises:** `ValueError` for a batch of chains.
 
@@ -143,11 +144,12 @@ def conserved(point: State | Chain) -> Conserved | tuple[Float[Array, "n n"], ..
 
 
 class FirstIntegrals(eqx.Module):
-    r"""The integrals $F_k$ of the flow of rank 1, and what they are sums of.
+    r"""The integrals $F_k$ of the flow of rank 1, and the sizes of their terms.
 
     - `values`: the $F_k$, one for each eigenvalue $\alpha_k$ of $A + \kappa$ in ascending order;
-      those of equal eigenvalues all hold the sum over their eigenspace.
-    - `sizes`: the sums of the absolute values of their terms, to compare them with.
+      where eigenvalues coincide, each entry holds the sum over their eigenspace.
+    - `sizes`: for each $F_k$ the sum of the absolute values of its terms, the scale to compare it
+      with.
     """
 
     values: Float[Array, " k"]
@@ -161,7 +163,7 @@ class FirstIntegrals(eqx.Module):
 
 
 def first_integrals(state: State) -> FirstIntegrals:
-    r"""What makes the flow of rank 1 integrable.
+    r"""The first integrals $F_k$ that make the flow of rank 1 integrable.
 
     In eigenvectors of $A + \kappa$, $A = bb^T - aa^T$, $\kappa = \|c\|^2 - \|a\|^2$, with
     coordinates $x$ of $a$ and $y$ of $a' = bc$ and $W_{jk} = x_j y_k - x_k y_j$,
@@ -169,9 +171,9 @@ def first_integrals(state: State) -> FirstIntegrals:
     $$F_k = y_k^2 - \alpha_k x_k^2 - \|x\|^2 x_k^2 - \sum_{j \ne k}
       \frac{W_{jk}^2}{\alpha_k - \alpha_j}$$
 
-    do not change along the flow. Where it comes to rest $a \to 0$ and $a' \to 0$, so that all of
-    them are zero: necessary for rest, and a measure of how near it is. Written for the smaller of
-    $a$ and $c$, in units of time of $1/|\lambda|$.
+    do not change along the flow. If the flow comes to rest, $a \to 0$ and $a' \to 0$, so that all
+    $F_k$ are zero: a necessary condition for rest, and a measure of the distance from it. The
+    formula is for the smaller of $a$ and $c$, with time in units of $1/|\lambda|$.
 
     **Arguments:** one `State` of rank 1.
 
@@ -188,7 +190,7 @@ def first_integrals(state: State) -> FirstIntegrals:
 
 
 def integrals_of(a: Any, b: Any, c: Any, library: Any) -> tuple[Any, Any]:
-    """The fields of `first_integrals`, of NumPy or JAX arrays of equal widths, unit strength."""
+    """The fields of `first_integrals` from arrays of equal widths, at unit strength."""
     smaller = library.sum(a * a) <= library.sum(c * c)
     a, c = library.where(smaller, a, c), library.where(smaller, c, a)
     b = library.where(smaller, b, b.T)

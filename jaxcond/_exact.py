@@ -37,8 +37,8 @@ def _parallel(x: Vector, y: Vector) -> bool:
 def chain_rests(layers: Sequence[Any], strength: float) -> bool:
     r"""Whether the flow of $E = \lambda W_L\cdots W_1$ provably comes to rest.
 
-    With $x_0 = 1$ and $x_l = W_l x_{l-1}$, layers are aligned where every $W_l^T x_l$ is parallel
-    to $x_{l-1}$: that is kept by the flow, which moves $w_l = \pm|x_l|/|x_{l-1}|$ as scalar layers.
+    With $x_0 = 1$ and $x_l = W_l x_{l-1}$, layers are aligned if every $W_l^T x_l$ is parallel to
+    $x_{l-1}$. The flow keeps them aligned and moves $w_l = \pm|x_l|/|x_{l-1}|$ as scalar layers.
     All $w_l^2$ fall by the same amount as long as $E < 0$, and never vanish if the two smallest are
     equal. The flow is at rest if every $\partial E/\partial W_l$ is zero.
 
@@ -68,7 +68,7 @@ def chain_rests(layers: Sequence[Any], strength: float) -> bool:
 
 
 def _nearly_rests(layers: Sequence[Any]) -> bool:
-    """Whether exact arithmetic is worth while: decided in floating point, with a wide margin."""
+    """Whether exact arithmetic is worthwhile, decided in floating point with a wide margin."""
     with np.errstate(all="ignore"):
         x, sizes = np.ones(1), []
         for layer in (np.atleast_2d(np.asarray(layer, float)) for layer in layers):
@@ -87,7 +87,7 @@ def _nearly_rests(layers: Sequence[Any]) -> bool:
 
 
 def may_rest(a: Any, b: Any, c: Any, strength: Any) -> np.ndarray:
-    """Which states of a batch are worth asking `state_rests` about, by floating point."""
+    """Which states of a batch may rest, decided in floating point; `state_rests` proves it."""
     with np.errstate(all="ignore"):
         a, b, c = (np.asarray(x, float) for x in (a, b, c))
         scales = [np.max(np.abs(x), axis=(1, 2), keepdims=True) for x in (a, b, c)]
@@ -108,7 +108,7 @@ def may_rest(a: Any, b: Any, c: Any, strength: Any) -> np.ndarray:
 
 
 def state_rests(a: Any, b: Any, c: Any, strength: Any) -> bool:
-    """`chain_rests` of one state of rank 1, by its arrays; of any rank, whether nothing moves."""
+    """Whether a state rests: by `chain_rests` at rank 1, by zero velocity at any rank."""
     arrays = [np.asarray(x, float) for x in (a, b, c, strength)]
     if not all(np.all(np.isfinite(x)) for x in arrays):
         return False

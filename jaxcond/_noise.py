@@ -1,4 +1,4 @@
-"""Noise in the last bits, by which the condition of a blow-up time is measured."""
+"""Noise in the last bits, which measures the condition of a blow-up time."""
 
 import functools
 import operator
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-# Of every entry in units of rounding of its layer's root mean square: not far above rounding
-# itself, since close to a state that never blows up the time is far from linear.
+# Size of the noise in units of rounding of the layer's root mean square. It is close to rounding
+# itself, since near a state that never blows up the time is far from linear.
 NOISE = 32
-# What rounding does to a time, as a share of what that noise does.
+# The effect of rounding on a time, as a share of the effect of the noise.
 ROUNDING_SHARE = 2.0
-# Where noise moves the time by more than this share of it, its effect is no longer proportional to
-# it, and nothing is known: a state that comes to rest may lie as close.
+# If noise moves the time by more than this share, the effect is no longer proportional to the noise
+# and gives no error estimate: a state that comes to rest may lie as close.
 LARGEST_SHIFT = 2.0**-8
 
 
 def signs(probe: Any, layer: Any, i: Any, j: Any) -> Any:
-    """Signs that depend on their place alone, whatever the states are padded to.
+    """Signs that depend on the position alone, so that padding does not change them.
 
-    **Arguments:** unsigned whole numbers of 32 bits, whose products go round, that broadcast.
+    **Arguments:** unsigned 32-bit integers, which broadcast and whose products wrap around.
 
-    The native kernel makes the same.
+    The native kernel computes the same signs.
     """
     factors = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
     h = functools.reduce(
@@ -38,7 +38,7 @@ def signs(probe: Any, layer: Any, i: Any, j: Any) -> Any:
 
 
 def patterns(layers: PyTree[Array], probe: int) -> PyTree[np.ndarray]:
-    """Signs for every entry of layers, each `probe` with signs of its own."""
+    """Signs for every entry of the layers, different for each `probe`."""
     leaves, structure = jax.tree.flatten(layers)
 
     def pattern(number: int, layer: Array) -> np.ndarray:
@@ -50,7 +50,7 @@ def patterns(layers: PyTree[Array], probe: int) -> PyTree[np.ndarray]:
 
 
 def stirred(layers: PyTree[Array], pattern: PyTree[Any]) -> PyTree[Array]:
-    """Layers with noise in every entry, of given signs."""
+    """Layers with noise of the given signs in every entry."""
 
     def noisy(layer: Array, chosen: Any) -> Array:
         # Squares of the entries must neither overflow nor vanish.
@@ -63,5 +63,5 @@ def stirred(layers: PyTree[Array], pattern: PyTree[Any]) -> PyTree[Array]:
 
 
 def with_noise(layers: PyTree[Array], probe: int) -> PyTree[Array]:
-    """Layers with noise in every entry, each `probe` with signs of its own."""
+    """Layers with noise in every entry, with different signs for each `probe`."""
     return stirred(layers, patterns(layers, probe))

@@ -6,8 +6,8 @@ $$E = \sum_{i=1}^r \lambda_i\, a_i^T b\, c_i .$$
 
 Rank 1 with unit strength is the three-layer network with one output of Z.-A. Chen and T. Luo,
 *On the dynamics of three-layer neural networks: initial condensation*, eq. (3.8); higher rank is
-their matrix factorisation, eq. (A.8). Whether a state was drawn from an ensemble, reduced to a
-dozen dimensions or read off a real network makes no difference to any function that takes it.
+their matrix factorisation, eq. (A.8). A state may be drawn from an ensemble, reduced to a dozen
+dimensions, or read off a real network; no function that takes it can tell the difference.
 """
 
 import equinox as eqx
@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from ._precision import to_jax
+
 
 def _as_floating(name: str, value: ArrayLike) -> Array:
-    array = jnp.asarray(value)
+    array = to_jax(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"Argument `{name}` must be a real floating-point array, but has dtype {array.dtype}."

@@ -21,13 +21,13 @@ def num_cores() -> int:
 
 
 def chosen_device() -> Any:
-    """The device that the caller set as JAX's default, or None."""
+    """The device that the caller set as JAX's default, or `None`."""
     return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def _pool(num_threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: to start them takes as long as hundreds of blow-up times."""
+    """A pool of threads that stays alive: starting one costs hundreds of blow-up times."""
     return ThreadPoolExecutor(num_threads, thread_name_prefix="jaxcond")
 
 
@@ -39,10 +39,10 @@ if hasattr(os, "register_at_fork"):
 def map_on_threads(
     function: Callable[[T], R], pieces: Iterable[T], num_threads: int
 ) -> Iterable[R]:
-    """A function of many pieces, in their order, with the caller's JAX precision and device.
+    """Map a function over many pieces, in order, with the caller's JAX precision and device.
 
     JAX's configuration belongs to the thread if the caller set it by a context manager. The
-    function must not call this one. What has not begun is given up when one piece fails.
+    function must not call this one. If one piece fails, pieces that have not begun are cancelled.
     """
     wide_precision = jnp.result_type(float) == jnp.float64
     device = chosen_device()

@@ -1,4 +1,4 @@
-r"""Bounds on the blow-up time from the current state alone, and the cases known in closed form.
+r"""Bounds on the blow-up time from the current state alone, and the closed forms.
 
 With $N$ any of $\|a\|^2, \|b\|_F^2, \|c\|^2$ the flow has $N' = 2E$ and
 $E \le \max_i|\lambda_i|\,\|a\|\|b\|_F\|c\|$; integrating,
@@ -11,8 +11,8 @@ $$T^* \le t + E^{-1/3} \quad (r = 1), \qquad
 T^* \le t + (\|a\|^2+\|b\|_F^2+\|c\|^2)/(3E) \quad (\text{any } r).$$
 
 Sources: the upper bound for rank 1 is Chen and Luo, Theorem 1, eq. (3.15); the other two follow
-from $N' = 2E$ and from $E' = \|\nabla E\|^2 \ge 9E^2/\|\theta\|^2$. Times are those left from the
-given state. `bracket` has them for chains of any depth.
+from $N' = 2E$ and from $E' = \|\nabla E\|^2 \ge 9E^2/\|\theta\|^2$. All bounds are on the time left
+from the given state. `bracket` takes chains of any depth too.
 """
 
 import jax
@@ -76,7 +76,7 @@ def carlson_rf(
 
 
 def bracket(point: State | Chain) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""A rigorous interval for the time that one state or chain has left until it blows up.
+    r"""A rigorous interval for the time from one state or chain to its blow-up.
 
     For states the bounds at the top of this module; for chains of $L \ge 3$ layers, with $n_l =
     \|W_l\|_F^2$,
@@ -85,14 +85,14 @@ def bracket(point: State | Chain) -> tuple[Float[Array, ""], Float[Array, ""]]:
       \frac{\sum_l n_l}{L(L-2)E}, \qquad
       T^* \le \frac{(E/\lambda)^{2/L-1}}{(L-2)\lambda} \quad (V = \pm\lambda,\ 1 \times 1).$$
 
-    They are taken in the singular vectors of the target, where the norms are smallest. Both
-    coincide for layers that are aligned, of equal norms and of positive energy.
+    The bounds are evaluated in the singular vectors of the target, where the norms are smallest.
+    They coincide if the layers are aligned, have equal norms, and the energy is positive.
 
     **Arguments:** one `State`, or one `Chain`.
 
     **Returns:** `(lower, upper)`. `upper` is infinite unless the energy is positive; both are
-    infinite for what has no energy to gain (all strengths zero) and for two layers, and NaN for
-    what is not finite.
+    infinite if all strengths are zero or there are two layers, and NaN for entries that are not
+    finite.
 
     **Raises:** `ValueError` for a batch of chains.
     """
@@ -176,11 +176,11 @@ def assumption_1(state: State) -> Bool[Array, ""]:
     tend to if the smaller of $a$ and $c$ came to rest at zero. `blow_up_guaranteed` is another
     condition; neither implies the other.
 
-    **Arguments:** one `State` of rank 1, any widths and scale. Either strength of unit size has the
-    same condition; with another one, times are in units of $1/|\lambda|$.
+    **Arguments:** one `State` of rank 1, any widths and scale. The condition is the same for
+    strengths 1 and -1; for another strength, times are in units of $1/|\lambda|$.
 
     **Returns:** a boolean scalar. Differences within 16 units of rounding of their terms count as
-    zero, and no state without strength, or with entries that are not finite, satisfies it.
+    zero. The result is false for zero strength and for entries that are not finite.
 
     **Raises:** `ValueError` for a higher rank.
 
@@ -202,14 +202,15 @@ def assumption_1(state: State) -> Bool[Array, ""]:
 
 
 def blow_up_guaranteed(state: State) -> Bool[Array, ""]:
-    r"""Whether what the flow conserves rules out that one rank-one state comes to rest.
+    r"""Whether the conserved matrices prove that one rank-one state blows up.
 
     A flow that does not blow up has $E \le 0$, so its norms do not grow and, being an analytic
     gradient flow, it converges to an equilibrium: $a = 0$ or $c = 0$ there, since $ac^T = 0$. If
     $\|a\| > \|c\|$ it is $c = 0$, hence $C = b^Tb - cc^T$, which is conserved, must be positive
     semidefinite; if $\|c\| > \|a\|$ the same holds for $A = bb^T - aa^T$. A negative eigenvalue of
     that matrix, or $E > 0$, therefore guarantees a finite blow-up time. The condition is
-    sufficient, not necessary; `assumption_1` is the paper's, and docs/paper.md compares the two.
+    sufficient, not necessary; `assumption_1` is the condition of the paper, and docs/paper.md
+    compares the two.
 
     **Returns:** a boolean scalar.
     """
@@ -245,8 +246,8 @@ def aligned_blowup_time(*weights: Float[ArrayLike, "..."]) -> Float[Array, "..."
 
     **Arguments:** the weights $w_1, \dots, w_L$, at least three, in any order; they broadcast.
 
-    **Returns:** $T^*$ for unit strength, to a few units in the last place: at any scale for three
-    layers, for more with weights within 150 decades of each other (15 in float32).
+    **Returns:** $T^*$ for unit strength, to a few units in the last place. Three layers may have
+    any scale; the weights of more layers must lie within 150 decades of each other (15 in float32).
 
     **Raises:** `ValueError` for fewer than three weights.
     """
@@ -258,8 +259,8 @@ def aligned_blowup_time(*weights: Float[ArrayLike, "..."]) -> Float[Array, "..."
         )
     dtype = jnp.result_type(*weights, 0.0)
     values = jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(w, dtype) for w in weights)))
-    # Neither may the product underflow, nor the squares: differences of squares are taken as
-    # products of exact differences and sums.
+    # Neither the product nor the squares may underflow, so a difference of squares is computed as
+    # the product of an exact difference and a sum.
     _, exponent = jnp.frexp(jnp.max(jnp.abs(values), axis=0))
     negative = jnp.prod(jnp.sign(values), axis=0) < 0
     roots = jnp.sort(jnp.ldexp(jnp.abs(values), -exponent[None]), axis=0)
@@ -294,16 +295,17 @@ def two_layer_flow(
     `(width,)`; times `t` of either sign, a scalar or of shape `(num,)`.
 
     **Returns:** $(a(t), c(t))$, each `(width,)` or `(num, width)`. They overflow only where the
-    solution does, and keep their digits where it decays.
+    solution does, and stay accurate where it decays.
     """
     a, c, t = (jnp.asarray(x, jnp.result_type(a, c, t, 0.0)) for x in (a, c, t))
     a, c = (jnp.broadcast_to(x, (*t.shape, *x.shape)) for x in (a, c))
     t = t[..., None]
-    # By cosh and sinh small components keep their digits, by exponentials decaying ones do.
+    # The form with cosh and sinh keeps the digits of small components, the one with exponentials
+    # those of decaying ones.
     short = jnp.abs(t) < 1
     cosh, sinh = jnp.cosh(jnp.where(short, t, 0)), jnp.sinh(jnp.where(short, t, 0))
-    # In two halves, so that the exponential does not overflow before the product; sums at unit
-    # scale, so that they do not underflow before it.
+    # Two factors, so that the exponential does not overflow before the product; the sums are formed
+    # at unit scale, so that they do not underflow.
     _, exponent = jnp.frexp(jnp.maximum(jnp.abs(a), jnp.abs(c)))
     unit_a, unit_c = jnp.ldexp(a, -exponent), jnp.ldexp(c, -exponent)
     half, plus, minus = jnp.exp(0.5 * t), 0.5 * (unit_a + unit_c), 0.5 * (unit_a - unit_c)
@@ -313,20 +315,20 @@ def two_layer_flow(
     return later_a, jnp.where(short, a * sinh + c * cosh, growing - decaying)
 
 
-# Sums of the entries of a layer up to this number of units: their sixth power has no more digits
-# than the dtype.
+# The largest sum of a layer's entries, in units of their common factor, whose sixth power the dtype
+# holds exactly.
 _LARGEST_SUMS = {64: 456, 32: 16, 16: 3, 8: 1}
 
 
 def comes_to_rest(state: State) -> Bool[Array, ""]:
-    """Whether it is proven that one state never blows up.
+    """Whether rounding-free arithmetic proves that one state never blows up.
 
-    It is at rest if its strengths or all products in the vector field vanish. At rank 1 it comes to
-    rest, too, where $a$, $b$, $c$ are aligned with negative energy and the two smallest squares of
-    `aligned_blowup_time` are equal. That is decided where nothing is rounded: entries are small
-    multiples of a power of two, or powers of two times one number. (On the host, `blowup_time` and
-    `blowup_times` decide it for all entries.) False says nothing: states near such a one do blow
-    up.
+    A state is at rest if its strengths or all products in the vector field vanish. At rank 1 a
+    state also comes to rest if $a$, $b$, $c$ are aligned with negative energy and the two smallest
+    squares of `aligned_blowup_time` are equal. This function decides that only for entries with
+    which nothing is rounded: small multiples of a power of two, or powers of two times one number.
+    On the host, `blowup_time` and `blowup_times` decide it for all entries. False proves nothing:
+    states near a state at rest do blow up.
     """
     unit, _ = state.unit_scale()
     layers, given = jax.tree.leaves(unit.layers), jax.tree.leaves(state.layers)
@@ -363,7 +365,8 @@ def comes_to_rest(state: State) -> Bool[Array, ""]:
     moves = jnp.any(onto_a != 0) | jnp.any(onto_c != 0) | (size_a * size_c != 0)
     aligned = jnp.all(onto_a * size_a == a * product) & jnp.all(onto_c * size_c == c * product)
     scale = size_a * size_c
-    # The squares times the product of the outer two, to compare without dividing.
+    # The squares times the product of the outer two, so that they can be compared without a
+    # division.
     squares = jnp.sort(jnp.stack([size_a * scale, product * product, size_c * scale]))
     # a.bc, without the strength; its sign is that of the energy.
     falls = jnp.sign(state.strength[0]) * product < 0
@@ -372,9 +375,9 @@ def comes_to_rest(state: State) -> Bool[Array, ""]:
 
 
 def proven_bracket(state: State) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`bracket` of one state of unit scale, rounded outward.
+    """`bracket` of one state of unit scale, rounded outwards.
 
-    `upper` is infinite unless it is certain, whatever is rounded, that the energy is positive.
+    `upper` is infinite unless the energy is positive beyond all rounding errors.
     """
     rounding = 16 * jnp.finfo(state.dtype).eps * max(state.widths)
     norms, strongest = squared_norms(state), jnp.max(jnp.abs(state.strength))

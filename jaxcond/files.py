@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[str]:
-    """The name of a file to write, which becomes `path` at the end, or is removed on failure."""
+    """A temporary file to write, which becomes `path` at the end, or is removed on failure."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix

@@ -91,7 +91,7 @@ def aligned_states():
     values = np.random.default_rng(5).uniform(0.2, 2, (24, 3))
     values[::2, 0] *= -1
     states = [aligned_state(*row, p=4, q=3, seed=i) for i, row in enumerate(values)]
-    times = jax.vmap(jc.aligned_blowup_time)(*jnp.asarray(values.T))
+    times = jax.vmap(jc.bounds.aligned_blowup_time)(*jnp.asarray(values.T))
     return states, np.asarray(times)
 
 
@@ -196,7 +196,7 @@ def test_near_miss_of_example_1_reports_how_well_it_knows():
     gap = 4 * EPS
     layers = (jnp.array([1.0]), jnp.array([[1.0 + gap]]), jnp.array([-1.5]))
     found = jc.blowup_time(jc.State.from_vectors(*layers))
-    exact = float(jc.aligned_blowup_time(layers[0][0], layers[1][0, 0], layers[2][0]))
+    exact = float(jc.bounds.aligned_blowup_time(layers[0][0], layers[1][0, 0], layers[2][0]))
     assert np.isfinite(exact)
     assert float(found.lower) <= exact <= float(found.upper)
     assert abs(float(found.time) - exact) <= float(found.error)

@@ -114,7 +114,7 @@ def test_chain_integral_at_depth_3_is_carlson_rf():
     squares[:3] = [(1e-12, 1e-12, 1), (1e-12, 1, 1), (1e-120, 1e-90, 1e-70)]
     squares[200:, 1] = 0
     np.testing.assert_allclose(
-        integrals(jnp.asarray(squares)), jc.carlson_rf(*squares.T), rtol=ROUNDING
+        integrals(jnp.asarray(squares)), jc.bounds.carlson_rf(*squares.T), rtol=ROUNDING
     )
 
 
@@ -261,7 +261,7 @@ def test_scalar_chains_in_closed_form(depth):
     # From negative energy to the turning point at which the smallest layer vanishes, and on.
     shifted = weights[7] ** 2 - np.min(weights[7] ** 2)
     expected[7] = 2 * integral_by_mpmath(shifted) - expected[7]
-    np.testing.assert_allclose(jc.aligned_blowup_time(*weights.T), expected, rtol=1e-13)
+    np.testing.assert_allclose(jc.bounds.aligned_blowup_time(*weights.T), expected, rtol=1e-13)
     np.testing.assert_array_equal(found.status, jc.Status.CONVERGED)
     np.testing.assert_allclose(found.time, expected, rtol=RTOL)
     assert np.all(np.abs(found.time - np.array(expected)) <= found.error)
@@ -410,7 +410,7 @@ def test_gradient():
     chain = Chain([jnp.array([[x]]) for x in (0.7, 1.3, -0.9, -1.1)])
     gradient = jax.grad(lambda chain: jc.blowup_time(chain, jc.Direct(max_steps=256)).time)(chain)
     inner = functools.partial(jax.tree.map, jnp.vdot)
-    time = float(jc.aligned_blowup_time(0.7, 1.3, -0.9, -1.1))
+    time = float(jc.bounds.aligned_blowup_time(0.7, 1.3, -0.9, -1.1))
     along, onward = (inner(gradient.layers, x.layers) for x in (chain, jc.vector_field(chain)))
     assert float(sum(along)) == pytest.approx(-2 * time, rel=1e-8)
     assert float(sum(onward)) == pytest.approx(-1, rel=1e-8)
@@ -420,7 +420,7 @@ def test_too_few_steps_say_so():
     """And a second method takes what the first cannot settle."""
     weights = np.random.default_rng(7).uniform(0.5, 2, (BATCH, 4))
     weights[:, 0] *= -1
-    chains, exact = points_of(aligned_layers(weights)), jc.aligned_blowup_time(*weights.T)
+    chains, exact = points_of(aligned_layers(weights)), jc.bounds.aligned_blowup_time(*weights.T)
     few = jc.Direct(max_steps=4)
     found = jc.blowup_times(chains, methods=[few])
     np.testing.assert_array_equal(found.status, jc.Status.NOT_CONVERGED)
@@ -505,6 +505,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="in float32 or float64, but the dtype is float16"):
         jc.blowup_time(jax.tree.map(lambda leaf: leaf.astype("float16"), four))
     with pytest.raises(ValueError, match="at least 3 weights, but got 2"):
-        jc.aligned_blowup_time(1.0, 2.0)
+        jc.bounds.aligned_blowup_time(1.0, 2.0)
     with pytest.raises(ValueError, match="two never blow up"):
         jc.certify(Chain((column, row)))

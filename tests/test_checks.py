@@ -263,8 +263,8 @@ def test_what_the_paper_prints_of_the_lower_bound_is_wrong_where_the_energy_pass
     point = np.argmax(found.energies[i] > 0)
     state = jc.State(*(x[i, point] for x in found.states))
     assert point < found.onset[i]
-    bound = found.times[i, point] + float(jc.theorem_2_lower(state, jnp.asarray(1.4)))
-    assert bound > found.blow_up[i] + 0.3 * float(jc.theorem_1_upper(state))
+    bound = found.times[i, point] + float(jc.bounds.theorem_2_lower(state, jnp.asarray(1.4)))
+    assert bound > found.blow_up[i] + 0.3 * float(jc.bounds.theorem_1_upper(state))
 
 
 def test_evidence_leads_from_the_initial_states_to_the_blow_up(true):

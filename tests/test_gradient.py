@@ -96,7 +96,7 @@ def test_aligned_wide_state_has_first_derivatives_only():
     state = aligned_state(1.2, -0.7, 0.5, p=30, q=28)
     other = random_state(jax.random.key(5), 1, 30, 28)
     gradient, second, _ = wide_second()(state, other)
-    expected = jax.grad(lambda v: jc.aligned_blowup_time(v[0], v[1], v[2]))(
+    expected = jax.grad(lambda v: jc.bounds.aligned_blowup_time(v[0], v[1], v[2]))(
         jnp.array([1.2, -0.7, 0.5])
     )
     np.testing.assert_allclose(gradient.a[0], expected[0] * state.a[0] / 1.2, rtol=1e-9)
@@ -133,7 +133,7 @@ def test_closed_form_of_width_one(scales):
     """Either sign of the energy, and re-expansion where scales differ."""
     values = jnp.array(scales)
     got = scalar_gradient()(values)
-    expected = jax.grad(lambda v: jc.aligned_blowup_time(v[0], v[1], v[2]))(values)
+    expected = jax.grad(lambda v: jc.bounds.aligned_blowup_time(v[0], v[1], v[2]))(values)
     np.testing.assert_allclose(got, expected, rtol=1e-9)
 
 

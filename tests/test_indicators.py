@@ -9,6 +9,7 @@ import pytest
 from helpers import pick, random_state
 
 import jaxcond as jc
+from jaxcond import indicators
 from jaxcond.indicators import CONDITIONS, LEAST_SIDES, WEAKEST, Products
 
 
@@ -170,26 +171,28 @@ def test_angle_with_a_vector_that_vanishes_is_nan(key):
 def test_ratios_of_components_that_share_the_lead():
     share, u, w = np.array([0.6, 0.8]), np.full(4, 0.5), np.full(9, 1 / 3)
     a, b, c = np.outer(share, u), np.outer(u, w), np.outer(share, w)
-    ratios = jc.ratios(jc.State(a, b, c, np.array([1.0, -1.0])).scale(1e6))
+    ratios = indicators.ratios(jc.State(a, b, c, np.array([1.0, -1.0])).scale(1e6))
     np.testing.assert_allclose(ratios, [1 / share, 1 / share], rtol=1e-13)
 
 
 def test_ratios_and_condensed_set_of_a_condensed_state():
     state = condensed_state()
-    np.testing.assert_allclose(jc.ratios(state), 1.0, atol=1e-5)
-    assert np.all(jc.condensed_set(state))
-    assert bool(jc.condensed(state))
+    np.testing.assert_allclose(indicators.ratios(state), 1.0, atol=1e-5)
+    assert np.all(indicators.condensed_set(state))
+    assert bool(indicators.condensed(state))
     bounded = jc.State(state.a, state.b, state.c.at[0, 1].set(1.0), state.strength)
-    np.testing.assert_array_equal(jc.condensed_set(bounded)[0], [True, False, True, True, True])
-    assert not bool(jc.condensed(bounded))
-    assert not bool(jc.condensed(random_state(jax.random.key(1), 1, 4, 5)))
+    np.testing.assert_array_equal(
+        indicators.condensed_set(bounded)[0], [True, False, True, True, True]
+    )
+    assert not bool(indicators.condensed(bounded))
+    assert not bool(indicators.condensed(random_state(jax.random.key(1), 1, 4, 5)))
 
 
 def test_cosine_similarity_and_alignment():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((6, 3))
     rows[2] = 0.0
-    similarity = np.asarray(jc.cosine_similarity(jnp.array(rows)))
+    similarity = np.asarray(indicators.cosine_similarity(jnp.array(rows)))
     assert np.all(np.isnan(similarity[2]))
     assert np.all(np.isnan(similarity[:, 2]))
     np.testing.assert_allclose(similarity[0, 1], cosine(rows[0], rows[1]), rtol=1e-12)
@@ -199,36 +202,40 @@ def test_cosine_similarity_and_alignment():
     np.testing.assert_allclose(aligned[5], cosine(rows[5], direction), rtol=1e-12)
     assert np.isnan(aligned[2])
     stack = jnp.array([direction, -3 * direction, [0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
-    assert float(jc.share_within(stack, jnp.array(direction), 0.01)) == 0.5
+    assert float(indicators.share_within(stack, jnp.array(direction), 0.01)) == 0.5
 
 
 def test_singular_values_and_effective_rank():
     rng = np.random.default_rng(1)
     matrix = rng.standard_normal((5, 4))
     expected = np.linalg.svd(matrix, compute_uv=False)
-    np.testing.assert_allclose(jc.singular_values(jnp.array(matrix)), expected, rtol=1e-12)
-    np.testing.assert_allclose(jc.singular_values(jnp.array(matrix), 2), expected[:2], rtol=1e-12)
-    np.testing.assert_allclose(jc.effective_rank(jnp.eye(4)), 4.0, rtol=1e-12)
-    np.testing.assert_allclose(jc.effective_rank(jnp.ones((3, 5))), 1.0, rtol=1e-10)
+    np.testing.assert_allclose(indicators.singular_values(jnp.array(matrix)), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        indicators.singular_values(jnp.array(matrix), 2), expected[:2], rtol=1e-12
+    )
+    np.testing.assert_allclose(indicators.effective_rank(jnp.eye(4)), 4.0, rtol=1e-12)
+    np.testing.assert_allclose(indicators.effective_rank(jnp.ones((3, 5))), 1.0, rtol=1e-10)
     shares = expected / expected.sum()
     entropy = -np.sum(shares * np.log(shares))
-    np.testing.assert_allclose(jc.effective_rank(jnp.array(matrix)), np.exp(entropy), rtol=1e-12)
+    np.testing.assert_allclose(
+        indicators.effective_rank(jnp.array(matrix)), np.exp(entropy), rtol=1e-12
+    )
 
 
 def test_product_holds_the_energy_on_its_diagonal(key):
     state = random_state(key, 3, 4, 5)
-    diagonal = jnp.diagonal(jc.product(state))
+    diagonal = jnp.diagonal(indicators.product(state))
     np.testing.assert_allclose(jnp.sum(state.strength * diagonal), jc.energy(state), rtol=1e-12)
     expected = pick(state.a, 0) @ state.b @ pick(state.c, 2)
-    np.testing.assert_allclose(jc.product(state)[0, 2], expected, rtol=1e-12)
+    np.testing.assert_allclose(indicators.product(state)[0, 2], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1e170])
 def test_alignment_and_condensed_set_do_not_depend_on_the_scale(scale):
     rows = jax.random.normal(jax.random.key(0), (5, 3))
     direction = jnp.array([1.0, 2.0, -1.0])
-    expected = jc.cosine_similarity(rows)
-    np.testing.assert_allclose(jc.cosine_similarity(rows * scale), expected, rtol=1e-12)
+    expected = indicators.cosine_similarity(rows)
+    np.testing.assert_allclose(indicators.cosine_similarity(rows * scale), expected, rtol=1e-12)
     expected = jc.alignment(rows, direction)
     np.testing.assert_allclose(jc.alignment(rows * scale, direction * scale), expected, rtol=1e-12)
-    assert bool(jc.condensed(condensed_state().scale(scale)))
+    assert bool(indicators.condensed(condensed_state().scale(scale)))

@@ -9,7 +9,7 @@ from helpers import EPS, gaussian_states, pick, random_state
 from matplotlib.figure import Figure
 
 import jaxcond as jc
-from jaxcond import plotting
+from jaxcond import indicators, plotting
 
 WIDTH, NUM = 4, 40
 # Of full states, lifted or not: products of a few numbers each, but for the trajectory's accuracy.
@@ -106,7 +106,7 @@ def test_the_upper_bound_is_that_of_theorem_2(panel, rising, times):
     first = NUM - at.size
     growth, energy = rising.growth(times)[first], rising.energy(times)[first]
     elapsed = times[first:] - times[first]
-    expected = jax.vmap(jc.theorem_2_energy, (None, 0, None))(energy, elapsed, growth)
+    expected = jax.vmap(jc.bounds.theorem_2_energy, (None, 0, None))(energy, elapsed, growth)
     # Past its own blow-up the bound is infinite, and not drawn.
     drawn = np.isfinite(bound)
     assert drawn.sum() >= 2
@@ -236,7 +236,9 @@ def two_signs():
 
 def test_a_similarity_map_has_labels_and_a_scale(two_signs):
     _, rows = two_signs
-    figure = plotting.similarity_map(jc.cosine_similarity(jnp.asarray(rows)), titles=["at the end"])
+    figure = plotting.similarity_map(
+        indicators.cosine_similarity(jnp.asarray(rows)), titles=["at the end"]
+    )
     axes, bar = figure.axes
     assert axes.get_xlabel() == axes.get_ylabel() == "neuron, by leading eigenvector"
     assert bar.get_ylabel() == "cosine similarity"
@@ -250,7 +252,7 @@ def test_a_similarity_map_has_labels_and_a_scale(two_signs):
 
 def test_condensed_neurons_show_as_two_blocks(two_signs):
     signs, rows = two_signs
-    similarity = np.asarray(jc.cosine_similarity(jnp.asarray(rows)))
+    similarity = np.asarray(indicators.cosine_similarity(jnp.asarray(rows)))
     shown = image_of(plotting.similarity_map(similarity))
     # Either sign may come first.
     first = int(np.sum(shown[0] > 0))
@@ -263,8 +265,8 @@ def test_condensed_neurons_show_as_two_blocks(two_signs):
 
 def test_maps_before_and_after_have_the_order_of_the_last(two_signs):
     _, rows = two_signs
-    before = np.asarray(jc.cosine_similarity(jnp.asarray(rows[::-1] ** 2 - 1)))
-    after = np.asarray(jc.cosine_similarity(jnp.asarray(rows)))
+    before = np.asarray(indicators.cosine_similarity(jnp.asarray(rows[::-1] ** 2 - 1)))
+    after = np.asarray(indicators.cosine_similarity(jnp.asarray(rows)))
     figure = plotting.similarity_map(before, after, titles=["before", "after"])
     first, last = (axes.images[0].get_array() for axes in figure.axes[:2])
     (expected,) = plotting.similarity_map(after).axes[0].images
@@ -281,7 +283,7 @@ def test_maps_before_and_after_have_the_order_of_the_last(two_signs):
 
 def test_the_order_is_that_of_the_leading_eigenvector():
     rows = np.random.default_rng(4).standard_normal((6, 3))
-    similarity = np.asarray(jc.cosine_similarity(jnp.asarray(rows)))
+    similarity = np.asarray(indicators.cosine_similarity(jnp.asarray(rows)))
     values, vectors = np.linalg.eigh(similarity)
     leading = vectors[:, np.argmax(values)]
     shown = image_of(plotting.similarity_map(similarity))
@@ -292,7 +294,7 @@ def test_the_order_is_that_of_the_leading_eigenvector():
 def test_neurons_stay_in_place_unless_ordered(two_signs):
     _, rows = two_signs
     rows[2] = 0
-    similarity = np.asarray(jc.cosine_similarity(jnp.asarray(rows)))
+    similarity = np.asarray(indicators.cosine_similarity(jnp.asarray(rows)))
     figure = plotting.similarity_map(similarity, ordered=False)
     shown = image_of(figure)
     np.testing.assert_array_equal(np.ma.filled(shown, math.nan), similarity)
@@ -304,7 +306,7 @@ def test_neurons_stay_in_place_unless_ordered(two_signs):
 def test_neurons_without_weights_come_last_and_are_hatched(two_signs):
     _, rows = two_signs
     rows[[0, 4]] = 0
-    figure = plotting.similarity_map(jc.cosine_similarity(jnp.asarray(rows)))
+    figure = plotting.similarity_map(indicators.cosine_similarity(jnp.asarray(rows)))
     shown = image_of(figure)
     known = np.arange(len(rows)) < len(rows) - 2
     np.testing.assert_array_equal(~np.ma.getmaskarray(shown), np.outer(known, known))
@@ -317,7 +319,7 @@ def test_neurons_without_weights_come_last_and_are_hatched(two_signs):
 
 
 def test_a_map_of_neurons_without_weights_is_all_masked():
-    figure = plotting.similarity_map(jc.cosine_similarity(jnp.zeros((3, 2))))
+    figure = plotting.similarity_map(indicators.cosine_similarity(jnp.zeros((3, 2))))
     assert np.all(np.ma.getmaskarray(image_of(figure)))
     figure.savefig(io.BytesIO())
 

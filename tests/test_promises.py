@@ -132,7 +132,7 @@ def test_all_states_of_width_1_with_small_entries():
     found = jc.blowup_times(
         jc.State.from_vectors(values[:, :1], values[:, 1:2, None], values[:, 2:])
     )
-    exact = jax.vmap(jc.aligned_blowup_time)(*values.T)
+    exact = jax.vmap(jc.bounds.aligned_blowup_time)(*values.T)
     truth = [f"{float(t):.17e}" if np.isfinite(t) else None for t in exact]
     rests = ~np.isfinite(np.asarray(exact))
     np.testing.assert_array_equal(np.asarray(found.status) == jc.Status.NO_BLOW_UP, rests)

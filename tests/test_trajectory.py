@@ -12,7 +12,7 @@ from helpers import gaussian_states, pick, random_state
 from scipy.integrate import solve_ivp
 
 import jaxcond as jc
-from jaxcond import PointStatus
+from jaxcond import PointStatus, indicators
 
 FRACTIONS = np.array([0.5, 0.9, 0.99, 0.999])
 TABLE = json.loads((Path(__file__).parent / "tables" / "trajectory.json").read_text())
@@ -182,7 +182,7 @@ def check_conditions(path, times):
     for name in ("xi", "psi", "phi", "zeta"):
         expected = getattr(full, name)
         np.testing.assert_allclose(getattr(angles, name), expected, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(path.ratios(times), jax.vmap(jc.ratios)(states), rtol=1e-9)
+    np.testing.assert_allclose(path.ratios(times), jax.vmap(indicators.ratios)(states), rtol=1e-9)
 
 
 def test_indicators_without_forming_b():

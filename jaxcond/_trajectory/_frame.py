@@ -12,8 +12,8 @@ from .._reduction import Reduction
 from .._state import State
 from ..indicators import Products, Units
 
-# The conserved $A$ is used where no squared row of $b$ is this many times smaller than what it is
-# a difference of: six of its bits are then lost at most.
+# $A$ is used unless some squared row norm of $b$ is smaller, by this factor, than the terms that it
+# is a difference of: at most six bits are then lost.
 _LOST = 64
 
 
@@ -25,12 +25,12 @@ class Frame(eqx.Module):
 
     $$bb^T = b_0b_0^T + \tfrac12\sum_i (\delta_i\sigma_i^T + \sigma_i\delta_i^T) .$$
 
-    That is lost to rounding where $b$ is far smaller than $a$. There, with
+    Rounding spoils this where $b$ is far smaller than $a$. There, with
     $b = b_0 + P \Delta Q^T$ and $W = b_0 Q\Delta^T + \tfrac12 P\Delta\Delta^T$,
 
     $$bb^T = b_0b_0^T + W P^T + P W^T,$$
 
-    one product of a matrix of `dim` columns for each Gram matrix.
+    which takes one product with a matrix of `dim` columns for each Gram matrix.
     """
 
     reduction: Reduction
@@ -56,7 +56,7 @@ class Frame(eqx.Module):
         )
 
     def only(self, units: Units) -> "Frame":
-        """That of some units."""
+        """The frame of some units."""
         rows, columns = units.rows, units.columns
         bases = self.reduction.left[:, rows], self.reduction.right[:, columns]
         return Frame(
@@ -94,7 +94,7 @@ class Frame(eqx.Module):
 
 
 class _Side(eqx.Module):
-    """The rows of $b$, or its columns, at the start."""
+    """The rows of the initial $b$, or its columns."""
 
     squares: Float[Array, " p"]
     gram: Float[Array, "p p"]
@@ -116,7 +116,7 @@ def _gram(side: _Side, first: Array, layer: Array, change: Array) -> tuple[Array
         crossed = ((side.onto + 0.5 * (side.basis.T @ change)) @ change.T) @ side.basis
         return side.gram + crossed + crossed.T
 
-    # Norms apart from the matrix, so that it need not be formed for them.
+    # The norms come separately, so that the matrix need not be formed for them.
     squares = _either(exact, by_layer, by_change)
     crossed = 0.5 * jnp.einsum("ik,il->kl", moved, total)
     gram = _either(exact, side.gram + crossed + crossed.T, gram_by_change)
@@ -124,6 +124,6 @@ def _gram(side: _Side, first: Array, layer: Array, change: Array) -> tuple[Array
 
 
 def _either(holds: Bool[Array, ""], cheap: Array, other: Callable[[], Array]) -> Array:
-    """One value or another, which is not computed where no lane of a batch needs it."""
+    """A conditional that computes the other value only if some lane of a batch needs it."""
     needed = lax.cond(eqxi.unvmap_all(holds), lambda: cheap, other)
     return jnp.where(holds, cheap, needed)

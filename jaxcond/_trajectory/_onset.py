@@ -1,15 +1,15 @@
 """When the final stage begins."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from .._results import batch_dims, dataset, spread, table
 from .._state import State
 from ..blowup import Status
 from ..flow import root
@@ -18,13 +18,17 @@ from ._path import Trajectory
 from ._status import OnsetStatus
 from ._values import View
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 
 class Onset(eqx.Module):
     r"""When the final stage condition begins to hold.
 
-    - `time`: in units of the effective model; `time_left`: $T^*$ less that.
-    - `stays`: whether it held ever after: by Proposition 2 if all three conditions are asked for;
-      of some of them, where later pieces begin and in their middle.
+    - `time`: in units of the effective model; `time_left`: $T^*$ minus `time`.
+    - `stays`: whether the condition holds at all later times. For all three conditions this is
+      Proposition 2; for fewer it is checked at the beginning and in the middle of every later
+      piece.
     - `status`: an `OnsetStatus`.
     """
 
@@ -35,26 +39,37 @@ class Onset(eqx.Module):
 
     def __str__(self) -> str:
         if self.status.ndim:
-            names, counts = np.unique(np.asarray(self.status), return_counts=True)
-            listed = ", ".join(
-                f"{count} {OnsetStatus(code).name.lower()}"
-                for code, count in zip(names, counts, strict=True)
+            return table(
+                f"Onset of the final stage of {self.status.size} states: "
+                f"{OnsetStatus.summary(self.status)}",
+                {
+                    "time, median (quartiles)": spread(self.time),
+                    "T* - time, median (quartiles)": spread(self.time_left),
+                },
             )
-            return f"Onset of the final stage of {self.status.size} states: {listed}"
         status = OnsetStatus(int(self.status))
-        text = f"Onset of the final stage at t = {float(self.time):.10g} ({status.name.lower()})"
+        text = f"Onset of the final stage at t = {float(self.time):.10g} ({status.label})"
         if status > OnsetStatus.FROM_START:
             return text
         return f"{text}, {float(self.time_left):.6g} before T*"
 
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset; a batch has the dimension `sample`."""
+        dims = batch_dims("sample", self.status.ndim)
+        names = ("time", "time_left", "stays", "status")
+        return dataset(
+            {name: (dims, getattr(self, name)) for name in names},
+            flags={"status": OnsetStatus.flags()},
+        )
+
 
 def onset(path: Trajectory, conditions: int | tuple[int, ...]) -> Onset:
-    """When some of the conditions begin to hold for good along a trajectory.
+    """When the chosen conditions begin to hold permanently along a trajectory.
 
-    The least margin is looked at where pieces begin and in their middle, and brought to zero after
-    the last point at which it is not positive. The three conditions together hold for good once
-    they hold (Proposition 2), so that this point is found by halving. From there on only the units
-    that hold the condition up are followed, until none other does.
+    The least margin is evaluated at the beginning and in the middle of the pieces, and its zero is
+    sought after the last point at which it is not positive. The three conditions together hold
+    permanently once they hold (Proposition 2), so bisection finds this point. After it, only the
+    units whose inequalities fail are followed, until no other inequality fails.
     """
     conditions = (conditions,) if isinstance(conditions, int) else tuple(conditions)
     if not conditions or not set(conditions) <= set(CONDITIONS):
@@ -80,7 +95,7 @@ def _onset(path: Trajectory, conditions: tuple[int, ...]) -> Onset:
         state = lax.stop_gradient(state)
         if not cheap or cheap == conditions:
             return _margin(fixed, state, conditions) > 0
-        # The second condition costs most, and the first one fails for longest.
+        # The second condition costs most, and the first one fails longest.
         fails = _margin(fixed, state, cheap) <= 0
         return lax.cond(
             fails, lambda _: False, lambda state: _margin(fixed, state, (2,)) > 0, state
@@ -144,13 +159,13 @@ def _weakest(
     """The least margin, and the units of the least inequalities of every condition."""
     products, exact = view.products(state), jnp.zeros((), state.dtype)
     margins = [CONDITIONS[number](products, exact).margin for number in conditions]
-    found = [WEAKEST[number](products) for number in conditions]
-    units = jax.tree.map(lambda *indices: jnp.concatenate(indices), *found)
+    weakest = [WEAKEST[number](products) for number in conditions]
+    units = jax.tree.map(lambda *indices: jnp.concatenate(indices), *weakest)
     return jnp.min(jnp.stack(margins)), units
 
 
 def _turn(view: View, stretch: _Stretch, conditions: tuple[int, ...]) -> Float[Array, ""]:
-    """Where on its piece the least left-hand side of the units of a view changes its sign."""
+    """Where on its piece the least left-hand side over the units of a view changes sign."""
     pieces: Any = view.path.pieces
     begin, length = stretch.begin, stretch.end - stretch.begin
 
@@ -169,8 +184,8 @@ def _last_to_turn(
 ) -> tuple[Float[Array, ""], Units]:
     """The units whose inequalities are the last to hold, and a place before they do.
 
-    Where those of some units begin to hold, others may still fail: these are next. A few turns are
-    enough, each with one look at all units.
+    When the inequalities of some units begin to hold, others may still fail, and these units are
+    next. A few rounds suffice, each with one evaluation of all units.
     """
     pieces: Any = view.path.pieces
     eps = jnp.finfo(stretch.begin.dtype).eps
@@ -180,7 +195,7 @@ def _last_to_turn(
     ) -> tuple[_Stretch, Units, Bool[Array, ""]]:
         rest, units, _ = carry
         place = _turn(view.only(units), rest, conditions)
-        # Clear of the turn itself, where rounding has the signs.
+        # Away from the zero itself, where rounding decides the signs.
         beyond = jnp.minimum(place + 64 * eps, rest.end)
         margin, others = _weakest(view, pieces.at(rest.index, beyond), conditions)
         going = (margin < -16 * eps) & (place > rest.begin) & (beyond < rest.end)
@@ -197,13 +212,13 @@ def _last_to_turn(
 def _last_failure(
     holds: Callable[[Array], Bool[Array, ""]], last: Int[Array, ""]
 ) -> Int[Array, ""]:
-    """The last of the points 0 to `last` at which what never ends again does not hold, or -1."""
+    """The last of the points 0 to `last` at which a permanent condition fails, or -1."""
 
     def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         fails, held = ends
         middle = (fails + held) // 2
-        there = holds(middle)
-        return jnp.where(there, fails, middle), jnp.where(there, middle, held)
+        middle_holds = holds(middle)
+        return jnp.where(middle_holds, fails, middle), jnp.where(middle_holds, middle, held)
 
     ends = (jnp.full_like(last, -1), last + 1)
     return lax.while_loop(lambda ends: ends[1] - ends[0] > 1, halve, ends)[0]

@@ -1,7 +1,7 @@
 r"""The trajectory: the flow of one state as a function of time.
 
-Pieces of Taylor polynomials in reduced coordinates, and what full width needs once: the initial
-state and the bases. Quantities of the full states follow without forming $b$.
+It holds Taylor polynomials in reduced coordinates, the initial state and the bases. Quantities of
+the full states follow from these without forming $b$.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._chain import Chain
 from .._reduction import Reduction
+from .._results import dataset
 from .._state import State
 from ..blowup import BlowUp, Status
 from ..flow import ChainPieces, Pieces
@@ -46,13 +47,14 @@ from ._values import (
 )
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
     from ._onset import Onset
 
 Values = ArrayLike | Sequence[Any]
 
-# Times that one program looks at: any number of them needs no other program.
+# Times are evaluated in blocks of this size, so that any number of times shares one program.
 _TOGETHER = 32
 
 Point = TypeVar("Point", State, Chain)
@@ -61,20 +63,20 @@ Point = TypeVar("Point", State, Chain)
 class Trajectory(eqx.Module, Generic[Point]):
     r"""The flow of one state or chain as a function of time, from 0 to close to its blow-up.
 
-    `path(t)` is the `State` or `Chain` at a time or at many times of any shape. Nothing that it
-    returns depends on which other times are asked for. All of it may be differentiated, with
-    respect to the times and to what `trajectory` was given, and batched by `jax.vmap`.
+    `path(t)` is the `State` or `Chain` at a time or at many times of any shape. The value at a time
+    does not depend on which other times are asked for. All values can be differentiated with
+    respect to the times and to the arguments of `trajectory`, and batched by `jax.vmap`.
 
     - `blowup`: the `BlowUp` of the initial point.
     - `initial`: the point at time 0, at full width.
-    - `end`: the last time that is known.
-    - `pieces`: the polynomials, of the reduced state over `scale` (a power of two), or of the
+    - `end`: the last time that the trajectory covers.
+    - `pieces`: the polynomials of the reduced state divided by `scale` (a power of two), or of the
       chain.
     - `reduction`: the reduction at that scale; `None` for states that are followed in full.
-    - `rtol`: the relative accuracy that is taken for granted where signs are counted.
+    - `rtol`: the relative accuracy of the states, which decides what signs count as undecided.
 
-    Times outside of $[0, \text{end}]$ raise a `ValueError` which says why; where nothing is known
-    beforehand, under `jax.vmap` or `jax.jit`, the values are NaN and `status` tells.
+    Times outside of $[0, \text{end}]$ raise a `ValueError` with the reason. Under `jax.vmap` or
+    `jax.jit` the values are NaN instead, and `status` has the reason.
     """
 
     blowup: BlowUp
@@ -85,10 +87,10 @@ class Trajectory(eqx.Module, Generic[Point]):
     scale: Float[Array, "*batch"]
     rtol: Float[Array, "*batch"]
 
-    # What is at a time.
+    # Values at a time.
 
     def __call__(self, t: Values) -> Point:
-        """The full states, or chains, at times `t` of any shape, which their batch axes have."""
+        """The full states, or chains, at times `t`, whose shape becomes their batch shape."""
         times, shape = self._flat(t, "t")
         if isinstance(times, Tracer) or is_traced(self):
             view = View.of(self)
@@ -111,11 +113,11 @@ class Trajectory(eqx.Module, Generic[Point]):
         return self._each(status_at, t, checked=False, narrow=True)
 
     def energy(self, t: Values) -> Float[Array, "*shape"]:
-        """The energy, see `jaxcond.energy`."""
+        """The energy: see `jaxcond.energy`."""
         return self._each(energy_at, t, narrow=True)
 
     def norms(self, t: Values) -> Float[Array, "*shape layers"]:
-        r"""The Frobenius norms of the full layers: $a$, $b$, $c$, or those of the chain."""
+        r"""The Frobenius norms of the full layers $a$, $b$, $c$, or of the layers of the chain."""
         return self._each(norms_at, t)
 
     def time_left(self, t: Values) -> Float[Array, "*shape"]:
@@ -123,7 +125,7 @@ class Trajectory(eqx.Module, Generic[Point]):
         return self._each(time_left_at, t, narrow=True)
 
     def drift(self, t: Values) -> Float[Array, "*shape"]:
-        r"""How far the conserved matrices and balances have moved, over $\|\theta(t)\|^2$."""
+        r"""The change of the conserved matrices and balances, divided by $\|\theta(t)\|^2$."""
         return self._each(drift_at, t, narrow=True)
 
     def truncation(self, t: Values) -> Float[Array, "*shape"]:
@@ -165,8 +167,8 @@ class Trajectory(eqx.Module, Generic[Point]):
     def map(self, function: Callable[[Products], Any], t: Values) -> Any:
         """A function of the `Products` of the state at every time, without forming any $b$.
 
-        The products are those of the states over `scale`. A function that is defined once is
-        compiled once.
+        The products are those of the states divided by `scale`. Define the function once, so that
+        it is compiled once.
         """
         self._require_state("map")
         return self._each(Of(function), t)
@@ -174,7 +176,7 @@ class Trajectory(eqx.Module, Generic[Point]):
     def growth(self, t: Values) -> Float[Array, "*shape"]:
         r"""The constant $C$ of Theorem 2 from a time on, for rank 1.
 
-        The largest $E'/(3E^{4/3})$ there and at later places, eight on every piece; NaN where
+        The largest $E'/(3E^{4/3})$ at that time and at eight later points of every piece; NaN where
         $E \le 0$. **Raises:** `ValueError` at higher rank.
         """
         self._require_rank_1("growth")
@@ -188,17 +190,17 @@ class Trajectory(eqx.Module, Generic[Point]):
         self._require_rank_1("theorem_bounds")
         return self._each(theorem_bounds_at, t, later_growth(_narrow(self)), narrow=True)
 
-    # When something is.
+    # Times of events.
 
     @property
     def end(self) -> Float[Array, "*batch"]:
-        """The last time that is known."""
+        """The last time that the trajectory covers."""
         return self.pieces.elapsed / self.scale
 
     def spread(self, num: int) -> Float[Array, " num"]:
-        r"""`num` times from 0 to `end`, evenly over the pieces.
+        r"""`num` times from 0 to `end`, spread evenly over the pieces.
 
-        Close to the blow-up that is evenly in $\log(T^* - t)$.
+        Close to the blow-up they are evenly spaced in $\log(T^* - t)$.
         """
         if not isinstance(num, int | np.integer) or num < 2:
             raise ValueError(f"Argument `num` must be a whole number from 2 on, but is {num}.")
@@ -216,7 +218,8 @@ class Trajectory(eqx.Module, Generic[Point]):
         energy: Values | None = None,
         fraction: Values | None = None,
     ) -> Float[Array, "*shape"]:
-        """Times at which the energy, which never falls, has given values; or fractions of $T^*$.
+        """Times at which the energy, which never falls, has given values; or given fractions of
+        $T^*$.
 
         **Arguments:** one of `energy` and `fraction`, of any shape.
 
@@ -229,7 +232,7 @@ class Trajectory(eqx.Module, Generic[Point]):
             values = jnp.asarray(fraction, self.scale.dtype)
             times = values * self.blowup.time
             refuse(self, times, values, "fraction")
-            # Zero times infinity, of states that never blow up, is NaN.
+            # Without a blow-up, zero times infinity is NaN.
             return jnp.where(
                 self._each(is_known, times, checked=False, narrow=True), times, jnp.nan
             )
@@ -260,6 +263,20 @@ class Trajectory(eqx.Module, Generic[Point]):
         self._require_state("plot")
         return trajectory_panel(self)
 
+    def to_xarray(self, num: int = 200) -> "xr.Dataset":
+        """Energy, norms of the layers and $T^* - t$ at `num` times as `spread` has them."""
+        times = self.spread(num)
+        energy, left, norms = self.energy(times), self.time_left(times), self.norms(times)
+        return dataset(
+            {
+                "time": (("time",), times),
+                "energy": (("time",), energy),
+                "time_left": (("time",), left),
+                "norms": (("time", "layer"), norms),
+            },
+            blowup_time=float(self.blowup.time),
+        )
+
     def __str__(self) -> str:
         if self.scale.ndim:
             return f"Trajectory of a batch of shape {self.scale.shape}"
@@ -277,7 +294,7 @@ class Trajectory(eqx.Module, Generic[Point]):
             worst += f", truncation {float(self.truncation(end)):.1g}"
         return f"Trajectory of {int(self.pieces.num)} pieces {course}; {worst}"
 
-    # How it is evaluated.
+    # Evaluation.
 
     def _require_state(self, name: str) -> None:
         if not isinstance(self.initial, State):
@@ -316,7 +333,7 @@ class Trajectory(eqx.Module, Generic[Point]):
     ) -> Any:
         """A function of a view of the trajectory, a time, and `further`, at every time.
 
-        `narrow` says that it needs nothing of full width.
+        `narrow` says that the function needs nothing of full width.
         """
         times, shape = self._flat(t, "t" if checked else None)
         path = _narrow(self) if narrow else self
@@ -335,7 +352,7 @@ class Trajectory(eqx.Module, Generic[Point]):
 
 
 def _narrow(path: Trajectory) -> Trajectory:
-    """Without anything of full width, so that all widths share the programs."""
+    """The trajectory without arrays of full width, so that all widths share the programs."""
     small = path.pieces.end
     if isinstance(small, Chain):
         return path
@@ -347,9 +364,10 @@ def _narrow(path: Trajectory) -> Trajectory:
 
 
 def _shaped(values: Any, shape: tuple[int, ...]) -> Any:
-    """Values with one leading axis as arrays of JAX with axes of a shape."""
+    """Values with one leading axis as JAX arrays with leading axes of a shape."""
     shaped = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[1:])), values)
-    # NumPy arrays, of which `jnp.asarray` would compile a program for every shape.
+    # NumPy arrays go through `device_put`, since `jnp.asarray` would compile a program for every
+    # shape.
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), shaped)
 
 

@@ -13,31 +13,22 @@ from ._status import PointStatus
 if TYPE_CHECKING:
     from ._path import Trajectory
 
-_MESSAGES = {
-    PointStatus.BEYOND_BLOW_UP: "lies at or beyond the blow-up time {time:.10g}",
-    PointStatus.BEFORE_START: "lies before the start of the flow",
-    PointStatus.NEVER_REACHED: "is never reached: the flow comes to rest",
-    PointStatus.TOO_CLOSE: "lies after the end {end:.10g} of the trajectory: give `trajectory` a "
-    "smaller `closeness`",
-    PointStatus.NOT_CONVERGED: "lies after the end {end:.10g} of the trajectory, which does not "
-    "come near a blow-up: its `max_pieces` are used up, or rounding has taken its digits",
-    PointStatus.INVALID_INPUT: "is not finite, or the state is not",
-}
-
 
 def is_traced(path: "Trajectory") -> bool:
-    """Whether anything of a trajectory is traced, so that nothing is refused."""
+    """Whether a trajectory holds traced arrays, so that no time can be refused."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(path))
 
 
 def _reject(path: "Trajectory", name: str, values: np.ndarray, index: int, code: int) -> None:
-    text = _MESSAGES[PointStatus(code)].format(time=float(path.blowup.time), end=float(path.end))
     place = "" if values.ndim == 0 else str([int(i) for i in np.unravel_index(index, values.shape)])
-    raise ValueError(f"Argument `{name}`{place} = {float(values.flat[index]):.10g} {text}.")
+    raise ValueError(
+        f"Argument `{name}`{place} = {float(values.flat[index]):.10g} {PointStatus(code).meaning} "
+        f"(end = {float(path.end):.10g}, T* = {float(path.blowup.time):.10g})."
+    )
 
 
 def refuse(path: "Trajectory", times: ArrayLike, values: ArrayLike, name: str) -> None:
-    """Raise `ValueError` for times that are not reached, if they are known."""
+    """Raise `ValueError` for times that are not reached, unless they are traced."""
     if isinstance(times, Tracer) or is_traced(path):
         return
     host, shown = np.asarray(times), np.asarray(values)

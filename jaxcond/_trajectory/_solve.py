@@ -1,4 +1,4 @@
-"""`trajectory`: a point brought to the form in which it is followed, its pieces, its blow-up."""
+"""`trajectory`: reduction of a point, its pieces, and its blow-up time."""
 
 from typing import overload
 
@@ -27,10 +27,10 @@ from ..bounds import bracket
 from ..flow import ChainPieces, Pieces, chain_pieces, pieces, time_left
 from ._path import Trajectory
 
-# Directions kept: so many for each component of the state, and so many more.
+# Directions kept: the first number for each component of the state, plus the second.
 _DIRECTIONS = 12
-# Wider states than the directions are padded to this width or to a power of two beyond it, so that
-# they share programs.
+# States wider than the kept directions are padded to this width or to a power of two above it, so
+# that they share programs.
 _LEAST_WIDTH = 256
 
 
@@ -67,23 +67,23 @@ def trajectory(
       W_l' = W_{l+1}^T \cdots W_L^T\, V\, W_1^T \cdots W_{l-1}^T$$
 
         path = trajectory(state)
-        path(0.9 * path.blowup.time)          # the State there
+        path(0.9 * path.blowup.time) # the State at that time
         path.times_of(energy=1e3), path.onset()
 
     **Arguments:**
 
     - `point`: one `State` of any rank, or one `Chain` of any depth; batch by `jax.vmap`.
-    - `closeness`: where to stop, in units of $(T^* - t)/T^*$: the trajectory ends there or up to a
-      third closer. By default 1e-8 for float64 and 1e-4 for float32.
+    - `closeness`: the value of $(T^* - t)/T^*$ at which to stop; the trajectory ends there or up to
+      a third closer. By default 1e-8 for float64 and 1e-4 for float32.
     - `dim`: directions that wide states are reduced to on either side, by default 12 for each
-      component and 12 more; from the larger width on nothing is reduced. Chains are followed at
-      full width.
-    - `max_pieces`: where flows end that come to rest or blow up late, by default 128 for states
-      and 256 for chains. A piece takes about a third off the time left to a blow-up (deep chains:
-      less), and adds about a third to the time of a flow at rest.
-    - `rtol`: relative accuracy of the states that is taken for granted where signs are counted and
-      truncation is judged, by default 1e-12 for float64 and 1e-5 for float32. Pieces are made to
-      rounding whatever it is.
+      component plus 12. With `dim` at the larger width or above, nothing is reduced. Chains are
+      followed at full width.
+    - `max_pieces`: the number of pieces at which flows end that come to rest or blow up late, by
+      default 128 for states and 256 for chains. A piece takes about a third off the time left to a
+      blow-up (deep chains: less), and adds about a third to the time of a flow at rest.
+    - `rtol`: relative accuracy of the states, which decides which signs are undecided and whether
+      truncation matters, by default 1e-12 for float64 and 1e-5 for float32. The pieces are accurate
+      to rounding in any case.
 
     **Returns:** a `Trajectory`. Times are in units of the effective model.
 
@@ -93,10 +93,10 @@ def trajectory(
     reduced coordinates (see `reduce`), which are exact while nothing is truncated, by Taylor
     polynomials of order 32 (float32: 14).
 
-    **Derivatives:** of whatever a trajectory returns, by the state and by the times, in forward and
-    reverse mode, of any order. They are those of the reduced flow, as exact as it is; NaN for wide
-    states whose reduction ends early (as aligned ones), since a change of the state needs
-    directions that it lacks.
+    **Derivatives:** all values have derivatives of any order with respect to the state and the
+    times, in forward and reverse mode. They are those of the reduced flow, and as accurate. They
+    are NaN for wide states whose reduction ends early, such as aligned ones, since a perturbed
+    state needs directions that the reduction lacks.
     """
     if point.batch_shape:
         raise ValueError(
@@ -155,12 +155,13 @@ def _of_chain(chain: Chain, closeness: Array, max_pieces: int, rtol: Array) -> T
     finite = _is_finite(chain)
     followed = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), chain)
     parts = _chain_pieces(followed, closeness, max_pieces)
-    # Finer than this integration seldom is.
+    # Integration seldom reaches a finer tolerance.
     least = 1e-3 if jnp.finfo(chain.dtype).bits < 64 else 1e-11
     rtol_of_time = jnp.maximum(rtol, least).astype(chain.dtype)
     blowup = blowup_time(lax.stop_gradient(chain), rtol=rtol_of_time)
     left = _left_of_chain(parts, blowup)
-    # The time moves with what is left at the end, since the lengths of the pieces are constants.
+    # The lengths of the pieces are constants, so the derivative of the time is that of the time
+    # left at the end.
     known = jnp.where(parts.ends, left, 0)
     change = without_derivatives(known - lax.stop_gradient(known), ~parts.ends)
     blowup = eqx.tree_at(lambda b: b.time, blowup, blowup.time + change)
@@ -185,14 +186,14 @@ def _padded(state: State, dim: int) -> State:
 
 
 def method_of(state: State, dim: int | None = None) -> AbstractMethod | None:
-    """How the trajectory of a state takes its blow-up time; `None` for the default.
+    """The method by which the trajectory of a state finds its blow-up time; `None` is the default.
 
-    Who needs that time before the trajectory shares the program with it: at rank 3 one takes 13 s
-    to compile. `dim` is as of `trajectory`, once it is resolved.
+    A caller that needs the time before the trajectory can then share the program, which takes 13 s
+    to compile at rank 3. `dim` is the resolved argument of `trajectory`.
     """
     if state.rank == 1:
         return None
-    # Integration stops short of the accuracy of trajectories at higher rank.
+    # At higher rank, integration does not reach the accuracy of trajectories.
     return Taylor(dim=_dim_of(None, state) if dim is None else dim)
 
 
@@ -207,7 +208,7 @@ def _dim_of(dim: int | None, state: State) -> int:
 
 
 def resolve_closeness(closeness: float | Array | None, dtype: jnp.dtype) -> float | Array:
-    """Where a trajectory ends; `ValueError` for what the dtype cannot tell from the blow-up."""
+    """The closeness or its default; `ValueError` if the dtype cannot resolve it."""
     eps = float(jnp.finfo(dtype).eps)
     if closeness is None:
         return 1e-8 if eps < 1e-10 else 1e-4
@@ -235,7 +236,7 @@ def _is_finite(point: State | Chain) -> Bool[Array, ""]:
 
 
 def _at_unit_scale(state: State) -> tuple[State, Array]:
-    """The state over a power of two; one of ones in the place of what is not finite."""
+    """The state divided by a power of two; a state of ones if it is not finite."""
     finite = _is_finite(state)
     unit, scale = state.unit_scale()
     return jax.tree.map(lambda leaf: jnp.where(finite, leaf, 1), unit), scale
@@ -285,8 +286,8 @@ def _left_at_end(parts: Pieces, blowup: BlowUp, scale: Array) -> Float[Array, ""
     difference = total - parts.elapsed
     lower, upper = bracket(parts.end)
     inside = jnp.clip(difference, lower, upper)
-    # The closed form is exact to two orders more than the bracket is wide, if no other component
-    # is left out.
+    # The closed form is accurate to two orders beyond the width of the bracket, unless it leaves
+    # out another component.
     uncertain = upper - lower
     if parts.end.rank == 1:
         uncertain = uncertain * (inside / total) ** 2

@@ -1,41 +1,34 @@
 """Status codes of times on a trajectory, and of onsets."""
 
-import enum
+from .._status import AbstractStatus
 
 
-class PointStatus(enum.IntEnum):
+class PointStatus(AbstractStatus):
     """What is known at one time of a trajectory; all but `REACHED` and `TRUNCATED` hold NaN."""
 
-    REACHED = 0
-    """The state is known to the tolerance."""
-    TRUNCATED = 1
-    """Reached, but the reduction's dimension limits the accuracy: see `Trajectory.truncation`."""
-    BEYOND_BLOW_UP = 2
-    """The time lies at or beyond $T^*$."""
-    BEFORE_START = 3
-    """The time is negative, or the energy below that of the initial state."""
-    NEVER_REACHED = 4
-    """The state comes to rest: the energy, or the fraction of $T^*$, is never reached."""
-    TOO_CLOSE = 5
-    """Between the last piece and the blow-up: a smaller `closeness` goes further."""
-    NOT_CONVERGED = 6
-    """After the last of `max_pieces` pieces, or $T^*$ is not known."""
-    INVALID_INPUT = 7
-    """The initial state is not finite, or the time is NaN."""
+    REACHED = 0, "the state is known to the tolerance"
+    TRUNCATED = (
+        1,
+        "reached, but the dimension of the reduction limits the accuracy: see `truncation`",
+    )
+    BEYOND_BLOW_UP = 2, "lies at or beyond the blow-up time"
+    BEFORE_START = 3, "lies before the start of the flow"
+    NEVER_REACHED = 4, "is never reached: the flow comes to rest"
+    TOO_CLOSE = 5, "lies after the end of the trajectory: give `trajectory` a smaller `closeness`"
+    NOT_CONVERGED = (
+        6,
+        "lies after the end of the trajectory, which does not come near a blow-up: its "
+        "`max_pieces` are used up, or rounding has taken its digits",
+    )
+    INVALID_INPUT = 7, "is not finite, or the state is not"
 
 
-class OnsetStatus(enum.IntEnum):
+class OnsetStatus(AbstractStatus):
     """What is known of the onset of the final stage."""
 
-    FOUND = 0
-    """It begins at `Onset.time`."""
-    FROM_START = 1
-    """The initial state satisfies the condition: the time is 0."""
-    NOT_REACHED = 2
-    """The condition does not hold where the trajectory ends: the time is infinite."""
-    NO_BLOW_UP = 3
-    """The flow comes to rest; there is no final stage: the time is infinite."""
-    NOT_CONVERGED = 4
-    """The trajectory ends far from the blow-up, or $T^*$ is not known: the time is NaN."""
-    INVALID_INPUT = 5
-    """The state is not finite: the time is NaN."""
+    FOUND = 0, "the final stage begins at `time`"
+    FROM_START = 1, "the initial state satisfies the condition: the time is 0"
+    NOT_REACHED = 2, "the condition does not hold where the trajectory ends: the time is infinite"
+    NO_BLOW_UP = 3, "the flow comes to rest and has no final stage: the time is infinite"
+    NOT_CONVERGED = 4, "the trajectory ends far from the blow-up, or T* is unknown: the time is NaN"
+    INVALID_INPUT = 5, "the state is not finite: the time is NaN"

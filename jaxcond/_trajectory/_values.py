@@ -1,4 +1,4 @@
-"""What is known at one time of one trajectory: functions of a view of it and the time."""
+"""Values of one trajectory at one time: functions of a view of the trajectory and the time."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,14 @@ from ._status import PointStatus
 if TYPE_CHECKING:
     from ._path import Trajectory
 
-# Points of every piece that `growth` looks at.
+# Points per piece at which `growth` is evaluated.
 _GROWTH_POINTS = 8
 
 
 class View(eqx.Module):
-    """A trajectory with what its full states share, which is computed once for many times.
+    """A trajectory with the products that its full states share, computed once for many times.
 
-    - `units`: the units whose products are looked at; `None` for all of them.
+    - `units`: the units whose products are computed; `None` for all.
     """
 
     path: "Trajectory"
@@ -46,11 +46,11 @@ class View(eqx.Module):
         return cls(path, Frame.of(reduction, path.initial.scale(1 / path.scale)))
 
     def only(self, units: Units) -> "View":
-        """The view of some units."""
+        """The view restricted to some units."""
         return View(self.path, None if self.frame is None else self.frame.only(units), units)
 
     def products(self, state: State) -> Products:
-        """The products of the full state that a reduced state of unit scale stands for."""
+        """The products of the full state that belongs to a reduced state of unit scale."""
         if self.frame is not None:
             return self.frame.products(state)
         products = Products.of(_cut(self.path, state))
@@ -64,11 +64,11 @@ def status_at(view: View, time: Array) -> Int[Array, ""]:
     status = jnp.where(time >= blowup.time, PointStatus.BEYOND_BLOW_UP, status)
     reached = time * path.scale <= pieces.elapsed
     if path.reduction is None:
-        there = jnp.asarray(PointStatus.REACHED)
+        accuracy = jnp.asarray(PointStatus.REACHED)
     else:
         lost = _lost(path, _point_at(path, time))
-        there = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
-    status = jnp.where(reached, there, status)
+        accuracy = jnp.where(lost > path.rtol, PointStatus.TRUNCATED, PointStatus.REACHED)
+    status = jnp.where(reached, accuracy, status)
     status = jnp.where(time < 0, PointStatus.BEFORE_START, status)
     valid = ~jnp.isnan(time) & (blowup.status != Status.INVALID_INPUT)
     return jnp.where(valid, status, PointStatus.INVALID_INPUT).astype(jnp.int32)
@@ -84,7 +84,7 @@ def _is_reached(path: "Trajectory", time: Array) -> Bool[Array, ""]:
 
 
 def _point_at(path: "Trajectory", time: Array) -> Any:
-    """The reduced state over `scale`, or the chain, on the piece nearest to a time."""
+    """The reduced state divided by `scale`, or the chain, on the piece nearest to a time."""
     return path.pieces.at(*path.pieces.find(time * path.scale))
 
 
@@ -99,7 +99,7 @@ def _unit_point(path: "Trajectory", time: Array) -> Any:
 
 
 def _cut(path: "Trajectory", state: State) -> State:
-    """Without the units of zeros that a narrow state is followed with."""
+    """The state without the zero units that pad a narrow state."""
     if path.reduction is not None:
         return state
     p, q = path.initial.widths
@@ -131,7 +131,7 @@ def norms_at(view: View, time: Array) -> Float[Array, " layers"]:
     point = _unit_point(path, time)
     squares = jnp.stack([jnp.sum(layer * layer) for layer in point.layers])
     if path.reduction is not None:
-        # What lies outside the bases does not move.
+        # The part outside the bases does not move.
         small = path.reduction.state.b
         whole = jnp.sum((path.initial.b / path.scale) ** 2)
         squares = squares.at[1].add(jnp.maximum(whole - jnp.sum(small * small), 0))
@@ -142,7 +142,7 @@ def time_left_at(view: View, time: Array) -> Float[Array, ""]:
     path = view.path
     pieces, now = path.pieces, time * path.scale
     index, place = pieces.find(now)
-    # A sum of what is left after the piece, none of it negative.
+    # A sum of non-negative parts after the piece, without cancellation.
     later = jnp.arange(pieces.length.size) > index
     after = path.left + jnp.sum(jnp.where(later, pieces.length, 0))
     left = (after + (1 - place) * pieces.length[index]) / path.scale
@@ -169,7 +169,7 @@ def truncation_at(view: View, time: Array) -> Float[Array, ""]:
 
 
 class Of(eqx.Module):
-    """A function of products as one of a trajectory and a time."""
+    """A function of products as a function of a trajectory and a time."""
 
     function: Callable[[Products], Any] = eqx.field(static=True)
 
@@ -184,7 +184,7 @@ class _ConditionAt(eqx.Module):
 
     def __call__(self, view: View, time: Array) -> Condition:
         state = _unit_point(view.path, time)
-        # What the reduction leaves out is not known either.
+        # The error of the reduction makes signs undecided too.
         accuracy = jnp.maximum(view.path.rtol, _lost(view.path, state))
         return CONDITIONS[self.number](view.products(state), accuracy)
 
@@ -194,7 +194,7 @@ angles_at, ratios_at = Of(angles_of), Of(ratios_of)
 
 
 def _unit_strength(state: State) -> State:
-    r"""The same energy over $|\lambda|$, its sign with $c$: squares of these do not overflow."""
+    r"""The state with unit strength, the sign moved into $c$, so that squares do not overflow."""
     sign = jnp.sign(state.strength)[:, None]
     return State(state.a, state.b, sign * state.c, jnp.ones_like(state.strength))
 
@@ -205,7 +205,7 @@ def _growth_of(state: State) -> Float[Array, ""]:
 
 @eqx.filter_jit
 def later_growth(path: "Trajectory") -> Float[Array, "max points"]:
-    """The largest growth of the energy from points of the pieces on."""
+    """The largest growth of the energy from each point of the pieces onwards."""
     pieces: Any = path.pieces
     places = jnp.arange(1, _GROWTH_POINTS + 1, dtype=path.scale.dtype) / _GROWTH_POINTS
 
@@ -234,7 +234,7 @@ def theorem_bounds_at(view: View, time: Array, later: Array) -> tuple[Array, Arr
 
 @eqx.filter_jit
 def starting_energies(path: "Trajectory") -> Float[Array, " max"]:
-    """The energies where pieces begin, at unit scale."""
+    """The energies at the beginning of the pieces, at unit scale."""
     begin = jnp.zeros_like(path.scale)
     numbers = jnp.arange(path.pieces.length.size)
     return lax.map(lambda index: energy(path.pieces.at(index, begin)), numbers)
@@ -252,7 +252,7 @@ def time_of_energy(view: View, value: Array, starts: Array) -> Float[Array, ""]:
 
     place = root(above, value.dtype)
     time = (pieces.begin[index] + (pieces.lag[index] + place * pieces.length[index])) / path.scale
-    # The energy of the state itself may come with another rounding.
+    # The energy of the state itself may be rounded differently.
     first = pieces.at(jnp.zeros((), int), jnp.zeros_like(value))
     size = 16 * jnp.finfo(value.dtype).eps * _largest_energy(first)
     early = unit <= starts[0]
@@ -263,7 +263,7 @@ def time_of_energy(view: View, value: Array, starts: Array) -> Float[Array, ""]:
 
 
 def _largest_energy(point: Any) -> Float[Array, ""]:
-    """What the norms of the layers allow."""
+    """The largest energy that the norms of the layers allow."""
     squares = jnp.stack([jnp.sum(layer * layer) for layer in point.layers])
     target = point.target if isinstance(point, Chain) else point.strength
     return jnp.sqrt(jnp.prod(squares) * jnp.sum(target * target))

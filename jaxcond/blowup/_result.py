@@ -1,29 +1,33 @@
 """What a blow-up time computation returns, and its status codes."""
 
-import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._results import batch_dims, dataset, spread, table
+from .._status import AbstractStatus
 
-class Status(enum.IntEnum):
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+
+class Status(AbstractStatus):
     """Outcome of one sample."""
 
-    CONVERGED = 0
-    """The time is known to the tolerance asked for: `BlowUp.error` is at most `rtol` of it."""
-    NO_BLOW_UP = 1
-    """It is proven that the flow comes to rest: the time is infinite, the error zero."""
-    NOT_CONVERGED = 2
-    """The method gave up; `lower` and `upper` still hold."""
-    INVALID_INPUT = 3
-    """The state holds NaN or infinite entries; all values are NaN."""
-    ILL_CONDITIONED = 4
-    """The arithmetic cannot give the time to the tolerance asked for, since digits beyond its last
-    ones decide it. `error` says how well it is known: infinite, as the time, where the state comes
-    to rest as far as can be seen."""
+    CONVERGED = 0, "the time is known to the tolerance: `error` is at most `rtol` times the time"
+    NO_BLOW_UP = 1, "the flow is proven to come to rest: the time is infinite, the error zero"
+    NOT_CONVERGED = 2, "the method gave up; `lower` and `upper` still hold"
+    INVALID_INPUT = 3, "the state holds NaN or infinite entries; all values are NaN"
+    ILL_CONDITIONED = (
+        4,
+        "digits beyond the last ones of the dtype decide the time, so that no method reaches the "
+        "tolerance; `error` says how well the time is known, and both are infinite where the state "
+        "cannot be told from one that comes to rest",
+    )
 
 
 def is_known(time: Any, status: Any) -> Any:
@@ -70,8 +74,7 @@ class BlowUp(eqx.Module):
 
     def counts(self) -> dict[str, int]:
         """Number of samples per status name, in the order of the codes. On the host."""
-        codes = np.asarray(self.status)
-        return {status.name.lower(): int(np.sum(codes == status)) for status in Status}
+        return Status.counts(self.status)
 
     def settled_by(self) -> dict[str, int]:
         """Number of samples that each method settled, in the order tried. On the host."""
@@ -83,9 +86,36 @@ class BlowUp(eqx.Module):
             status = Status(int(self.status))
             digits = 8 if self.time.dtype == jnp.float32 else 16
             return (
-                f"T* = {float(self.time):.{digits}g} ({status.name.lower()}, "
+                f"T* = {float(self.time):.{digits}g} ({status.label}, "
                 f"error {float(self.error):.1g}, bracket [{float(self.lower):.{digits}g}, "
                 f"{float(self.upper):.{digits}g}], {self.time.dtype})"
             )
-        listed = ", ".join(f"{n} {name}" for name, n in self.counts().items() if n)
-        return f"BlowUp of {self.status.size} samples in {self.time.dtype}: {listed}"
+        title = (
+            f"BlowUp of {self.status.size} samples in {self.time.dtype}: "
+            f"{Status.summary(self.status)}"
+        )
+        relative = np.asarray(self.error) / np.asarray(self.time)
+        return table(
+            title,
+            {
+                "T*, median (quartiles)": spread(self.time),
+                "relative error, median (quartiles)": spread(relative),
+                "settled by": ", ".join(f"{n} {name}" for name, n in self.settled_by().items()),
+            },
+        )
+
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset; a batch has the dimension `sample`."""
+        dims = batch_dims("sample", self.status.ndim)
+        names = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
+        return dataset(
+            {name: (dims, getattr(self, name)) for name in names},
+            flags={"status": Status.flags()},
+            methods=list(self.methods),
+        )
+
+    def plot(self) -> "Figure":
+        """The distribution of the times of a batch: see `jaxcond.plotting.blowup_histogram`."""
+        from ..plotting import blowup_histogram
+
+        return blowup_histogram(self)

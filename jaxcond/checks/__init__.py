@@ -1,4 +1,4 @@
-"""The paper's statements, and our own, as numerical checks that anyone can run."""
+"""The statements of the paper and of this package as numerical checks."""
 
 import lazy_loader as lazy
 

@@ -1,7 +1,7 @@
 r"""Appendix A of Chen and Luo: the flow of any rank, its final stage condition, and Proposition 6.
 
-Components are counted to the rank $r$, where the paper counts to $n$ or $m$. Eqs. (A.11) to (A.14)
-are taken at rank 1 too, where they are the derivatives in the proof of Proposition 2.
+Components are numbered up to the rank $r$, where the paper uses $n$ or $m$. Eqs. (A.11) to (A.14)
+are checked at rank 1 too, where they are the derivatives in the proof of Proposition 2.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _other_side(evidence: Evidence) -> Evidence:
 
 
 def first_rates(evidence: Evidence) -> np.ndarray:
-    r"""$(\lambda_i c_{ij}\,a_i^T b^j)'$ along the flow against (A.11), over $\|\theta\|^4$."""
+    r"""$(\lambda_i c_{ij}\,a_i^T b^j)'$ of the flow against (A.11), divided by $\|\theta\|^4$."""
     states, rates = evidence.states, evidence.rates
     a, b, c = states.layers
     weight = states.strength[..., None]
@@ -45,11 +45,11 @@ def first_rates(evidence: Evidence) -> np.ndarray:
 
 
 def second_rates(evidence: Evidence) -> np.ndarray:
-    r"""$\langle c_{ik}b^k, c_{ij}b^j\rangle'$ of the flow against (A.13), over $\|\theta\|^5$."""
+    r"""$\langle c_{ik}b^k, c_{ij}b^j\rangle'$ against (A.13), divided by $\|\theta\|^5$."""
     b, c = evidence.states.b, evidence.states.c
     moving = np.einsum("...pk,...pj->...kj", evidence.rates.b, b)
     moving = moving + np.swapaxes(moving, -1, -2)
-    # λ_i b^j·a_i, which (A.13) writes over c_ij² and times c_ij.
+    # λ_i b^j·a_i, which (A.13) divides by c_ij² and multiplies by c_ij.
     onto = evidence.gradient.c
     mixed = np.einsum("...lk,...lj->...kj", c, onto)
     mixed = mixed + np.swapaxes(mixed, -1, -2)
@@ -78,7 +78,7 @@ def third_rates(evidence: Evidence) -> np.ndarray:
     strength = evidence.states.strength
     pulls = _pulls(a, c, strength)
     moving = _pulls(evidence.rates.a, c, strength) + _pulls(a, evidence.rates.c, strength)
-    # What (A.14) puts in brackets for one component: λ_i b_k·c_i / a_ik + λ_i b^l·a_i / c_il.
+    # The bracket of (A.14) for one component: λ_i b_k·c_i / a_ik + λ_i b^l·a_i / c_il.
     grown = (evidence.gradient.a / a)[..., :, None] + (evidence.gradient.c / c)[..., None, :]
     worst = []
     for i in range(a.shape[2]):
@@ -89,7 +89,7 @@ def third_rates(evidence: Evidence) -> np.ndarray:
 
 
 def _both_sides(deviation: Callable[[Evidence], np.ndarray]) -> Callable[[Evidence], np.ndarray]:
-    """A deviation for the columns and, of the flow read from the other end, for the rows."""
+    """A deviation for the columns and, with the flow read from the other end, for the rows."""
 
     def worse(evidence: Evidence) -> np.ndarray:
         return np.maximum(deviation(evidence), deviation(_other_side(evidence)))
@@ -117,7 +117,7 @@ def rising_third(evidence: Evidence) -> np.ndarray:
 
 
 def equal_signs(evidence: Evidence) -> np.ndarray:
-    r"""The least $c_{ik}c_{jk}c_{il}c_{jl}$ in the final stage, over norms, sign changed."""
+    r"""Minus the least $c_{ik}c_{jk}c_{il}c_{jl}$ in the final stage, divided by norms."""
     c = evidence.states.c / np.linalg.norm(evidence.states.c, axis=-1, keepdims=True)
     pairs = c[:, :, :, None] * c[:, :, None]
     least, most = np.min(pairs, axis=-1), np.max(pairs, axis=-1)

@@ -1,4 +1,4 @@
-"""Trajectories of random ensembles, followed in full: what the statements are checked on."""
+"""Trajectories of random ensembles at full width, on which the statements are checked."""
 
 import dataclasses
 import functools
@@ -19,23 +19,24 @@ from ..flow import EnergyClock, follow
 
 Field = Callable[[State], State]
 
-# Points saved of a trajectory, evenly in arsinh of the energy over its initial value: some up to
-# where it is a few times that, past zero if it was negative, and the others up to the last, which
-# is in units of the norms' mean square to the power 3/2. Close to the blow-up E is (T* - t)^-3, so
-# that the last point is about 1e-6 of T* away from it.
+# Points saved of a trajectory, evenly spaced in arsinh of the energy divided by its initial value.
+# The first ones end at a few times that value (past zero if it is negative), the others at the last
+# energy, which is in units of the norms' mean square to the power 3/2. Close to the blow-up E is
+# (T* - t)^-3, so that the last point is about 1e-6 T* before it.
 _EARLY_POINTS, _LATE_POINTS = 16, 48
 _EARLY_ENERGY, _LAST_ENERGY = 3.0, 1e18
 _LEAST_UNIT = 1e-4
-# Where the flow of Example 1, which comes to rest, is left.
+# The end of the flow of Example 1, which comes to rest.
 _LAST_OF_EXAMPLE = -1e-9
 _TOLERANCE = 1e-13
 _MAX_STEPS = 4096
-# Trajectories that are followed side by side, fewer if these entries are too few for them. All
-# ensembles are padded with zeros, which stay, to one shape, so that one program follows them all.
+# Trajectories that are followed together, fewer if they exceed this number of entries. All
+# ensembles are padded with zeros, which stay zero, to one shape, so that one program follows them
+# all.
 _LANES, _MOST_ENTRIES = 16, 1 << 17
-# One in so many samples is also drawn in the ensembles other than the square one.
+# The other ensembles have the number of samples of the square one divided by this.
 _SHARE = 4
-# Margins of the final stage condition that rounding cannot have made.
+# Margins of the final stage condition above all rounding errors.
 _CLEAR = 16 * np.finfo(float).eps
 
 SQUARE, RECTANGULAR, RANK_2, RANK_3 = "rank 1", "rank 1, p > q", "rank 2, p > q", "rank 3, p < q"
@@ -43,7 +44,7 @@ INITIAL, PARTIAL, EXAMPLE = "initial states", "C₂ not empty", "Example 1"
 RANK_1 = (SQUARE, RECTANGULAR)
 HIGHER = (RANK_2, RANK_3)
 
-# Signs that are equal and mixed, strengths that are equal and apart: sample i takes row i mod 3.
+# Strengths of equal and mixed signs, of equal and different size: sample i takes row i mod 3.
 _STRENGTHS = {
     RANK_2: ((1.0, -1.0), (1.0, 0.6), (-0.8, -1.0)),
     RANK_3: ((1.0, -1.0, 0.5), (0.5, 1.0, 0.8), (-1.0, -0.7, -0.9)),
@@ -60,7 +61,7 @@ class Points(NamedTuple):
 
     @classmethod
     def of(cls, states: State) -> "Points":
-        """Those of a batch."""
+        """The points of a batch of states."""
         return cls(*[np.asarray(getattr(states, name)) for name in cls._fields])
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Points":
@@ -91,12 +92,12 @@ class Points(NamedTuple):
 class Evidence:
     """Samples of one ensemble along their flow, as NumPy arrays.
 
-    - `states`: full states, fields of shape `(samples, points, ...)`; `rates`: the `field` there.
+    - `states`: full states, fields of shape `(samples, points, ...)`; `rates`: their `field`.
     - `times`: shape `(samples, points)`.
     - `blow_up`: the blow-up times, shape `(samples,)`. At rank 1 those of the initial states by
-      `blowup_times`, which knows nothing of `field`; at higher rank the last point's upper bound,
-      which is as near to it as rounding; infinite for a flow that comes to rest.
-    - `error`: how well `blowup_times` says that it knows them, relative.
+      `blowup_times`, independently of `field`; at higher rank the upper bound at the last point,
+      which agrees with them to rounding; infinite for a flow that comes to rest.
+    - `error`: the relative error that `blowup_times` reports.
     """
 
     states: Points
@@ -144,7 +145,7 @@ class Evidence:
 
     @property
     def unit_square(self) -> np.ndarray:
-        r"""The largest $\|\theta\|^2/\max(p, q)$ up to each point, the scale of what stays."""
+        r"""The largest $\|\theta\|^2/\max(p, q)$ so far, the scale of conserved quantities."""
         return np.maximum.accumulate(self.size**2, axis=1) / max(self.states.widths)
 
     @functools.cached_property
@@ -161,7 +162,8 @@ class Evidence:
     def margin(self) -> np.ndarray:
         """The least left-hand side of the final stage condition (Assumptions 2 to 4), as a cosine.
 
-        By the definitions and not by `jaxcond.indicators`, shape `(samples, points)`.
+        Computed from the definitions, independently of `jaxcond.indicators`; shape `(samples,
+        points)`.
         """
         sign = np.sign(self.states.strength)[..., None]
         sides = (
@@ -190,7 +192,7 @@ class Evidence:
 
     @functools.cached_property
     def onset(self) -> np.ndarray:
-        """The first point at which the final stage condition holds; the last one's if none."""
+        """The first point at which the final stage condition holds, else the last point."""
         first = np.argmax(self.final, axis=1)
         return np.where(np.any(self.final, axis=1), first, self.times.shape[1])
 
@@ -206,13 +208,13 @@ def _least(values: np.ndarray) -> np.ndarray:
 
 
 def initial_states(width: int, samples: int, seed: int = 0) -> dict[str, State]:
-    """Gaussian initial states of either sign of the energy, by the name of their ensemble.
+    """Gaussian initial states with energies of both signs, by the name of their ensemble.
 
     All entries are independent N(0, 1). Rank 1 with `samples` states of $p = q$ and a quarter as
-    many of $p > q$; rank 2 and rank 3, the narrower layer with two thirds of the units, a quarter
-    as many each, with strengths of equal and of mixed signs.
+    many of $p > q$; rank 2 and rank 3 with a quarter as many each, two thirds of the units in the
+    narrower layer, and strengths of equal and of mixed signs.
 
-    **Returns:** batches of states; a sample depends on the seed, its ensemble and its index only.
+    **Returns:** batches of states; a sample depends only on the seed, its ensemble and its index.
     """
     narrow = max(1, 2 * width // 3)
     few = -(-samples // _SHARE)
@@ -247,7 +249,7 @@ def example_1(width: int = 2) -> State:
 
 
 def start(states: State, field: Field = vector_field) -> dict[str, Evidence]:
-    """The evidence `INITIAL`: rank-one states of equal widths with their rates, not followed."""
+    """The evidence `INITIAL`: initial rank-one states of equal widths with their rates."""
     initial = Points.of(states)
     points = initial.map(lambda x: x[:, None])
     rates = Points.of(in_lanes(field, initial)).map(lambda x: x[:, None])
@@ -257,16 +259,17 @@ def start(states: State, field: Field = vector_field) -> dict[str, Evidence]:
 def gather(states: dict[str, State], field: Field = vector_field) -> dict[str, Evidence]:
     """Follow batches of initial states by plain integration of all unknowns.
 
-    **Returns:** their evidence, and two more: `EXAMPLE`, and `PARTIAL`, a quarter of the square
-    states with the units of the input layer rotated so that the first has no part in the blow-up.
+    **Returns:** their evidence, and that of two more ensembles: `EXAMPLE`, and `PARTIAL`, a quarter
+    of the square states with the units of the input layer rotated so that the first one does not
+    take part in the blow-up.
     """
     batches = {name: Points.of(batch) for name, batch in states.items()}
     shape = np.max([(batch.rank, *batch.widths) for batch in batches.values()], axis=0)
     example = Points.of(example_1(batches[SQUARE].widths[0])).map(lambda x: x[None])
-    found = _gather({**batches, EXAMPLE: example}, tuple(shape), field)
-    towards = found[SQUARE].states.c[: -(-len(batches[SQUARE].c) // _SHARE), -1, 0]
+    evidence = _gather({**batches, EXAMPLE: example}, tuple(shape), field)
+    towards = evidence[SQUARE].states.c[: -(-len(batches[SQUARE].c) // _SHARE), -1, 0]
     rotated = {PARTIAL: _rotated(batches[SQUARE], towards)}
-    return found | _gather(rotated, tuple(shape), field)
+    return evidence | _gather(rotated, tuple(shape), field)
 
 
 def _rotated(states: Points, towards: np.ndarray) -> Points:
@@ -287,21 +290,21 @@ def _gather(
     stops = [_stops(batch, ends[name]) for name, batch in states.items()]
     every = Points(*map(np.concatenate, zip(*padded, strict=True)))
     along, rates, times = _follow_all(every, np.concatenate(stops), field)
-    found, begin = {}, 0
+    evidence, begin = {}, 0
     for name, batch in states.items():
         part = slice(begin, begin + len(batch.strength))
         begin = part.stop
         ours, speeds = (_cut(x, part, batch) for x in (along, rates))
-        found[name] = _evidence(ours, speeds, times[part])
-    return found
+        evidence[name] = _evidence(ours, speeds, times[part])
+    return evidence
 
 
 def _evidence(states: Points, rates: Points, times: np.ndarray) -> Evidence:
     unknown = np.full(len(times), np.nan)
     evidence = Evidence(states=states, rates=rates, times=times, blow_up=unknown, error=unknown)
     if states.rank == 1:
-        known = blowup_times(State(*evidence.initial), rtol=1e-12)
-        blow_up, error = np.asarray(known.time), np.asarray(known.error)
+        blowup = blowup_times(State(*evidence.initial), rtol=1e-12)
+        blow_up, error = np.asarray(blowup.time), np.asarray(blowup.error)
         error = np.where(np.isfinite(blow_up), error / blow_up, 0)
     else:
         with np.errstate(all="ignore"):
@@ -323,7 +326,7 @@ def _padded(states: Points, shape: tuple[int, int, int]) -> Points:
 
 
 def _cut(points: Points, part: slice, states: Points) -> Points:
-    """One ensemble, without its zeros."""
+    """One ensemble, without the padding."""
     rank, (p, q) = states.rank, states.widths
     a, b, c, strength = (x[part] for x in points)
     return Points(a[:, :, :rank, :p], b[:, :, :p, :q], c[:, :, :rank, :q], strength[:, :, :rank])
@@ -338,7 +341,7 @@ def _stops(states: Points, end: float) -> np.ndarray:
         unit = np.maximum(np.abs(energies), _LEAST_UNIT * square**1.5)
         middle, last = np.full_like(unit, _EARLY_ENERGY), end * square**1.5 / unit
     else:
-        # An energy that stays negative: evenly in its logarithm.
+        # An energy that stays negative: evenly spaced in its logarithm.
         unit = np.full_like(energies, -end)
         middle, last = -np.cbrt(energies / end), -np.ones_like(unit)
     first = energies / unit
@@ -351,12 +354,12 @@ def _stops(states: Points, end: float) -> np.ndarray:
 def _follow_all(
     padded: Points, stops: np.ndarray, field: Field
 ) -> tuple[Points, Points, np.ndarray]:
-    """Follow all states, some side by side, and on two threads; all chunks have one size."""
+    """Follow all states, in chunks of equal size and on two threads."""
     count = len(stops)
     chunks = _chunks((padded, stops), count, padded.b[0].size)
 
     def one(chunk: tuple[Points, np.ndarray]) -> tuple[Points, Points, np.ndarray]:
-        # The setting that the caller was checked for may be local to its thread.
+        # The caller's setting may be local to its thread.
         with jax.enable_x64(True):
             along, rates, times = _follow(State(*chunk[0]), jnp.asarray(chunk[1]), field)
             return Points.of(along), Points.of(rates), np.asarray(times)
@@ -369,7 +372,7 @@ def _follow_all(
 
 
 def _chunks(batches: Any, count: int, entries: int) -> list[Any]:
-    """Batches in parts of one size, the last one filled with its last sample."""
+    """Batches in parts of equal size, the last one padded with its last sample."""
     chunks, num = [], max(1, min(_LANES, _MOST_ENTRIES // entries))
     for begin in range(0, count, num):
         lanes = np.minimum(np.arange(begin, begin + num), count - 1)
@@ -382,7 +385,7 @@ def in_lanes(function: Callable[[State], Any], states: Points) -> Any:
 
     States are padded with zeros to equal widths, and to rank 3 if their rank is higher than 1.
 
-    **Returns:** its values as NumPy arrays.
+    **Returns:** the values as NumPy arrays.
     """
     width = max(states.widths)
     padded = _padded(states, (1 if states.rank == 1 else 3, width, width))

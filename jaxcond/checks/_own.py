@@ -1,4 +1,4 @@
-"""What this package adds to the paper, and what it computes: its own statements."""
+"""Statements about the results that this package adds to the paper, and about its methods."""
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ from ._evidence import (
 )
 from ._statement import NOT_TESTED, Statement, largest, where_tested
 
-# Samples whose derivatives are taken.
+# Number of samples with derivatives.
 _NUM_GRADIENTS = 16
 
 
 def matrix_conservation(evidence: Evidence) -> np.ndarray:
-    """How far the conserved matrices have moved."""
+    """The change of the conserved matrices."""
     a, _, c = evidence.states.layers
     moved = []
     for layer, gram in ((a, evidence.rows), (c, evidence.columns)):
@@ -38,7 +38,7 @@ def matrix_conservation(evidence: Evidence) -> np.ndarray:
 
 
 def guaranteed_blow_up(evidence: Evidence) -> np.ndarray:
-    """Whether states that must blow up do: 0 or 1, and 1 if Example 1 is promised to."""
+    """0 if all states that are guaranteed to blow up do, and Example 1 is not one; else 1."""
     promised = in_lanes(blow_up_guaranteed, evidence.initial)
     rests = Points.of(example_1(evidence.states.widths[0])).map(lambda x: x[None])
     broken = ~np.isfinite(evidence.blow_up) | in_lanes(blow_up_guaranteed, rests)
@@ -46,7 +46,7 @@ def guaranteed_blow_up(evidence: Evidence) -> np.ndarray:
 
 
 def bracketed(evidence: Evidence) -> np.ndarray:
-    """How far $T^*$ lies outside the bracket, from every point."""
+    """The distance of $T^*$ from the bracket at every point."""
     lower, upper = in_lanes(bracket, evidence.states)
     below = evidence.times + lower - evidence.blow_up[:, None]
     above = evidence.blow_up[:, None] - evidence.times - upper
@@ -55,7 +55,7 @@ def bracketed(evidence: Evidence) -> np.ndarray:
 
 
 def semigroup(evidence: Evidence) -> np.ndarray:
-    r"""$T^*$ of the states at half of it against $T^* - t$."""
+    r"""$T^*$ of the states at $t = T^*/2$ against $T^* - t$."""
     middle = np.argmin(np.abs(evidence.times / evidence.blow_up[:, None] - 0.5), axis=1)
     samples = np.arange(evidence.num_samples)
     states = State(*evidence.states.map(lambda x: x[samples, middle]))
@@ -98,7 +98,7 @@ def _lifted(state: State) -> tuple[Array, ...]:
 
 
 def reduced_flow(evidence: Evidence) -> np.ndarray:
-    """Velocities of the reduced states, lifted, against those of the full ones."""
+    """Lifted velocities of the reduced states against those of the full ones."""
     pairs = zip(in_lanes(_lifted, evidence.initial), evidence.rates.layers, strict=True)
     norms = [(np.linalg.norm(x - y[:, 0], axis=(-2, -1)), y) for x, y in pairs]
     return np.max([x / np.linalg.norm(y[:, 0], axis=(-2, -1)) for x, y in norms], axis=0)

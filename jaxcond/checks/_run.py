@@ -18,8 +18,8 @@ from ._section_3 import SECTION_3
 from ._section_4 import SECTION_4
 from ._statement import NOT_TESTED, Statement
 
-# Entries of the middle layers of the square ensemble that are followed before they are checked: the
-# evidence takes some five thousand bytes for each.
+# Largest number of entries of the middle layers of the square ensemble in one part: the evidence
+# takes about five thousand bytes per entry.
 _MOST_ENTRIES = 16 * 200**2
 
 STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN
@@ -27,11 +27,12 @@ STATEMENTS: tuple[Statement, ...] = SECTION_3 + SECTION_4 + APPENDIX + OWN
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of one statement.
+    """The verdict on one statement.
 
-    - `worst`: the largest deviation; `num_tested`: the number of samples; `holds`: whether what is
-      said of the statement holds, which it does not if no sample tests it.
-    - `ensemble`, `sample`: where the worst one is; `None` and -1 if no sample tests it.
+    - `worst`: the largest deviation; `num_tested`: the number of samples; `holds`: whether the
+      result is as expected, which it is not if no sample tests the statement.
+    - `ensemble`, `sample`: the sample with the largest deviation; `None` and -1 if no sample tests
+      the statement.
     """
 
     statement: Statement
@@ -43,7 +44,7 @@ class Verdict:
 
 
 def judge(statement: Statement, evidence: Mapping[str, Evidence]) -> Verdict:
-    """Check one statement on the ensembles that it is about."""
+    """Check one statement on its ensembles."""
     worst, count, ensemble, sample = -np.inf, 0, None, -1
     for name in statement.on:
         deviations = statement.deviations(evidence[name])
@@ -70,7 +71,7 @@ def _together(parts: list[Verdict]) -> Verdict:
     return dataclasses.replace(
         worst,
         num_tested=sum(part.num_tested for part in tested),
-        # A counter-example is enough, where there should be one.
+        # One counter-example suffices for a refuted statement.
         holds=(any if worst.statement.refuted else all)(part.holds for part in tested),
     )
 
@@ -106,7 +107,7 @@ def run_checks(
 
     **Arguments:** `width` of the wider hidden layer, at least 2; `samples`, random initial states
     of rank 1 and equal widths, and a quarter as many of each other ensemble; `seed`; `field`, the
-    right-hand side to follow, which only a test of the checks would replace; `progress`, called
+    right-hand side to follow, which only tests of the checks replace; `progress`, called
     with the name of each part when it is done, from any thread.
 
     **Returns:** a `Verdict` for each of `STATEMENTS`.
@@ -127,15 +128,15 @@ def run_checks(
     states = initial_states(width, samples, seed)
 
     def check(statement: Statement, evidence: Mapping[str, Evidence], last: bool = True) -> Verdict:
-        # The setting that the caller was checked for may be local to its thread.
+        # The caller's setting may be local to its thread.
         with jax.enable_x64(True):
             verdict = judge(statement, evidence)
         if last:
             report(statement.name)
         return verdict
 
-    # Most of the time goes into compilation, which two threads share well: what needs no trajectory
-    # is checked while the first ones are followed.
+    # Most of the time is compilation, which two threads share well: statements without trajectories
+    # are checked while the first trajectories are followed.
     first = [statement for statement in STATEMENTS if statement.on == (INITIAL,)]
     others = [statement for statement in STATEMENTS if statement.on != (INITIAL,)]
     found: dict[str, list[Verdict]] = {statement.name: [] for statement in others}

@@ -1,7 +1,7 @@
 r"""Section 3 of Chen and Luo: conservation laws, Assumption 1, the blow-up and its bounds.
 
-A deviation is relative and at best rounding. Bounds are measured by what they are exceeded by, so
-that negative numbers are room to spare.
+Deviations are relative and at best of the size of rounding. For a bound the deviation is the excess
+over it, so that negative numbers are a margin.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from ..bounds import assumption_1
 from ._evidence import EXAMPLE, HIGHER, RANK_1, Evidence, in_lanes
 from ._statement import Statement, at, closest, largest, where_tested
 
-# Distance from the blow-up, over T*, at which limits are read off: what they leave out is of the
-# order of its square, and the rounding of T* over it is smaller.
+# Relative distance from the blow-up at which limits are evaluated: the neglected terms are of the
+# order of its square, and the rounding of T* divided by it is smaller.
 CLOSENESS = 1e-4
 
 
@@ -23,7 +23,7 @@ def gradient_flow(evidence: Evidence) -> np.ndarray:
 
 
 def unit_conservation(evidence: Evidence) -> np.ndarray:
-    """How far the conserved quantities of single units have moved."""
+    """The change of the conserved quantities of single units."""
     a, _, c = evidence.states.layers
     kept = (
         np.diagonal(evidence.rows, axis1=-2, axis2=-1) - np.sum(a * a, axis=-2),
@@ -50,7 +50,7 @@ def _blow_up_terms(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
 
 
 def blow_up_assumption(evidence: Evidence) -> np.ndarray:
-    """Whether Assumption 1 holds at first, and how far what it compares has moved since."""
+    """Whether Assumption 1 holds initially, and the later change of its quantities."""
     kappa, integral = _blow_up_terms(evidence)
     moved = np.maximum(
         np.abs(kappa - kappa[:, :1]) / evidence.unit_square,
@@ -77,7 +77,7 @@ def blow_up_identity(evidence: Evidence) -> np.ndarray:
 
 
 def energy_rate(evidence: Evidence) -> np.ndarray:
-    r"""Rate of the energy along the flow against the sum of squares, and $3|E|^{4/3}$ over it."""
+    r"""Rate of the energy against the sum of squares, and the excess of $3|E|^{4/3}$ over it."""
     pairs = zip(evidence.gradient.layers, evidence.rates.layers, strict=True)
     rate = sum(np.sum(x * y, axis=(-2, -1)) for x, y in pairs)
     squares = [np.sum(x * x, axis=(-2, -1)) for x in (evidence.gradient.a, evidence.gradient.c)]
@@ -95,7 +95,7 @@ def _reach(evidence: Evidence) -> np.ndarray:
 def energy_lower_bound(evidence: Evidence) -> np.ndarray:
     r"""$E(t)^{-1/3}$ beyond $E(s)^{-1/3} - (t-s)$ for $s < t$, over $T^*$."""
     reach = _reach(evidence)
-    # t + E^(-1/3) must not rise: against the least that it has been before.
+    # t + E^(-1/3) must not rise, so it is compared with its minimum so far.
     ends = evidence.times + reach
     least = np.minimum.accumulate(ends, axis=1)[:, :-1]
     later = np.isfinite(least)
@@ -105,7 +105,7 @@ def energy_lower_bound(evidence: Evidence) -> np.ndarray:
 
 
 def upper_bound(evidence: Evidence) -> np.ndarray:
-    """How far $T^*$ lies beyond $t + E^{-1/3}$, from every point with $E > 0$."""
+    """The excess of $T^*$ over $t + E^{-1/3}$ at every point with $E > 0$."""
     excess = evidence.blow_up[:, None] - evidence.times - _reach(evidence)
     known = _known(evidence) & np.any(evidence.energies > 0, axis=1)
     return where_tested(known, largest(excess / evidence.blow_up[:, None]), evidence)
@@ -115,7 +115,7 @@ def negative_energy(evidence: Evidence) -> np.ndarray:
     r"""$(-E(s))^{-1/3} + t - s$ over $(-E(t))^{-1/3}$, less 1, for $s < t$ with $E(t) < 0$."""
     negative = evidence.energies < 0
     reach = np.where(negative, np.cbrt(1 / np.where(negative, -evidence.energies, 1)), np.nan)
-    # (-E)^(-1/3) - t must not fall: against the most that it has been before.
+    # (-E)^(-1/3) - t must not fall, so it is compared with its maximum so far.
     most = np.fmax.accumulate(reach - evidence.times, axis=1)[:, :-1]
     excess = (most + evidence.times[:, 1:]) / reach[:, 1:] - 1
     excess = np.where(negative[:, 1:], excess, -np.inf)
@@ -130,7 +130,7 @@ def blow_up(evidence: Evidence) -> np.ndarray:
 
 
 def _known(evidence: Evidence) -> np.ndarray:
-    """Which blow-up times are compared: those near rest depend on the state's last bits."""
+    """Which blow-up times are compared: near rest they depend on the last bits of the state."""
     return evidence.error <= 1e-12
 
 

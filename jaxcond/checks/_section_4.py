@@ -1,9 +1,9 @@
 r"""Section 4 of Chen and Luo: what the final stage condition implies, up to condensation.
 
-Statements about $t \to T^*$ are checked at the last point, some $10^{-6}\,T^*$ before it, and those
-that claim a constant from some time on by a constant that is found on the first half of the way
-from the onset of the final stage, and tested on the second half. Half a way is half of the points,
-which are evenly spaced in the logarithm of $T^* - t$.
+Statements about $t \to T^*$ are checked at the last point, about $10^{-6}\,T^*$ before it. For
+statements that claim a constant from some time on, the constant is computed on the first half of
+the way from the onset of the final stage and tested on the second half. Half of the way is half of
+the points, which are evenly spaced in the logarithm of $T^* - t$.
 """
 
 import numpy as np
@@ -20,15 +20,15 @@ from ._statement import (
     where_tested,
 )
 
-# Units count as members of C₁ from this share of the root mean square of c on. It has to lie well
-# above the distance of the last point from T*.
+# Units with at least this share of the root mean square of c count as members of C₁. It must be
+# well above the distance of the last point from T*.
 _SHARE = 1e-2
-# Distance from the blow-up, over T*, from which on what has a limit is compared with it.
+# Relative distance from the blow-up from which on quantities are compared with their limits.
 _NEAR = 1e-4
 
 
 def persistence(evidence: Evidence) -> np.ndarray:
-    """How negative the margin of the final stage condition is from its onset on."""
+    """The most negative margin of the final stage condition after its onset."""
     return in_final_stage(evidence, -evidence.margin)
 
 
@@ -44,12 +44,12 @@ def _products(evidence: Evidence) -> list[np.ndarray]:
 
 
 def rising_products(evidence: Evidence) -> np.ndarray:
-    """How far any left-hand side falls from one point to the next, over its value there."""
+    """The largest fall of any left-hand side from one point to the next, divided by its value."""
     return falling(evidence, _products(evidence))
 
 
 def falling(evidence: Evidence, values: list[np.ndarray]) -> np.ndarray:
-    """How far values fall from one point of the final stage to the next, over the value there."""
+    """The largest relative fall of values from one point of the final stage to the next."""
     after = evidence.once_final[:, :-1]
     falls = [(x[:, :-1] - x[:, 1:]) / np.abs(x[:, 1:]) for x in values]
     worst = [over_points(evidence, after, fall) for fall in falls]
@@ -57,7 +57,7 @@ def falling(evidence: Evidence, values: list[np.ndarray]) -> np.ndarray:
 
 
 def rising_units(evidence: Evidence) -> np.ndarray:
-    r"""How far any $c_l^2$ falls in the final stage, over its value."""
+    r"""The largest relative fall of any $c_l^2$ in the final stage."""
     return falling(evidence, [evidence.states.c[:, :, 0] ** 2])
 
 
@@ -134,7 +134,7 @@ def aligned_columns(evidence: Evidence) -> np.ndarray:
 def equal_norms(evidence: Evidence) -> np.ndarray:
     r"""$m$ times the distance of $\|a'\|/\|c\|^2$ and $\|a'\|/\|a\|^2$ from 1 at the last point.
 
-    $a'$ is that of the flow. The norms at which the flow is left grow like the square root of $m$.
+    $a'$ is that of the flow. The norms at the last point grow like the square root of $m$.
     """
     speed = np.linalg.norm(evidence.rates.a[:, -1, 0], axis=-1)
     ratios = speed / evidence.norms[[0, 2], :, -1]
@@ -185,7 +185,7 @@ def _zeta(evidence: Evidence) -> np.ndarray:
 
 
 def _below_first_half(evidence: Evidence, cosines: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """How far values fall, on the second half, below the least cosine of the first; over it."""
+    """The fall of values on the second half below the least cosine on the first, divided by it."""
     first, second = halves(evidence)
     least = np.min(np.where(first, cosines, np.inf), axis=1, keepdims=True)
     short = np.where(least > 0, 1 - values / least, np.inf)
@@ -214,7 +214,7 @@ def energy_along(evidence: Evidence) -> np.ndarray:
 def _constant(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     r"""$C = \frac43(\cos\Theta_2)^{-4/3}$ of each sample, and the points after $T_3$.
 
-    Those are the points of the second half after which (4.5) keeps
+    These are the points of the second half after which (4.5) keeps
     $\|a'\|^{2/3}\|a\|^{-4/3}(1 + \|c'\|^2/\|a'\|^2 + \|a\|^2\|c\|^2/\|a'\|^2)$ below 4.
     """
     first, second = halves(evidence)
@@ -235,7 +235,7 @@ def energy_upper_bound(evidence: Evidence) -> np.ndarray:
     r"""$(E(s)^{-1/3} - E(t)^{-1/3})/(C(t-s))$ less 1, for $s < t$ after $T_3$."""
     constant, after = _constant(evidence)
     reach = np.cbrt(1 / evidence.energies)
-    # As E^(-1/3) is a sum over the stretches between points, the worst pair are neighbours.
+    # E^(-1/3) is a sum over the stretches between points, so the worst pair are neighbours.
     slopes = (reach[:, :-1] - reach[:, 1:]) / np.diff(evidence.times, axis=1)
     excess = slopes / constant[:, None] - 1
     return over_points(evidence, after[:, :-1], excess)
@@ -249,7 +249,7 @@ def lower_bound(evidence: Evidence) -> np.ndarray:
 
 
 def energy_by_norm(evidence: Evidence) -> np.ndarray:
-    r"""How far (4.26) and the inequality after it are exceeded on the second half, relative."""
+    r"""The relative excess over (4.26) and the inequality after it on the second half."""
     speed = np.linalg.norm(evidence.rates.a[:, :, 0], axis=-1)
     size = np.sqrt(evidence.norms[0])
     ratios = (
@@ -281,7 +281,7 @@ def growth_by_stretch(evidence: Evidence) -> np.ndarray:
 def _growth(evidence: Evidence) -> np.ndarray:
     r"""$|1 - E^{-1/3} c_l'/c_l|$ of the unit farthest from it, at every point.
 
-    $E^{-1/3}$ is $T^* - t$ to higher order, and has more digits.
+    $E^{-1/3}$ equals $T^* - t$ to higher order, with more digits.
     """
     c, rate = evidence.states.c[:, :, 0], evidence.rates.c[:, :, 0]
     left = np.cbrt(1 / evidence.energies)[..., None]

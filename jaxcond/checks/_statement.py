@@ -1,4 +1,4 @@
-"""What a statement is, and what its measurements have in common."""
+"""Statements, and helpers for their deviations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import numpy as np
 
 from ._evidence import Evidence
 
-# What a sample contributes to which a statement does not apply.
+# The deviation of a sample to which a statement does not apply.
 NOT_TESTED = -np.inf
 
 Deviation = Callable[[Evidence], np.ndarray]
@@ -17,13 +17,13 @@ Deviation = Callable[[Evidence], np.ndarray]
 class Statement:
     """A statement, and how it is checked.
 
-    - `name`: its number in the paper, or what it is called here; `proven`: what it says.
-    - `observed`: what is measured; `deviation`: the measurement, from evidence to one number for
-      each sample, `NOT_TESTED` where the statement assumes what the sample does not have.
+    - `name`: its number in the paper, or our name for it; `proven`: the statement itself.
+    - `observed`: a description of the deviation; `deviation`: a function from evidence to one
+      number for each sample, `NOT_TESTED` if the sample does not satisfy the assumptions.
     - `limit`: the largest deviation that still counts as agreement.
-    - `on`: the names of the ensembles that it is checked on.
-    - `refuted`: whether it is wrong as printed, so that a deviation beyond the limit, a
-      counter-example, is what there should be.
+    - `on`: the names of its ensembles.
+    - `refuted`: whether the statement is wrong as printed, so that a deviation beyond the limit, a
+      counter-example, is expected.
     """
 
     name: str
@@ -35,32 +35,32 @@ class Statement:
     refuted: bool = False
 
     def deviations(self, evidence: Evidence) -> np.ndarray:
-        """The deviation of each sample; infinite where it is not a number."""
-        # Flows that were lost hold infinities.
+        """The deviation of each sample; infinite for NaN."""
+        # Flows that failed hold infinities.
         with np.errstate(all="ignore"):
             values = np.asarray(self.deviation(evidence), float)
         return np.where(np.isnan(values), np.inf, values)
 
 
 def largest(values: np.ndarray) -> np.ndarray:
-    """The largest value of each sample; NaN, which is not a value, counts as infinite."""
+    """The largest value of each sample; NaN counts as infinite."""
     values = np.where(np.isnan(values), np.inf, values)
     return np.max(values.reshape(values.shape[0], -1), axis=1)
 
 
 def where_tested(tested: np.ndarray, deviation: np.ndarray, evidence: Evidence) -> np.ndarray:
-    """The deviations of samples that are tested, and infinity for those lost on the way."""
+    """The deviations of tested samples, and infinity for samples whose flow failed."""
     lost = ~np.all(np.isfinite(evidence.times), axis=1)
     return np.where(lost, np.inf, np.where(tested, deviation, NOT_TESTED))
 
 
 def in_final_stage(evidence: Evidence, values: np.ndarray) -> np.ndarray:
-    """The largest of values at points, of those from the onset of the final stage on."""
+    """The largest value of each sample from the onset of the final stage onwards."""
     return over_points(evidence, evidence.once_final, values)
 
 
 def over_points(evidence: Evidence, points: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The largest of values at the points that are chosen, where any are."""
+    """The largest value of each sample at the chosen points, if there are any."""
     mask = points.reshape(*points.shape, *(1,) * (values.ndim - 2))
     worst = largest(np.where(mask, values, -np.inf))
     return where_tested(np.any(points, axis=1), worst, evidence)

@@ -1,7 +1,7 @@
-"""States that are hard to solve, for checks of what is said about their blow-up times.
+"""States that are hard to solve, for checks of errors, brackets and statuses.
 
-Drawn by the generator of Python's `random`, whose numbers are the same on every machine and in
-every version, so that their blow-up times can be tabulated.
+They are drawn by Python's `random`, whose numbers are the same on every machine and in every
+version, so that their blow-up times can be tabulated.
 """
 
 import random
@@ -39,7 +39,7 @@ def _near_rest(rng: random.Random) -> Layers:
     distance = 10 ** -rng.uniform(1, 14)
     a, b, c = (distance * _array(rng, *shape) for shape in ((p,), (p, q), (q,)))
     if rng.random() < 0.3:
-        # What b does outside of the aligned directions does not matter at rest.
+        # The part of b outside the aligned directions does not matter at rest.
         b[1:, 1:] += _array(rng, p - 1, q - 1)
     a[0] += sizes[0]
     b[0, 0] += sizes[1]
@@ -66,7 +66,7 @@ def _integers(rng: random.Random) -> Layers:
 
 
 def _higher_rank(rng: random.Random) -> Layers:
-    """Rank 2 or 3; every second one is a state near rest beside components that are small."""
+    """Rank 2 or 3; every second state is near rest, with further small components."""
     rank = rng.randint(2, 3)
     p, q = _widths(rng, rank)
     strength = np.array([1.0, *(rng.uniform(0.2, 0.95) for _ in range(rank - 1))])
@@ -81,7 +81,7 @@ def _higher_rank(rng: random.Random) -> Layers:
 
 
 def _chain(rng: random.Random) -> Layers:
-    """Four or five layers with one input and one output; every second one is near rest."""
+    """Four or five layers with one input and one output; every second chain is near rest."""
     depth = rng.randint(4, 5)
     widths = [1, *(rng.randint(1, 3) for _ in range(depth - 1)), 1]
     shapes = [(widths[i + 1], widths[i]) for i in range(depth)]
@@ -108,9 +108,9 @@ FAMILIES: dict[str, Callable[[random.Random], Layers]] = {
 
 
 def adversarial_states(family: str, count: int, *, seed: int = 0) -> list[State | Chain]:
-    """States of one of the `FAMILIES`, in float64 where that is switched on.
+    """States of one of the `FAMILIES`, in JAX's default precision.
 
-    **Returns:** `count` of them, the same for the same seed, the first ones of a longer list.
+    **Returns:** `count` states. A larger `count` with the same seed begins with the same states.
 
     **Raises:** `KeyError` for another family.
     """

@@ -1,4 +1,7 @@
-"""The command line: a thin layer over the Python API."""
+"""The command line: a thin layer over the Python API.
+
+shtab writes the completion of a shell from `jaxcond.cli.build_parser`; `jaxcond --help` says how.
+"""
 
 import argparse
 import os
@@ -13,19 +16,26 @@ import jaxcond
 
 from . import _late as late
 from ._check import add_check
-from ._common import Parser, err, out
+from ._common import EXIT_CODES, Parser, err, out
 from ._escape import add_escape
 from ._figure import add_figure
 from ._plot import add_plot
 from ._study import add_study
 from ._summary import add_summary
 
+_COMPLETION = (
+    "Shell completion: with shtab installed, `shtab --shell=bash jaxcond.cli.build_parser` (or "
+    "zsh, tcsh) prints the script."
+)
 
-def _parser() -> Parser:
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(
         prog="jaxcond",
         description="Condensation of three-layer networks: blow-up of the effective dynamics.",
     )
+    parser.epilog = f"{EXIT_CODES} {_COMPLETION}"
     parser.add_argument("--version", action="version", version=f"jaxcond {jaxcond.__version__}")
     parser.add_argument(
         "--versions",
@@ -72,7 +82,7 @@ def console() -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line: one clear line and a non-zero exit code for whatever goes wrong."""
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = build_parser().parse_args(arguments)
         sys.exit(parsed.command(parsed))
     except KeyboardInterrupt as interrupt:
         _fail(f"interrupted; {str(interrupt) or 'nothing was written'}", 130)

@@ -1,4 +1,4 @@
-"""Checks that ensembles share, and widths and scales as their samplers need them."""
+"""Checks and conversions of widths and scales that ensembles share."""
 
 import math
 from typing import Any
@@ -8,13 +8,13 @@ from jaxtyping import Array
 
 
 def check_scale(name: str, scale: Any, shown: Any) -> None:
-    """Raise `ValueError` for a scale that is a number but not finite and positive or zero."""
+    """Raise `ValueError` for a scale that is a number but infinite, NaN, or negative."""
     if isinstance(scale, (int, float)) and not (0 <= scale < math.inf):
         raise ValueError(f"Argument `{name}` must be finite and not negative, but is {shown}.")
 
 
 def check_scales(scales: tuple) -> None:
-    """Raise `ValueError` unless there are three right scales."""
+    """Raise `ValueError` unless there are three valid scales."""
     if len(scales) != 3:
         raise ValueError(f"Argument `scales` must hold three values, but is {scales}.")
     for scale in scales:
@@ -22,7 +22,7 @@ def check_scales(scales: tuple) -> None:
 
 
 def full_widths(p: Any, q: Any) -> tuple[int, int]:
-    """The widths of a full state, whose shapes must be known.
+    """The widths of a full state, which fix its shapes.
 
     **Raises:** `ValueError` if they are arrays.
     """
@@ -32,10 +32,10 @@ def full_widths(p: Any, q: Any) -> tuple[int, int]:
 
 
 def default_dtype(dtype: jnp.dtype | None) -> jnp.dtype:
-    """The dtype asked for, or JAX's own."""
+    """The given dtype, or JAX's default."""
     return jnp.result_type(float) if dtype is None else dtype
 
 
 def as_dtype(values: tuple, dtype: jnp.dtype) -> tuple[Array, ...]:
-    """Numbers or arrays in a dtype, so that what they multiply keeps it."""
+    """Numbers or arrays in a dtype, so that products with them keep it."""
     return tuple(jnp.asarray(value, dtype) for value in values)

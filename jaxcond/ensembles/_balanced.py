@@ -34,7 +34,7 @@ class Balanced(AbstractEnsemble):
       arrays, so that a sweep over widths compiles once.
     - `scale`: standard deviation of the entries of $a$, positive or zero.
 
-    **Raises:** `ValueError` for widths or a scale that are not such numbers.
+    **Raises:** `ValueError` for other widths or scales.
     """
 
     exact_reduction: ClassVar[bool] = True
@@ -69,8 +69,8 @@ class Balanced(AbstractEnsemble):
         r"""One state of widths `(dim, dim)` with the exact law of a reduced full state.
 
         $a = se_1$, $b = se_1e_1^T$, $c = se_1$ with $s$ as `scale` times $\chi_p$, at a cost that
-        does not depend on the widths. Same law as `reduce(self.sample(...), dim)`, not the same
-        numbers.
+        does not depend on the widths. The law is that of `reduce(self.sample(...), dim)`, but the
+        numbers differ.
 
         **Raises:** `ValueError` if `dim` is smaller than 1.
         """
@@ -83,5 +83,5 @@ class Balanced(AbstractEnsemble):
         return State.from_vectors(first, jnp.zeros((dim, dim), dtype).at[0, 0].set(s), first)
 
     def reduction_ends(self, dim: int) -> bool:
-        """In the first dimension."""
+        """The reduction ends after one dimension."""
         return dim >= 1

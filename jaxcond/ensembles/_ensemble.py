@@ -1,4 +1,4 @@
-"""What an ensemble is."""
+"""The abstract ensemble of initial states."""
 
 import abc
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ from .._state import State
 from ..blowup import Form, Samples, as_indices
 from ..sampling import Draws, HostSampler
 
-# Dimension in which reduced samples are drawn unless a method asks for another.
+# Default dimension of reduced samples; a method may ask for another.
 _DIM = 12
 
 
 class AbstractEnsemble(eqx.Module):
     """A distribution of initial states.
 
-    - `exact_reduction`: whether the law of its reduced states is known, so that `sample_reduced`
-      costs the same at any width; otherwise that draws a full state and reduces it.
+    - `exact_reduction`: whether the law of the reduced states is known, so that the cost of
+      `sample_reduced` does not depend on the width. Otherwise that method draws a full state and
+      reduces it.
     """
 
     exact_reduction: ClassVar[bool] = False
@@ -37,8 +38,8 @@ class AbstractEnsemble(eqx.Module):
     ) -> State:
         """One state with the law of the ensemble's states reduced to `dim` dimensions.
 
-        Here `reduce` of the full state with the same key: ensembles whose reduced law is known
-        draw from that instead.
+        By default the full state with the same key, reduced; ensembles with a known reduced law
+        draw from that law instead.
 
         **Raises:** `ValueError` as `reduce`.
         """
@@ -50,14 +51,14 @@ class AbstractEnsemble(eqx.Module):
         return Form(state.rank, state.widths, state.dtype)
 
     def reduction_ends(self, dim: int) -> bool:
-        """Whether states reduced to `dim` dimensions lose nothing, as far as is known."""
+        """Whether reduction to `dim` dimensions is certain to lose nothing."""
         del dim
         return False
 
     def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
-        """A function of indices that draws their reduced states without a program of JAX.
+        """A function that draws the reduced states of some indices without a JAX program.
 
-        `None` where there is none.
+        `None` if the ensemble has none.
         """
         del key, dim
         return None
@@ -69,15 +70,15 @@ class AbstractEnsemble(eqx.Module):
         key: PRNGKeyArray,
         reduced: bool = True,
     ) -> Samples:
-        """Samples for `blowup_times`, which are drawn where they are solved and never stored.
+        """Samples for `blowup_times`, drawn where they are solved and never stored.
 
         **Arguments:**
 
         - `indices`: which samples: a number $n$ for the first $n$, or their global indices. A
-          sample is determined by the key and its index, whatever it is drawn together with.
+          sample depends only on the key and its index.
         - `key`: a JAX random key.
-        - `reduced`: draw samples in their reduced form, in time and memory that do not depend on
-          the width where the ensemble has `exact_reduction`; otherwise in full.
+        - `reduced`: whether to draw samples in reduced form instead of in full. With
+          `exact_reduction`, time and memory then do not depend on the width.
 
         **Raises:** `ValueError` for negative counts or indices, and for indices beyond 32 bits
         without `jax_enable_x64`.

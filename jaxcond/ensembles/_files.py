@@ -35,16 +35,16 @@ def read_states(
 
     **Arguments:**
 
-    - `path`: a file `.npz` (NumPy) or `.safetensors`. Either it holds states: arrays `a`, `b`, `c`
-      of shapes `(n, p)`, `(n, p, q)`, `(n, q)`, or with components `(n, rank, p)`, `(n, p, q)`,
-      `(n, rank, q)`, and perhaps `strength` of the shape of `a` without its last axis, or `(rank,)`
-      for all states alike (it is 1 where there is none). Or it holds weights of networks. A single
-      state or network may do without the leading axis.
-    - `names`: for states, what the arrays are called in the file where that differs:
+    - `path`: a file `.npz` (NumPy) or `.safetensors`. It holds either states, as arrays `a`, `b`,
+      `c` of shapes `(n, p)`, `(n, p, q)`, `(n, q)`, or with components `(n, rank, p)`, `(n, p, q)`,
+      `(n, rank, q)`, and optionally `strength`, in the shape of `a` without its last axis or
+      `(rank,)` for all states (by default 1), or weights of networks. A single state or network may
+      lack the leading axis.
+    - `names`: for states, the names of the arrays in the file, where they differ:
       `{"a": "output"}`.
     - `layers`: for networks, the names of $W^1$ of shape `(q, d)`, $W^2$ `(p, q)` and $W^3$
-      `(1, p)`, like `("fc1.weight", "fc2.weight", "fc3.weight")`; of `n` networks, with a leading
-      axis on all three.
+      `(1, p)`, like `("fc1.weight", "fc2.weight", "fc3.weight")`; with a leading axis on all three
+      for `n` networks.
     - `direction`: for networks, $\sum_i y_ix_i$ of shape `(d,)` and any length but zero, or the
       name of an array in the file.
 
@@ -117,7 +117,7 @@ def _read_networks(
         )
     if middle.ndim == 2:
         first, middle, last = first[None], middle[None], last[None]
-    with np.errstate(all="ignore"):  # entries that are not finite stay so
+    with np.errstate(all="ignore"):  # entries that are not finite remain so
         c = (first @ vector)[:, None, :]
     return _state(path, (last, middle, c, np.ones((len(last), 1))), shapes, _NETWORK)
 
@@ -150,7 +150,7 @@ def _state(path: Path, fields: tuple[np.ndarray, ...], shapes: str, expected: st
     if 0 in (n, rank, p, q):
         raise ValueError(f"File {path} holds no states: its arrays are {shapes}.")
     dtype = jnp.result_type(float)
-    with np.errstate(all="ignore"):  # what single precision cannot hold becomes infinite
+    with np.errstate(all="ignore"):  # values beyond the range of single precision become infinite
         return State(*(jnp.asarray(field.astype(dtype)) for field in fields))
 
 

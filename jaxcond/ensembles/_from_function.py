@@ -1,4 +1,4 @@
-"""States that a function of the user's draws."""
+"""States drawn by a user's function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,18 +14,18 @@ from ._ensemble import AbstractEnsemble
 
 
 class FromFunction(AbstractEnsemble):
-    """The distribution of what a function returns for random keys.
+    """The distribution of the states that a function returns for random keys.
 
     **Arguments:**
 
     - `function`: called as `function(key, p, q)` with a JAX random key and the widths, returns
       either one `State` of these widths or its layers $(a, b, c)$ of shapes `(p,)`, `(p, q)`,
-      `(q,)`. It must be traceable by JAX, and draw its random numbers from the key alone: then a
-      sample depends on the seed and its index only.
+      `(q,)`. It must be traceable by JAX and take its random numbers from the key only, so that a
+      sample depends only on the seed and its index.
     - `p`, `q`: the widths, positive whole numbers.
 
-    **Raises:** `ValueError` for widths that are not such numbers; `sample` raises it for a function
-    that returns something else.
+    **Raises:** `ValueError` for other widths; `sample` raises it if the function returns something
+    else.
     """
 
     function: Callable[[PRNGKeyArray, int, int], Any] = eqx.field(static=True)
@@ -37,7 +37,7 @@ class FromFunction(AbstractEnsemble):
         check_width("q", self.q)
 
     def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> State:
-        """The state that the function returns, in the dtype asked for (by default, JAX's own).
+        """The state that the function returns, in the given dtype or JAX's default.
 
         **Raises:** `ValueError` if it is not a `State` of the widths or three arrays of the right
         shapes; it names the function and what it returned.

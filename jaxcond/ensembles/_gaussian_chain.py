@@ -29,8 +29,8 @@ class GaussianChain(eqx.Module):
     - `target`: $V$, shape `(n_L, n_0)`; by default 1 where both are 1. For Gaussian layers of one
       scale each only its singular values matter for the law of the blow-up time.
 
-    Samples are drawn in full: the exact law of reduced states that `Gaussian` has for three layers
-    is not known for more.
+    Samples are drawn in full, since the exact law of reduced states is known only for three layers
+    (`Gaussian`).
 
     **Raises:** `ValueError` for widths, scales or a target that do not fit.
     """
@@ -73,7 +73,7 @@ class GaussianChain(eqx.Module):
         return self.scales if isinstance(self.scales, tuple) else (self.scales,) * self.depth
 
     def sample(self, *, key: PRNGKeyArray, dtype: jnp.dtype | None = None) -> Chain:
-        """One chain, in the dtype asked for (by default, JAX's own)."""
+        """One chain, in the given dtype or JAX's default."""
         dtype = default_dtype(dtype)
         widths = [int(width) for width in self.widths]
         layers = [
@@ -87,12 +87,12 @@ class GaussianChain(eqx.Module):
     def draws(
         self, indices: int | np.integer | Sequence[int] | np.ndarray, *, key: PRNGKeyArray
     ) -> ChainSamples:
-        """Samples for `blowup_times`, which are drawn where they are solved and never stored.
+        """Samples for `blowup_times`, drawn where they are solved and never stored.
 
         **Arguments:**
 
         - `indices`: which samples: a number $n$ for the first $n$, or their global indices. A
-          sample is determined by the key and its index, whatever it is drawn together with.
+          sample depends only on the key and its index.
         - `key`: a JAX random key.
 
         **Raises:** `ValueError` for negative counts or indices, and for indices beyond 32 bits
@@ -104,7 +104,7 @@ class GaussianChain(eqx.Module):
 class ChainDraws(AbstractChainSource):
     """The samples of an ensemble of chains, numbered from 0.
 
-    - `ensemble`, `key`: sample $i$ depends on these and on $i$ alone.
+    - `ensemble`, `key`: sample $i$ depends only on these and $i$.
     """
 
     ensemble: GaussianChain
@@ -112,7 +112,7 @@ class ChainDraws(AbstractChainSource):
 
     @property
     def form(self) -> Chain:
-        """That of its samples."""
+        """The form of the samples."""
         return eqx.filter_eval_shape(self, np.uint32(0))
 
     def __call__(self, index: Integer[Array, ""]) -> Chain:

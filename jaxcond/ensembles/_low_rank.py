@@ -5,7 +5,7 @@ $$b = s_b\Bigl(\sqrt{1-\eta^2}\,\frac{1}{\sqrt r}\,LR^T + \eta\,G\Bigr), \qquad
 
 with $L$ ($p \times r$), $R$ ($q \times r$) and $G$ ($p \times q$) of independent standard normal
 entries and $\eta$ the noise: every entry of $b$ has mean zero and standard deviation $s_b$, and
-they are uncorrelated, whatever the rank and the noise.
+they are uncorrelated, for any rank and noise.
 """
 
 import equinox as eqx
@@ -30,7 +30,7 @@ class LowRank(AbstractEnsemble):
     - `scales`: standard deviations $(s_a, s_b, s_c)$ of the entries of $a$, $b$, $c$, positive or
       zero.
 
-    **Raises:** `ValueError` for arguments that are not such numbers.
+    **Raises:** `ValueError` for other arguments.
     """
 
     p: int | float = eqx.field(static=True)

@@ -9,9 +9,8 @@ range of $Q$ and outside it are
 $$(u_1, \|u_2\|, \|u_3\|) = (N, K, H)/R, \qquad N \sim N(0,1),\ K \sim \chi_{q-1},\
   H \sim \chi_{p-q}, \quad R^2 = N^2 + K^2 + H^2,$$
 
-independent as $u$ is uniform whatever $Q$ and $w$ are. The orthogonal tridiagonalisation of $Q$
-started from $u$ and $w$, whose columns are orthonormal and whose first row is $Q^Tu$, ends with
-two columns:
+independent of $Q$ and $w$, since $u$ is uniform. The orthogonal tridiagonalisation of $Q$ from $u$
+and $w$ has orthonormal columns and the first row $Q^Tu$, and ends with two columns:
 
 $$T = \begin{pmatrix} N/R & K/R \\ S/R & -NK/(RS) \\ 0 & H/S \end{pmatrix},
   \qquad S^2 = K^2 + H^2 .$$
@@ -31,7 +30,7 @@ from ._arguments import as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 from ._sphere import on_sphere
 
-# Rows, of a tall one, after which the reduced form has ended.
+# Rows of the reduced form of a tall $Q$.
 _ROWS = 3
 
 
@@ -56,7 +55,7 @@ def _core(wide: Array, narrow: Array, key: PRNGKeyArray) -> Float[Array, "3 3"]:
 
 
 class Orthogonal(AbstractEnsemble):
-    r"""Random orthogonal layers: what orthogonal initialisation of all three layers gives.
+    r"""Random orthogonal layers, as from orthogonal initialisation of all three layers.
 
     For a network $W^1$ ($q \times d$, $d \le q$), $W^2$, $W^3$ of semi-orthogonal matrices times
     $s\sqrt{\max(\text{rows}, \text{columns})}$, $c = W^1 v$ has the norm stated for any unit $v$.
@@ -68,7 +67,7 @@ class Orthogonal(AbstractEnsemble):
     - `scales`: root mean squares $(s_a, s_b, s_c)$ of the entries of $a$, $b$, $c$, positive or
       zero: comparable with the standard deviations of `Gaussian`.
 
-    **Raises:** `ValueError` for widths or scales that are not such numbers.
+    **Raises:** `ValueError` for other widths or scales.
     """
 
     exact_reduction: ClassVar[bool] = True
@@ -108,11 +107,11 @@ class Orthogonal(AbstractEnsemble):
 
         The cost does not depend on the widths. All entries beyond the first three rows and columns
         (two, if $p = q$) are zero: the reduction ends there. A state drawn with the same key in
-        more dimensions is this one with more zeros. Same law as `reduce(self.sample(...), dim)`,
-        not the same numbers.
+        more dimensions is this one with more zeros. The law is that of `reduce(self.sample(...),
+        dim)`, but the numbers differ.
 
-        **Raises:** `ValueError` if `dim` is smaller than 3, or than 2 for widths that are equal
-        and not arrays.
+        **Raises:** `ValueError` if `dim` is smaller than 3, or smaller than 2 if the widths are
+        equal integers.
         """
         known = all(isinstance(width, (int, float)) for width in (self.p, self.q))
         least = _ROWS - 1 if known and self.p == self.q else _ROWS
@@ -128,7 +127,7 @@ class Orthogonal(AbstractEnsemble):
         return State.from_vectors(norm_a * first, norm_b * b, norm_c * first)
 
     def reduction_ends(self, dim: int) -> bool:
-        """After three dimensions."""
+        """The reduction ends after three dimensions."""
         return dim >= _ROWS
 
     def _norms(self, dtype: jnp.dtype) -> tuple[Array, Array, Array]:

@@ -2,7 +2,7 @@ r"""Layers with independent uniform entries.
 
 $$a_k \sim U(-\sqrt3\,s_a,\ \sqrt3\,s_a)$$
 
-and so for $b$ and $c$: mean zero and standard deviations $(s_a, s_b, s_c)$.
+and likewise for $b$ and $c$, with mean zero and standard deviations $(s_a, s_b, s_c)$.
 """
 
 import math
@@ -25,10 +25,10 @@ class Uniform(AbstractEnsemble):
 
     - `p`, `q`: the widths, positive whole numbers.
     - `scales`: standard deviations $(s_a, s_b, s_c)$ of the entries of $a$, $b$, $c$, positive or
-      zero. PyTorch's linear layers start as $U(-1/\sqrt n, 1/\sqrt n)$ with $n$ inputs: scale
-      $1/\sqrt{3n}$.
+      zero. PyTorch's linear layers start as $U(-1/\sqrt n, 1/\sqrt n)$ with $n$ inputs, which is
+      the scale $1/\sqrt{3n}$.
 
-    **Raises:** `ValueError` for widths or scales that are not such numbers.
+    **Raises:** `ValueError` for other widths or scales.
     """
 
     p: int | float = eqx.field(static=True)

@@ -1,4 +1,4 @@
-"""The effective flow followed in time: integration, its step control, and its clocks."""
+"""The effective flow in time: Taylor pieces, integration, step control, and clocks."""
 
 import lazy_loader as lazy
 

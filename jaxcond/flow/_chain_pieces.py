@@ -1,12 +1,13 @@
 r"""The flow of a chain of any depth by Taylor polynomials.
 
-With the products $R_l = W_l \cdots W_1$ and $L_l = W_{l+1}^T \cdots W_L^T V$, both of as many
-columns as there are inputs,
+With the products $R_l = W_l \cdots W_1$ and $L_l = W_{l+1}^T \cdots W_L^T V$, which have one column
+for each input,
 
 $$W_l' = L_l R_{l-1}^T, \qquad W_l(t) = W_l(0) + \int_0^t L_l R_{l-1}^T .$$
 
-A layer of $n \times n$ moves in a few columns only, so that its coefficients are never formed: with
-those of the products, $W_l[j] = \frac1j\sum_i L_l[i]R_{l-1}[j-1-i]^T$ and so
+The change of an $n \times n$ layer has the rank of a few columns, so its coefficients are never
+formed. With the coefficients of the products, $W_l[j] = \frac1j\sum_i L_l[i]R_{l-1}[j-1-i]^T$ and
+so
 
 $$R_l[k] = W_l(0)R_{l-1}[k] + \sum_i L_l[i]\,c_i, \qquad
   c_i = \sum_j \tfrac1j R_{l-1}[j-1-i]^T R_{l-1}[k-j],$$
@@ -23,7 +24,7 @@ from .._chain_bounds import squared_sizes
 from .._energy import energy
 from ._pieces import Front, Grown, Timeline, grow_all, integral_weights, order_of, reach_of
 
-# Products of layers that vanish begin at a higher power.
+# If layers vanish, the series of their products begin at a higher power.
 _FIRST = 8
 
 
@@ -52,7 +53,7 @@ class ChainPieces(Timeline):
 
 
 def _changes(lefts: Grown, rights: Grown, place: Array) -> tuple[Array, ...]:
-    """The integrals of the layers' rates from the start of a piece, over its length."""
+    """The changes of the layers since the start of a piece, divided by its length."""
     weights = integral_weights(lefts[0].shape[0], place)
     return tuple(
         jnp.einsum("lnz,lmz->nm", jnp.einsum("jnz,jl->lnz", left, weights), right)
@@ -61,7 +62,7 @@ def _changes(lefts: Grown, rights: Grown, place: Array) -> tuple[Array, ...]:
 
 
 def _with_row(gram: Array, terms: Array, k: Array) -> Array:
-    """The products $X[m]^TX[m']$ of coefficients, with those of one more coefficient `k`."""
+    """The products $X[m]^TX[m']$ of coefficients, extended by those of coefficient `k`."""
     row = jnp.einsum("nz,mny->mzy", terms[k], terms)
     gram = gram.at[k].set(row)
     return gram.at[:, k].set(jnp.swapaxes(row, -1, -2))
@@ -73,7 +74,7 @@ def _kernel(gram: Array, k: Array) -> Array:
     column = jnp.arange(terms)
     weight = jnp.where(column < k, 1 / jnp.where(column < k, k - column, 1), 0)
     weighted = gram * weight.astype(gram.dtype)[None, :, None, None]
-    # Sums along antidiagonals: each row is moved to the right by its number.
+    # Sums along antidiagonals: row $i$ is shifted to the right by $i$.
     wide = jnp.pad(weighted, ((0, 0), (0, terms), (0, 0), (0, 0))).reshape(-1, z, z)
     along = jnp.sum(wide[: terms * (2 * terms - 1)].reshape(terms, 2 * terms - 1, z, z), axis=0)
     turned = jnp.pad(along[::-1], ((0, terms), (0, 0), (0, 0)))
@@ -109,7 +110,7 @@ def _coefficients(chain: Chain) -> tuple[list[Array], list[Array]]:
 
 def _grow(front: Front) -> tuple[Front, Grown]:
     chain = front.point
-    # At unit size coefficients of any order neither overflow nor vanish.
+    # At unit scale, coefficients of any order neither overflow nor underflow.
     (of_layers, of_target), unit = _unit(chain)
     lefts, rights = _coefficients(unit)
     sizes = lax.stop_gradient(
@@ -130,7 +131,7 @@ def _grow(front: Front) -> tuple[Front, Grown]:
 
 
 def _unit(chain: Chain) -> tuple[tuple[Array, Array], Chain]:
-    """The chain with layers and target of order one, and the powers of two divided out."""
+    """The chain with layers and target of order one, and the powers of two that this removes."""
     sizes = jnp.stack([jnp.sum(squared_sizes(chain)), jnp.sum(chain.target**2)])
     sizes = lax.stop_gradient(jnp.sqrt(sizes))
     sizes = jnp.where(jnp.isfinite(sizes) & (sizes > 0), sizes, 1)
@@ -140,7 +141,7 @@ def _unit(chain: Chain) -> tuple[tuple[Array, Array], Chain]:
 
 
 def _upper(chain: Chain) -> Array:
-    """An upper bound of the time left, negative where there is none."""
+    """An upper bound on the time left; negative if there is none."""
     depth = chain.depth
     if depth < 3:
         return jnp.full((), -1, chain.dtype)

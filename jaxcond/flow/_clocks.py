@@ -1,12 +1,12 @@
-r"""Following the flow by diffrax to chosen values of its energy, which never falls.
+r"""The flow, integrated by diffrax to chosen values of its energy, which never falls.
 
 With the vector field $f$ and $v$ the independent variable,
 
 $$\frac{d\theta}{dv} = \frac{dt}{dv} f(\theta), \qquad
 \frac{dt}{dv} = \frac{\sqrt{E^2 + E_0^2}}{\|f\|^2} \ \text{ with } E = E_0 \sinh v .$$
 
-This is plain integration of all unknowns, which owes nothing to reduction or series: what they are
-checked against.
+All unknowns are integrated, independently of reduction and series, so that both can be checked
+against this.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class EnergyClock(eqx.Module):
 
 
 class Followed(eqx.Module):
-    """States along the way, one for each stop, with the time at each."""
+    """The states at the stops, and their times."""
 
     states: State
     times: Float[Array, " num"]
@@ -46,7 +46,7 @@ class Followed(eqx.Module):
 
 
 def _by_clock(clock: Clock, field: Callable[[State], State]) -> Callable[..., Any]:
-    """The layers' and the time's change per unit of a clock."""
+    """The rates of the layers and of time with respect to a clock."""
 
     def moving(_: Any, point: Any, strength: Array) -> Any:
         (a, b, c), _ = point
@@ -71,7 +71,7 @@ def follow(
 ) -> Followed:
     """Follow one state of unit scale from `start` through the rising `stops`.
 
-    `field` is the right-hand side, which only a test of the theory would replace.
+    `field` is the right-hand side; only tests of the theory replace it.
     """
     rate = clock(state, field(state))
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The pieces of a flow by the native kernel where it is in use, else by the program beside it."""
+"""The pieces of a flow, by the native kernel or, where it is not in use, by the JAX program."""
 
 import functools
 
@@ -17,14 +17,14 @@ from ._pieces import Front, Pieces, is_near, order_of, pieces_by_program, upper_
 def pieces(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pieces:
     r"""Follow one state of equal widths until its blow-up is near.
 
-    **Arguments:** `state`, of unit scale; `closeness`, the $(T^* - t)/T^*$ at which to stop, or a
-    little closer; `max_pieces`, where the flow comes to rest or the blow-up is far.
+    **Arguments:** `state`, of unit scale; `closeness`, the value of $(T^* - t)/T^*$ at which to
+    stop, or a little closer; `max_pieces`, the limit for flows that come to rest or blow up late.
 
-    Differentiable in both modes, of any order: the lengths of the pieces are constants. Derivatives
-    are those of the program, whose numbers are the kernel's to rounding.
+    Differentiable in both modes and to any order, with the lengths of the pieces as constants. The
+    derivatives are those of the program, which agrees with the kernel to rounding.
     """
-    known = state.rank == 1 and state.dtype in (np.float64, np.float32)
-    if not known or not _native.handlers():
+    supported = state.rank == 1 and state.dtype in (np.float64, np.float32)
+    if not supported or not _native.handlers():
         return pieces_by_program(state, closeness, max_pieces)
     if only_cpus():
         return _natively(state, closeness, max_pieces)
@@ -54,18 +54,18 @@ def _natively(state: State, closeness: Float[Array, ""], max_pieces: int) -> Pie
     results = call(
         state.a[0], state.b, state.c[0], state.strength[0], closeness, order=np.int32(order)
     )
-    found = dict(zip(shapes, results, strict=True))
-    end = State(found["end_a"][None], found["end_b"], found["end_c"][None], state.strength)
-    last = Front(end, found["elapsed"], jnp.zeros((), dtype), jnp.ones((), bool))
+    arrays = dict(zip(shapes, results, strict=True))
+    end = State(arrays["end_a"][None], arrays["end_b"], arrays["end_c"][None], state.strength)
+    last = Front(end, arrays["elapsed"], jnp.zeros((), dtype), jnp.ones((), bool))
     return Pieces(
-        begin=found["begin"],
-        lag=found["lag"],
-        length=found["length"],
-        num=jnp.sum(found["length"] > 0),
+        begin=arrays["begin"],
+        lag=arrays["lag"],
+        length=arrays["length"],
+        num=jnp.sum(arrays["length"] > 0),
         ends=is_near(last, closeness, upper_of),
-        elapsed=found["elapsed"],
-        sides=found["sides"],
-        b=found["b"],
+        elapsed=arrays["elapsed"],
+        sides=arrays["sides"],
+        b=arrays["b"],
         strength=state.strength,
         end=end,
     )

@@ -6,14 +6,13 @@ matrices $A = bb^T - YY^T$ and $C = b^Tb - ZZ^T$, $b$ leaves the equations:
 $$Y'' = AYS^2 + Y K, \quad K = S(Z^TZ)S + (Y^TY)S^2, \qquad
   Z'' = CZS^2 + Z L, \quad L = S(Y^TY)S + (Z^TZ)S^2 .$$
 
-A coefficient of $Y$ and $Z$ is a convolution of those before it. Every piece starts from $Y$, $Z$
-and $b$, and so from an $A$ and a $C$ of their own: what is rounded is relative to the state that
-the flow has reached. Within a piece $b$ follows from $b' = \sum_i\lambda_i a_ic_i^T$, the integral
-of a product of polynomials.
+Each coefficient of $Y$ and $Z$ is a convolution of the previous ones. Every piece computes its own
+$A$ and $C$ from $Y$, $Z$ and $b$, so that rounding errors are relative to the current state. Within
+a piece $b$ follows from $b' = \sum_i\lambda_i a_ic_i^T$, the integral of a product of polynomials.
 
-The step is as long as the last coefficients allow (Jorba and Zou, 2005), relative to each vector by
-itself. The singularity nearest to a real time is, close to the blow-up, $T^*$ itself: a piece of
-order $n$ then leaves about $1 - \epsilon^{1/n}$ of the time that was left.
+The step is as long as the last coefficients allow (Jorba and Zou, 2005), relative to each vector
+separately. Close to the blow-up the nearest singularity is $T^*$ itself, and a piece of order $n$
+leaves about $1 - \epsilon^{1/n}$ of the remaining time.
 """
 
 from collections.abc import Callable
@@ -30,22 +29,22 @@ from .._energy import conserved, energy, squared_norms, vector_field
 from .._noise import LARGEST_SHIFT
 from .._state import State
 
-# Coefficients whose size decides the step: two in a row may be small by chance.
+# Number of last coefficients whose size decides the step: two in a row may be small by chance.
 _LAST = 4
 
 
 def order_of(dtype: jnp.dtype) -> int:
-    """The degree of the polynomials: two thirds of the time left remain after each."""
+    """The degree of the polynomials; each piece then leaves two thirds of the remaining time."""
     return 32 if jnp.finfo(dtype).bits >= 64 else 14
 
 
 class Timeline(eqx.Module):
-    r"""When the pieces of a flow are: `num` of them, of `max` at most.
+    r"""The times of the pieces of a flow: `num` of them, at most `max`.
 
-    - `begin`, `lag`: where a piece starts, as a sum of two numbers, so that what adding rounds is
-      not lost; `length`, zero for pieces that are not used.
-    - `elapsed`: the time after the last piece; `ends`, whether it is as near the blow-up as was
-      asked for.
+    - `begin`, `lag`: the start of a piece, as a sum of two numbers that keeps the rounding error of
+      the additions; `length`, zero for unused pieces.
+    - `elapsed`: the time after the last piece; `ends`, whether that is as close to the blow-up as
+      requested.
     """
 
     begin: Float[Array, "*batch max"]
@@ -56,7 +55,7 @@ class Timeline(eqx.Module):
     elapsed: Float[Array, "*batch"]
 
     def find(self, time: Float[Array, ""]) -> tuple[Int[Array, ""], Float[Array, ""]]:
-        """The piece that a time lies in, and where in it, from 0 to 1."""
+        """The piece that contains a time, and the place in it, from 0 to 1."""
         used = self.length > 0
         index = jnp.sum(used & (lax.stop_gradient(self.begin) <= time)) - 1
         index = jnp.clip(index, 0, None)
@@ -88,7 +87,7 @@ class Pieces(Timeline):
 
 
 def _change(sides: Array, place: Array, strength: Array) -> Array:
-    r"""The integral of $\sum_i \lambda_i a_i c_i^T$ from the start of a piece, over its length."""
+    r"""The change of $b$ since the start of a piece, divided by its length."""
     weights = integral_weights(sides.shape[0], place)
     left = jnp.einsum("jik,jl->lik", sides[:, 0], weights)
     return jnp.einsum("lik,i,lim->km", left, strength, sides[:, 1])
@@ -109,8 +108,8 @@ def _coefficients(state: State) -> Array:
     squares = jnp.stack([state.b @ state.b.T, state.b.T @ state.b])
     constant = squares - jnp.einsum("sik,sim->skm", sides, sides)
     rows, columns = strength[None, :, None], strength[None, None, :]
-    # Of power n at place `order - n`: the window from there on holds powers n, n - 1, ..., 0, and
-    # zeros.
+    # Power n stands at place `order - n`, so a window that begins there holds powers n, n - 1, ...,
+    # 0, and zeros.
     blank = jnp.zeros((2 * order + 1, *sides.shape), state.dtype)
     turned = blank.at[order].set(sides).at[order - 1].set(jnp.stack([slope.a, slope.c]))
     rank = state.rank
@@ -137,18 +136,19 @@ def _coefficients(state: State) -> Array:
 
 
 def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
-    """How far polynomials hold to rounding, by the last coefficients relative to a first size.
+    """The step over which polynomials hold to rounding, from the last coefficients relative to a
+    size.
 
-    **Arguments:** `terms`, norms of coefficients by powers, along the first axis; `first`, what
-    they are compared with, of the shape of one of them.
+    **Arguments:** `terms`, norms of coefficients, with the powers along the first axis; `first`,
+    the sizes to compare them with, in the shape of one power.
 
-    What nothing limits goes as far as the powers of a step do not overflow.
+    Without a limit, the step is the longest whose powers do not overflow.
     """
     order = terms.shape[0] - 1
     powers = jnp.arange(order + 1 - _LAST, order + 1)
     late, first = terms[powers], first[None]
     info = jnp.finfo(terms.dtype)
-    # What underflows, or belongs to a vector that stands still, limits nothing.
+    # Coefficients that underflow, or belong to a vector at rest, do not limit the step.
     limits = (late > info.tiny) & (first > info.tiny)
     ratio = jnp.where(limits, info.eps * first / jnp.where(limits, late, 1), jnp.inf)
     shape = (-1, *(1 for _ in terms.shape[1:]))
@@ -157,7 +157,7 @@ def reach_of(terms: Array, first: Array) -> Float[Array, ""]:
 
 
 class Front(eqx.Module):
-    """How far the flow has been followed: to a `State`, or to a `Chain`."""
+    """The point that the flow has reached, a `State` or a `Chain`, and its time."""
 
     point: Any
     elapsed: Float[Array, ""]
@@ -166,20 +166,20 @@ class Front(eqx.Module):
 
     @classmethod
     def of(cls, point: Any) -> "Front":
-        """Where nothing has been followed yet."""
+        """The front at the start."""
         zero = jnp.zeros((), point.dtype)
         return cls(point, zero, zero, jnp.ones((), bool))
 
     def advanced(self, point: Any, length: Array) -> "Front":
-        """The front after one more piece."""
+        """The front after another piece."""
         elapsed, lag = _two_sum(self.elapsed, length + self.lag)
         return Front(point, elapsed, lag, self.going)
 
 
 def _grow(front: Front) -> tuple[Front, tuple[Array, Array, Array]]:
-    """One more piece: the front after it, its length, coefficients, and middle layer."""
+    """Another piece: the front after it, its length, coefficients, and middle layer."""
     state = front.point
-    # At unit size coefficients of any order neither overflow nor vanish.
+    # At unit scale, coefficients of any order neither overflow nor underflow.
     unit, exponent = _unit(state)
     terms = _coefficients(unit)
     sizes = lax.stop_gradient(jnp.sqrt(jnp.sum(terms * terms, axis=-1)))
@@ -194,25 +194,25 @@ def _grow(front: Front) -> tuple[Front, tuple[Array, Array, Array]]:
 
 
 def upper_of(state: State) -> Array:
-    """An upper bound of the time left, negative where there is none."""
+    """An upper bound on the time left; negative if there is none."""
     return jnp.sum(squared_norms(state)) / (3 * energy(state))
 
 
 def is_near(front: Front, closeness: Array, upper: Callable[[Any], Array]) -> Bool[Array, ""]:
-    """Whether the blow-up is as close as asked for, by an upper bound."""
+    """Whether the blow-up is as close as requested, judged by an upper bound."""
     left = upper(front.point)
     return (left > 0) & (left <= closeness * (front.elapsed + left))
 
 
 def drift(start: Any, point: Any) -> Float[Array, ""]:
-    r"""How far what the flow conserves has moved from its start, over $\|\theta\|^2$."""
+    r"""The change of the conserved quantities since the start, divided by $\|\theta\|^2$."""
     moved = jax.tree.map(lambda x, y: jnp.max(jnp.abs(x - y)), conserved(point), start)
     size = sum(jnp.sum(layer * layer) for layer in point.layers)
     return jnp.max(jnp.stack(jax.tree.leaves(moved))) / jnp.where(size == 0, 1, size)
 
 
 def is_sound(front: Front, start: Any) -> Bool[Array, ""]:
-    """Whether rounding has left digits to the point, which a flow at rest loses in the end."""
+    """Whether the point still has correct digits, which a flow at rest loses in the end."""
     finite = jnp.isfinite(energy(front.point)) & jnp.isfinite(front.elapsed)
     return finite & (drift(start, front.point) <= LARGEST_SHIFT)
 
@@ -230,7 +230,7 @@ def _unit(state: State) -> tuple[State, tuple[Array, Array]]:
 
 
 def _two_sum(x: Array, y: Array) -> tuple[Array, Array]:
-    """A sum, and what rounding it has lost; `x` is the larger."""
+    """A sum and its rounding error; `x` is the larger term."""
     total = x + y
     return total, y - (total - x)
 
@@ -246,20 +246,20 @@ def grow_all(
     upper: Callable[[Any], Array],
     max_pieces: int,
 ) -> tuple[Front, Array, Array, Grown, Array]:
-    """Piece after piece until the blow-up is near.
+    """All pieces until the blow-up is near.
 
-    **Arguments:** `grow`, which makes one; `nothing`, what stands for pieces that are not made;
-    `upper`, a bound of the time left.
+    **Arguments:** `grow`, the function that makes one; `nothing`, the placeholder for unused
+    pieces; `upper`, a bound on the time left.
 
-    **Returns:** the last front, where pieces begin (two numbers each), the pieces, and whether the
-    blow-up is as near as asked for.
+    **Returns:** the last front, the starts of the pieces (two numbers each), the pieces, and
+    whether the blow-up is as close as requested.
     """
     begun = lax.stop_gradient(conserved(start))
 
     def going_on(front: Front) -> tuple[Front, Grown]:
         after, grown = jax.checkpoint(grow)(front)
         sound = is_sound(after, begun)
-        # A piece that leads nowhere is not kept.
+        # A piece without progress is not kept.
         after, grown = jax.tree.map(
             lambda x, y: jnp.where(sound, x, y), (after, grown), (front, nothing)
         )
@@ -305,7 +305,7 @@ def pieces_by_program(state: State, closeness: Float[Array, ""], max_pieces: int
 
 
 class Arrival(eqx.Module):
-    """Where a run of pieces that are not kept has ended, and after how many of them."""
+    """The end of a run of pieces that are not stored, and the number of pieces."""
 
     state: State
     elapsed: Float[Array, ""]
@@ -319,9 +319,9 @@ def follow_pieces(
     max_pieces: int,
     stir: Callable[[State, Array], State] = lambda state, number: state,
 ) -> Arrival:
-    """Follow one state of equal widths to where a function of the state and the time is true.
+    """Follow one state of equal widths until a function of the state and the time is true.
 
-    **Arguments:** `stir` changes the state before each piece, given the number of it.
+    **Arguments:** `stir` changes the state before each piece, given the number of the piece.
     """
 
     def piece(carry: tuple[Front, Array]) -> tuple[Front, Array]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Halvings alone would take as many as there are bits; interpolation seldom takes ten steps.
+# Bisection alone would need one step for each bit; interpolation seldom takes ten.
 _MOST_STEPS = 100
 
 
@@ -15,9 +15,9 @@ def root(function: Callable[[Array], Array], dtype: jnp.dtype) -> Float[Array, "
 
     **Arguments:** `function`, continuous; `dtype`, of its argument.
 
-    **Returns:** the root to rounding; where the ends have one sign, the end at which the function
-    is smaller. Derivatives by what the function holds are those of the implicit equation, in both
-    modes and of any order.
+    **Returns:** the root to rounding; if both ends have the same sign, the end at which the
+    function is smaller. Derivatives with respect to the arrays in the function come from the
+    implicit equation, in both modes and to any order.
 
     Source: T. R. Chandrupatla, *A new hybrid quadratic/bisection algorithm* (1997).
     """
@@ -43,7 +43,7 @@ def _bracketed(function: Callable[[Array], Array], dtype: jnp.dtype) -> Array:
         step, x, other, _, f, f_other, _, share = carry
         new = x + share * (other - x)
         f_new = function(new)
-        # `other` stays on the far side of the root, `before` is what is given up.
+        # `other` stays on the far side of the root, `before` is the point given up.
         same = jnp.sign(f_new) == jnp.sign(f)
         before, f_before = jnp.where(same, x, other), jnp.where(same, f, f_other)
         other, f_other = jnp.where(same, other, x), jnp.where(same, f_other, f)

@@ -23,29 +23,29 @@ from ._solve import smallest_size, solve
 
 Point = tuple[tuple[Array, Array, Array], Array]
 
-# Steps are bounded by `max_steps`; the course in desingularised time is longer than any of them.
+# The end in desingularised time, which no run reaches: runs are bounded by `max_steps`.
 LONGEST_COURSE, FIRST_STEP = 1e6, 1e-3
-# The solver's tolerance is this fraction of the one asked for, and the companion run that measures
-# the error is this much looser.
+# The solver's tolerance as a fraction of `rtol`, and the factor by which the tolerance of the run
+# that measures the error is larger.
 SAFETY = 0.003
 LOOSER = 30.0
-# The ratio of the two errors is `LOOSER` on average. Where it happens to be as small as 3/2, twice
-# their difference still covers that of the better run.
+# The ratio of the two errors is `LOOSER` on average. Even if it is as small as 3/2, twice the
+# difference of the runs still covers the error of the better one.
 ERROR_FACTOR = 2.0
-# By chance it may be smaller still: what steps add up to at least, in units of their tolerance.
+# The ratio may be smaller by chance, so the error is at least this many tolerances.
 LEAST_ERROR = 10.0
-# Share of the tolerance that the width of the bracket takes.
+# Width of the bracket as a share of the tolerance.
 CLOSED = 0.25
 
 
 def speed_of(state: State) -> Float[Array, ""]:
-    """How much time passes in a unit of desingularised time; strengths of any scale."""
+    """The time per unit of desingularised time, for strengths of any scale."""
     strongest = jnp.max(jnp.abs(state.strength))
     return 1 / (jnp.sqrt(jnp.sum(squared_norms(state))) * jnp.where(strongest > 0, strongest, 1))
 
 
 def desingularised(_: Any, point: Point, strength: Array) -> Point:
-    r"""The layers' and the time's change per unit of desingularised time."""
+    r"""The rates of the layers and of time in desingularised time."""
     layers, _ = point
     state = State(*layers, strength)
     speed = speed_of(state)
@@ -55,9 +55,8 @@ def desingularised(_: Any, point: Point, strength: Array) -> Point:
 def time_left(state: State) -> Float[Array, ""]:
     r"""The time left, to higher order than the bracket.
 
-    Close to blow-up the component that dominates is aligned but for a part of $b$ that stays
-    behind; without that part, $\|b\|$ is $E/(\lambda\|a\|\|c\|)$, and the aligned case is
-    known in closed form.
+    Close to the blow-up the dominant component is aligned, up to a part of $b$ that stays bounded.
+    Without that part, $\|b\|$ is $E/(\lambda\|a\|\|c\|)$, and the aligned case has a closed form.
     """
     leading = jnp.argmax(component_energies(state))
     a, c, strength = state.a[leading], state.c[leading], jnp.abs(state.strength[leading])
@@ -67,7 +66,7 @@ def time_left(state: State) -> Float[Array, ""]:
 
 
 class End(eqx.Module):
-    """Where a run ended: the state, the time, and the desingularised time `course`."""
+    """The end of a run: the state, the time, and the desingularised time `course`."""
 
     state: State
     elapsed: Float[Array, ""]
@@ -149,11 +148,11 @@ def _run(
 
 
 class Runs(eqx.Module):
-    """A blow-up time by integration, and how well it is known.
+    """A blow-up time by integration, and its accuracy.
 
-    - `spread`: by how much the time of a copy with noise differs.
-    - `reached`: whether the state itself reaches the blow-up, and with it the others;
-      `some_reach`: whether any of them does.
+    - `spread`: the difference to the time of a copy with noise.
+    - `reached`: whether the state and its copies reach the blow-up; `some_reach`: whether any of
+      them does.
     """
 
     time: Float[Array, ""]
@@ -170,9 +169,9 @@ class Runs(eqx.Module):
 def run_copies(state: State, solver: diffrax.AbstractSolver, rtol: Array, max_steps: int) -> Runs:
     """The blow-up time of one state of unit scale by integration, and the last state.
 
-    It is integrated at two tolerances that differ by a known factor: the difference measures the
-    error of the better run. It does not see what two runs share, the rounding of the state; a third
-    one, of a copy with noise, does.
+    The state is integrated at two tolerances that differ by a known factor, and the difference
+    measures the error of the better run. It does not show the rounding of the state, which both
+    runs share; a third run, from a copy with noise, does.
     """
     eps = jnp.finfo(state.dtype).eps
     finest = jnp.maximum(SAFETY * rtol, 20 * eps)
@@ -191,11 +190,11 @@ def run_copies(state: State, solver: diffrax.AbstractSolver, rtol: Array, max_st
     times = elapsed + jnp.clip(jax.vmap(time_left)(ends.state), lower, upper)
     times = jnp.where(ends.reached, times, jnp.inf)
     time, apart = times[0], jnp.abs(times - times[0])
-    # The looser run, too, shows whether errors act in proportion.
+    # The looser run also shows whether errors act in proportion.
     error = ERROR_FACTOR * apart[1] + LEAST_ERROR * finest * time
     error = jnp.where(apart[1] <= LARGEST_SHIFT * time, error, jnp.inf)
     if state.rank > 1:
-        # Components that do not dominate may still grow, and `time_left` leaves them out.
+        # Components that do not dominate may still grow, but `time_left` ignores them.
         error = error + (upper[0] - lower[0])
     return Runs(
         time=time,

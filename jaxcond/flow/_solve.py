@@ -1,7 +1,7 @@
-r"""The one place at which diffrax integrates the effective flow, with its step control.
+r"""The only place at which diffrax integrates the effective flow, and its step control.
 
-No host callback gets into a program: diffrax puts one in wherever it is given a first step or times
-to save at. So the step control brings its own first step, and the flow goes from stop to stop.
+Programs hold no host callbacks. diffrax adds one if it is given a first step or times to save at,
+so the step control chooses the first step itself, and the flow is integrated from stop to stop.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-# Leg by leg, the first step is so many times the mean step of the leg before.
+# First step of a leg, in units of the mean step of the leg before.
 _LONGER = 4.0
 
 
@@ -30,11 +30,11 @@ def worst_layer(errors: PyTree[Array]) -> Float[Array, ""]:
 class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
     r"""A step size controller whose tolerance is relative to the norm of each layer.
 
-    With $a \sim 10^{-8}$ beside $b \sim 1$ an absolute tolerance that suits $b$ costs $a$ its
-    digits, and one that suits $a$ is below the rounding of $b$. So every leaf of the solution is
-    compared with its own root mean square, at every step, and the worst leaf decides.
+    If $a \sim 10^{-8}$ and $b \sim 1$, an absolute tolerance that suits $b$ costs $a$ its digits,
+    and one that suits $a$ is below the rounding of $b$. Therefore the error of every leaf of the
+    solution is compared with its root mean square, at every step, and the worst leaf decides.
 
-    - `rtol`, `atol`: the tolerances; `first`: the first step, where the solve names none.
+    - `rtol`, `atol`: the tolerances; `first`: the first step, unless the solve has one.
     """
 
     rtol: Any
@@ -47,7 +47,7 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
 
     @property
     def _controller(self) -> diffrax.PIDController:
-        # Layers that are exactly zero need some absolute tolerance to be compared at all.
+        # Layers that are exactly zero need an absolute tolerance.
         smallest = float(jnp.finfo(jnp.result_type(self.rtol)).tiny)
         return diffrax.PIDController(rtol=self.rtol, atol=smallest, norm=self.norm)
 
@@ -67,7 +67,7 @@ class Layerwise(diffrax.AbstractAdaptiveStepSizeController):
 def split_terms(
     term: diffrax.ODETerm, solver: diffrax.AbstractSolver
 ) -> PyTree[diffrax.AbstractTerm]:
-    """The terms in the form that a solver takes them."""
+    """The terms in the form that a solver takes."""
     if isinstance(solver, diffrax.AbstractImplicitSolver) and not isinstance(
         solver.term_structure, type
     ):
@@ -94,10 +94,10 @@ def solve(
     dense: bool = False,
     adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> diffrax.Solution:
-    """Integrate $dy/ds = f(s, y)$ from $s = 0$ to `until`, or to where an event is true.
+    """Integrate $dy/ds = f(s, y)$ from $s = 0$ to `until`, or until an event is true.
 
     **Arguments:** `tolerance`, relative to each leaf of `y`, and absolute as a share of `smallest`;
-    `first`, the first step; `dense`, whether the solution can be evaluated in between.
+    `first`, the first step; `dense`, whether the solution can be evaluated between the steps.
     """
     dtype = jax.tree.leaves(y)[0].dtype
     return diffrax.diffeqsolve(
@@ -120,7 +120,7 @@ def solve(
 
 
 class Visited(eqx.Module):
-    """Values of a solution at the stops it went through; infinite from where it failed."""
+    """Values of a solution at its stops; infinite after a failure."""
 
     values: PyTree
     reached: Bool[Array, " num"]
@@ -136,15 +136,15 @@ def visit(
     first: Float[Array, ""] | float,
     **options: Any,
 ) -> Visited:
-    """Integrate leg by leg and keep the value at the end of each.
+    """Integrate leg by leg and keep the value at the end of each leg.
 
-    **Arguments:** `lengths` of the legs, which may be zero, in $s$, on which the field must not
-    depend; the others as for `solve`.
+    **Arguments:** `lengths` of the legs in $s$, which may be zero; the field must not depend on
+    $s$. The others as for `solve`.
     """
 
     def leg(carry: tuple[PyTree, Array, Array], length: Array) -> tuple[Any, Any]:
         y, first, going = carry
-        # After a failure the others stand still.
+        # After a failure the remaining legs do nothing.
         length = jnp.where(going, length, 0)
         solution = solve(field, y, args, until=length, first=first, **options)
         going = going & (solution.result == diffrax.RESULTS.successful)

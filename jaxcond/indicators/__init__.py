@@ -1,4 +1,4 @@
-"""Indicators of condensation: functions of one state, wherever it comes from."""
+"""Indicators of condensation: functions of one state."""
 
 import lazy_loader as lazy
 

@@ -1,4 +1,4 @@
-r"""Alignment of the rows of weight matrices, and rank: indicators that need no final stage."""
+r"""Alignment and rank of weight matrices: indicators that also apply before the final stage."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -7,7 +7,7 @@ from .._state import State
 
 
 def _unit_rows(rows: Float[Array, "q d"]) -> Float[Array, "q d"]:
-    """Rows over their norms, whose squares neither overflow nor vanish; NaN for rows of zeros."""
+    """Rows divided by their norms, without overflow or underflow; NaN for rows of zeros."""
     largest = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
     rows = rows / jnp.where(largest == 0, jnp.nan, largest)
     return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
@@ -16,8 +16,8 @@ def _unit_rows(rows: Float[Array, "q d"]) -> Float[Array, "q d"]:
 def cosine_similarity(rows: Float[Array, "q d"]) -> Float[Array, "q q"]:
     r"""Cosines $\langle w_i, w_j\rangle / (\|w_i\|\|w_j\|)$ of the rows of a weight matrix.
 
-    Of a network the rows of $W^1$, with a column for the bias if there is one; with one column they
-    are $\pm1$ by definition.
+    For a network, take the rows of $W^1$, with a column for the bias if it has one. With one column
+    the cosines are $\pm1$ by definition.
 
     **Returns:** shape `(q, q)`; NaN in the rows and columns of rows that vanish.
     """
@@ -36,7 +36,7 @@ def alignment(rows: Float[Array, "q d"], direction: Float[Array, " d"]) -> Float
 def share_within(
     rows: Float[Array, "q d"], direction: Float[Array, " d"], angle: float
 ) -> Float[Array, ""]:
-    r"""Share of the rows that lie within `angle` (radians) of the line of a direction, either sign.
+    r"""Share of the rows within `angle` (radians) of a direction or its opposite.
 
     Rows that vanish count as outside.
     """
@@ -44,12 +44,12 @@ def share_within(
 
 
 def singular_values(matrix: Float[Array, "m n"], num: int | None = None) -> Float[Array, " k"]:
-    """The `num` largest singular values of a matrix (all by default), in falling order."""
+    """The `num` largest singular values of a matrix (all by default), in descending order."""
     return jnp.linalg.svd(matrix, compute_uv=False)[:num]
 
 
 def nuclear_norm(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
-    r"""$\|M\|_* = \sum_i\sigma_i$, the least of which stands for low rank."""
+    r"""$\|M\|_* = \sum_i\sigma_i$, a convex substitute for the rank."""
     return jnp.sum(singular_values(matrix))
 
 
@@ -68,8 +68,10 @@ def effective_rank(matrix: Float[Array, "m n"]) -> Float[Array, ""]:
 
 
 def product(state: State) -> Float[Array, "rank rank"]:
-    r"""The product of the three layers in the target's directions, $a_i^T b c_j$, $r \times r$.
+    r"""The product of the three layers along the target directions, $a_i^T b c_j$, shape `(rank,
+    rank)`.
 
-    It is $P^T W^3W^2W^1 Q$ for a network, and its diagonal is what the energy adds up.
+    For a network it is $P^T W^3W^2W^1 Q$. The energy is the sum of its diagonal, weighted by the
+    strengths.
     """
     return state.a @ state.b @ state.c.T

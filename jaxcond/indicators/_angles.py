@@ -29,7 +29,7 @@ class Angles(eqx.Module):
 
 
 def angles_of(products: Products) -> Angles:
-    """`angles` from the products of $b$ alone."""
+    """`angles` computed from the products of $b$."""
     a, c, onto_a = products.a, products.c, products.onto_a
     norms = products.columns
     sign_c, strength = jnp.sign(c), jnp.sign(products.strength)[:, None]
@@ -54,13 +54,13 @@ def angles(state: State) -> Angles:
 
 
 def condensed_set(state: State, threshold: float = 1e-2) -> Bool[Array, "rank q"]:
-    r"""The index set $C_1$: which units take part in the blow-up, $|c_l| \to \infty$.
+    r"""The index set $C_1$ of the units that take part in the blow-up, $|c_l| \to \infty$.
 
     Shortly before $T^*$ every layer grows like $1/(T^*-t)$, and a unit outside $C_1$ stays bounded:
     its share of the norm falls like $T^*-t$.
 
-    **Arguments:** `threshold`, the least $|c_l|$ over the root mean square of $c$. It should lie
-    well above the relative time left of the state.
+    **Arguments:** `threshold`, the least $|c_l|$ divided by the root mean square of $c$. It should
+    lie well above the relative time left of the state.
 
     **Returns:** booleans, shape `(rank, q)`.
 
@@ -83,7 +83,7 @@ def condensed(state: State, threshold: float = 1e-2, cosine: float = 0.99) -> Bo
 
 
 def ratios_of(products: Products) -> Float[Array, "2 rank"]:
-    """`ratios` from the products of $b$ alone."""
+    """`ratios` computed from the products of $b$."""
     speed = jnp.linalg.norm(products.onto_a, axis=-1) / jnp.abs(products.strength)
     squares = jnp.stack([jnp.sum(products.c**2, -1), jnp.sum(products.a**2, -1)])
     return speed[None] / squares
@@ -95,11 +95,11 @@ def ratios(state: State) -> Float[Array, "2 rank"]:
 
     At rank 1 both tend to 1 at $T^*$, eq. (4.5). At higher rank they do not: all components share
     one $b$, and near $T^*$ both ratios are $\|b\|_F/\|c_i\|$, with
-    $\|b\|_F^2 \approx \sum_i \|c_i\|^2$. So only a component that leads alone has ratios that tend
-    to 1. Those of a weaker one grow like $(T^*-t)^{|\lambda_i|/|\lambda_1| - 1}$, where 1 leads: at
-    width 16 with strengths 1 and 0.6 to more than 1000, $3\cdot10^{-7}\,T^*$ before $T^*$.
-    Components whose strengths have equal size share the lead, and the inverse squares of their
-    ratios add up to 1.
+    $\|b\|_F^2 \approx \sum_i \|c_i\|^2$. So the ratios tend to 1 only for a component that
+    dominates alone. If component 1 dominates, those of a weaker one grow like
+    $(T^*-t)^{|\lambda_i|/|\lambda_1| - 1}$: at width 16 with strengths 1 and 0.6, to more than 1000
+    at $3\cdot10^{-7}\,T^*$ before $T^*$. Several components of the same largest strength dominate
+    together, and the inverse squares of their ratios add up to 1.
 
     **Arguments:** one `State` of any rank and scale.
 

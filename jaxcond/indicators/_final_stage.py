@@ -1,4 +1,4 @@
-r"""The final stage condition: counts, margins, and what rounding leaves open.
+r"""The final stage condition: counts, margins, and inequalities that rounding leaves undecided.
 
 Source: Chen and Luo, Assumptions 2 to 4. Superscripts are columns of $b$ and subscripts rows; at
 rank $r$ every component has its own set of inequalities.
@@ -13,13 +13,13 @@ from ._products import Products, Units
 
 
 class Condition(eqx.Module):
-    """How far one of the final stage conditions holds: inequalities, each of them `> 0`.
+    """One of the final stage conditions: a set of inequalities, each of the form `> 0`.
 
     - `positive`: number of inequalities that hold.
-    - `undecided`: number whose sign the accuracy of the state leaves open.
+    - `undecided`: number of those whose sign the accuracy of the state does not decide.
     - `total`: number of all of them.
-    - `margin`: the least left-hand side, made a number in [-1, 1] by the norms of its factors: how
-      far inside (positive) or outside (negative) the condition the state is.
+    - `margin`: the least left-hand side, divided by the norms of its factors. It lies in [-1, 1]
+      and is positive inside the condition and negative outside.
     """
 
     positive: Int[Array, "*batch"]
@@ -29,7 +29,7 @@ class Condition(eqx.Module):
 
     @property
     def holds(self) -> Bool[Array, "*batch"]:
-        """Whether all inequalities hold, none of them undecided."""
+        """Whether all inequalities hold and none is undecided."""
         return self.positive == self.total
 
 
@@ -56,12 +56,12 @@ def _safe(denominator: Array) -> Array:
 
 
 def _sign(values: Array, scale: Array, tolerance: Array) -> Array:
-    """The sign of values that are known to `tolerance * scale`: 0 where it is open."""
+    """The sign of values with the error `tolerance * scale`; 0 if the error is larger."""
     return jnp.where(jnp.abs(values) > tolerance * scale, jnp.sign(values), 0)
 
 
 def resolve_tolerance(tolerance: float | Array | None, dtype: jnp.dtype) -> Array:
-    """Relative accuracy of the layers; `None` is 16 units of rounding."""
+    """The relative accuracy of the layers; `None` stands for 16 units of rounding."""
     value = 16 * float(jnp.finfo(dtype).eps) if tolerance is None else tolerance
     return jnp.asarray(value, dtype)
 
@@ -116,7 +116,7 @@ def _condition(signs: Array, margin: Array) -> Condition:
 
 def second_condition(products: Products, tolerance: Float[Array, ""]) -> Condition:
     r"""$\langle c_{il} b^l, c_{il'} b^{l'}\rangle > 0$, $\langle a_{ik} b_k, a_{ik'} b_{k'}\rangle
-    > 0$ for all $i$ and all pairs, of equal indices too.
+    > 0$ for all $i$ and all pairs, equal indices included.
 
     The margin is the least cosine, of $\xi_{ll'}$ or of its counterpart for the rows.
     """
@@ -235,7 +235,7 @@ continuous where an entry of a layer changes its sign.
 
 
 def final_stage_of(products: Products, tolerance: Float[Array, ""]) -> FinalStage:
-    """`final_stage` from the products of $b$ alone."""
+    """`final_stage` computed from the products of $b$."""
     return FinalStage(
         first_condition(products, tolerance),
         second_condition(products, tolerance),
@@ -252,10 +252,10 @@ def final_stage(state: State, *, tolerance: float | Float[Array, ""] | None = No
     \langle a_{ik} b_k, a_{ik'} b_{k'}\rangle > 0; \qquad
     \lambda_i\lambda_j a_{ik} a_{jk} c_{il} c_{jl} > 0 .$$
 
-    Once it holds it holds for good (Proposition 2), and the weights condense.
+    Once the condition holds, it holds at all later times (Proposition 2), and the weights condense.
 
     **Arguments:** `state`; `tolerance`, the accuracy of its layers relative to their norms, by
-    default 16 units of rounding: inequalities that it leaves open are counted as `undecided`.
+    default 16 units of rounding. Inequalities that it does not decide are counted as `undecided`.
 
     **Returns:** a `FinalStage` with counts, margins and `holds`.
 

@@ -1,6 +1,6 @@
 """The products of $b$ from which the indicators of the final stage are computed.
 
-A trajectory has them without forming $b$, from the initial $b$ and the reduced flow.
+A trajectory computes them from the initial $b$ and the reduced flow, without forming $b$.
 """
 
 import equinox as eqx
@@ -18,13 +18,13 @@ class Units(eqx.Module):
 
 
 class Products(eqx.Module):
-    r"""What the final stage indicators need of a state.
+    r"""The products of a state that the final stage indicators need.
 
     - `a`, `c`, `strength`: as in `State`.
     - `onto_a`: $\lambda_i b c_i = a_i'$, shape `(rank, p)`; `onto_c`: $\lambda_i b^T a_i = c_i'$,
       shape `(rank, q)`.
-    - `rows`, `columns`: the norms $\|b_k\|$ and $\|b^l\|$, shapes `(p,)` and `(q,)`; apart from the
-      Gram matrices, so that these need not be formed where they are not asked for.
+    - `rows`, `columns`: the norms $\|b_k\|$ and $\|b^l\|$, shapes `(p,)` and `(q,)`; separate from
+      the Gram matrices, so that these are formed only where they are needed.
     - `left`, `right`: $bb^T$, shape `(p, p)`, and $b^Tb$, shape `(q, q)`.
     """
 
@@ -40,7 +40,7 @@ class Products(eqx.Module):
 
     @classmethod
     def of(cls, state: State) -> "Products":
-        """The products of a state that holds its $b$."""
+        """The products of a full state."""
         a, b, c = state.layers
         strength = state.strength[:, None]
         return cls(
@@ -56,7 +56,7 @@ class Products(eqx.Module):
         )
 
     def only(self, units: Units) -> "Products":
-        """Those of some units."""
+        """The products of some units."""
         rows, columns = units.rows, units.columns
         return Products(
             a=self.a[:, rows],

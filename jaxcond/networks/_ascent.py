@@ -4,8 +4,8 @@ With $\theta = ru$, $\|u\|=1$, and the desingularised time $d\tau = r^{p-2}\,dt$
 
 $$u' = \nabla E_p(u) - pE_p(u)\,u, \qquad (\log r)' = pE_p(u), \qquad t' = r^{-(p-2)},$$
 
-which has no blow-up: near it $\log r$ grows evenly, and $r^{-(p-2)}/((p-2)\,pE_p(u))$ is left of
-the time.
+which does not blow up: as $t \to T^*$, $\log r$ grows at a constant rate in $\tau$, and the time
+left is $r^{-(p-2)}/((p-2)\,pE_p(u))$.
 
 Source: Euler's identity $\langle\theta,\nabla E_p\rangle = pE_p$; derived here.
 """
@@ -21,18 +21,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._order import LeadingOrder, inner, split
 from ._own_flow import integrate, smallest_array, usual_rtol
 
-# The time left is this share of the blow-up time, or less, where it is taken from the formula.
+# The formula for the time left is used once it is at most this share of the blow-up time.
 _TIME_LEFT = 1e-6
 _MAX_STEPS = 2048
 
-# Direction u, energy there, log(r/r(0)), and time.
+# Direction u, its energy, log(r/r(0)), and time.
 State = tuple[PyTree, Array, Array, Array]
 
 
 class Ascent(eqx.Module):
-    """Where the ascent reaches an energy: the parameters, the time, and the blow-up time.
+    """The point at which the ascent reaches an energy: parameters, time, and blow-up time.
 
-    `grown` is the logarithm of the size of the gradient over that at the start.
+    `grown` is the logarithm of the norm of the gradient divided by its initial value.
     """
 
     floats: PyTree
@@ -46,14 +46,14 @@ class Ascent(eqx.Module):
 
 @eqx.filter_jit
 def ascend(order: LeadingOrder, params: PyTree, energy: Float[Array, ""]) -> Ascent:
-    """Follow the gradient ascent of the leading order until its energy is so large, and beyond."""
+    """Follow the gradient ascent of the leading order to an energy, and on to the blow-up."""
     loss, floats = split(order.loss_fn, params)
     of, _ = split(order.energy, params)
     p = order.degree
     size = jnp.sqrt(inner(floats, floats))
     unit = jax.tree.map(lambda x: x / size.astype(x.dtype), floats)
     tiny = jnp.finfo(size.dtype).tiny
-    # The energy on the sphere can be far from one: times are counted in units of 1/pace.
+    # The energy on the sphere can be far from one, so times are in units of 1/pace.
     value_and_slope = jax.jit(jax.value_and_grad(of))
     first, slope = value_and_slope(unit)
     pace = jnp.sqrt(inner(slope, slope))
@@ -61,12 +61,12 @@ def ascend(order: LeadingOrder, params: PyTree, energy: Float[Array, ""]) -> Asc
     def field(y: State) -> State:
         u, _, log_r, _ = y
         value, slope = value_and_slope(u)
-        # On the sphere to rounding, whatever the solver does across it.
+        # Projected onto the sphere, so that the solver's drift across it does not add up.
         radial = inner(slope, u) / inner(u, u)
         moving = jax.tree.map(lambda g, x: (g - radial * x) / pace, slope, u)
         return moving, pace * inner(moving, moving), p * value / pace, jnp.exp(-(p - 2) * log_r)
 
-    # With the energy on the sphere as a part of the state, asking for it costs nothing.
+    # The energy on the sphere is part of the state, so that reading it costs nothing.
     def log_energy(y: State) -> Array:
         return p * (y[2] + jnp.log(size)) + jnp.log(jnp.maximum(y[1], tiny))
 
@@ -82,7 +82,7 @@ def ascend(order: LeadingOrder, params: PyTree, energy: Float[Array, ""]) -> Asc
 
     zero = jnp.zeros((), size.dtype)
     log_level = jnp.log(energy).astype(size.dtype)
-    # From where the energy is so large, the time left falls like its power -(p - 2)/p.
+    # Beyond that energy, the time left falls like its power -(p - 2)/p.
     further = -math.log(_TIME_LEFT) * p / (p - 2)
 
     def leg(start: tuple, log_level: Array) -> tuple[tuple, tuple]:

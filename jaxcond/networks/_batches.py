@@ -1,4 +1,4 @@
-r"""Which samples a step is taken on: all, a minibatch of them, or a batch of the caller.
+r"""The samples of each step: all, a minibatch, or a batch that the caller supplies.
 
 $$\theta_{k+1} = \theta_k - \eta_k \nabla R_{B_k}(\theta_k), \qquad
   R_B = \tfrac1{|B|}\textstyle\sum_{i\in B}\ell(f(x_i), y_i)$$
@@ -22,7 +22,7 @@ from ._modules import MLP
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """Pairs `(x, y)`, or a function of an iteration that returns those from there on."""
 
-# Batches are taken to the device in blocks of so many, or of so many bytes if that is less.
+# Batches go to the device in blocks of this many, or of this many bytes if that is less.
 _BLOCK, _BYTES = 64, 2**24
 
 
@@ -59,7 +59,7 @@ class Permuted(AbstractBatches):
 
 
 class Block(AbstractBatches):
-    """Batches of the caller along a leading axis, the first one for iteration `start`."""
+    """The caller's batches along a leading axis; the first one is for iteration `start`."""
 
     samples: Regression
     start: Int[Array, ""]
@@ -69,10 +69,10 @@ class Block(AbstractBatches):
 
 
 class Stream:
-    """Batches of the caller on the host, read once and a block at a time.
+    """The caller's batches on the host, read once and a block at a time.
 
-    **Raises:** `ValueError` for a batch that is no pair of arrays, does not fit the network or the
-    batch before it, or is not finite: the message has its iteration.
+    **Raises:** `ValueError` for a batch that is not a pair of arrays, does not fit the network or
+    the previous batch, or is not finite; the message names its iteration.
     """
 
     def __init__(self, batches: Batches, network: MLP, loss: Loss):
@@ -81,17 +81,17 @@ class Stream:
         self._shapes: list[tuple[int, ...]] = []
 
     def first(self, iteration: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The batch of an iteration, of a source that can be opened more than once."""
+        """The batch of an iteration, from a source that can be opened more than once."""
         assert callable(self._batches)
         for pair in self._batches(iteration):
             return self._arrays(pair, iteration)
         return None
 
     def read(self, iteration: int, last: int) -> tuple[Block | None, int]:
-        """The next batches, at most up to an iteration, and the iteration that they go to."""
+        """The next batches, at most up to iteration `last`, and the iteration after them."""
         if self._source is None:
-            there = self._batches(iteration) if callable(self._batches) else self._batches
-            self._source = iter(there)
+            batches = self._batches(iteration) if callable(self._batches) else self._batches
+            self._source = iter(batches)
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
         size = 1
         while len(pairs) < min(size, last - iteration):
@@ -135,7 +135,7 @@ class Stream:
         return x, y
 
     def _block(self, pairs: list[tuple[np.ndarray, np.ndarray]], start: int, size: int) -> Block:
-        # Always as many, so that one program takes the last block too.
+        # Padded to the full size, so that one program takes the last block too.
         padded = pairs + [pairs[-1]] * (size - len(pairs))
         try:
             flat = Regression(*(np.concatenate(parts) for parts in zip(*padded, strict=True)))

@@ -1,7 +1,7 @@
 """Checkpoints of a training run, written by orbax: whole or not at all.
 
-Each has a SHA-256 of all that is in it, which is checked when it is read: orbax itself reads
-numbers whose bytes were overwritten without a word.
+Each holds a SHA-256 of its contents, which is verified on reading, since orbax reads overwritten
+bytes without an error.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _STOPS = "stops"
 
 
 class CheckpointWarning(UserWarning):
-    """A damaged checkpoint was passed over."""
+    """A damaged checkpoint was skipped."""
 
 
 def _sha256(tree: Any, *more: str) -> str:
@@ -44,13 +44,13 @@ def _sha256(tree: Any, *more: str) -> str:
 
 
 def _digest(tree: Any) -> str:
-    """Short enough to be told."""
+    """A digest short enough for messages."""
     return _sha256(tree)[:16]
 
 
 def _name(activation: Activation) -> str:
-    named = [name for name, known in ACTIVATIONS.items() if known == activation]
-    return named[0] if named else getattr(activation, "__name__", repr(activation))
+    names = [name for name, function in ACTIVATIONS.items() if function == activation]
+    return names[0] if names else getattr(activation, "__name__", repr(activation))
 
 
 def _loss_name(loss: Loss) -> str:
@@ -60,9 +60,9 @@ def _loss_name(loss: Loss) -> str:
 
 
 def _optimiser(problem: Any, network: MLP) -> str:
-    """What an optimiser does in its first two steps: closures have no other identity.
+    """A digest of an optimiser's first two steps, since closures have no other identity.
 
-    The first step alone does not tell momenta apart.
+    The first step alone does not distinguish momenta.
     """
     single = jax.tree.map(lambda w: w[0], network) if network.batch_shape else network
     state, steps = problem.optimiser.init(single), []
@@ -75,7 +75,7 @@ def _optimiser(problem: Any, network: MLP) -> str:
 def identity(
     network: MLP, problem: Any, key: PRNGKeyArray, first_iteration: int, first_batch: Any
 ) -> dict[str, Any]:
-    """What makes two runs the same, as plain values; of the learning rate see `_check`."""
+    """The plain values that identify a run, without the learning rate, which `_check` compares."""
     rate, size = problem.rate, getattr(problem.batches, "size", None)
     return {
         "layers": [list(w.shape) for w in network.weights],
@@ -100,7 +100,7 @@ def identity(
 class Checkpoints:
     """The checkpoints of one run in a folder.
 
-    **Arguments:** what makes the run the same as another one, as of `identity`.
+    **Arguments:** as for `identity`, which decides whether two runs are the same.
 
     **Raises:** `OSError` if the folder cannot be read or written.
     """
@@ -119,20 +119,20 @@ class Checkpoints:
         self._manager = _manager(path, create=True)
         self._damaged: list[int] = []
 
-    def _check(self, found: Mapping[str, Any], step: int) -> None:
-        """Refuse a checkpoint of another run: of rates those of the steps before it must agree."""
-        wanted = json.loads(json.dumps(self.identity))
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        there, here = found.get("learning_rate"), wanted["learning_rate"]
-        if there is not None and here is not None and _agree(there, here, step):
+    def _check(self, saved: Mapping[str, Any], step: int) -> None:
+        """Reject a checkpoint of another run. Learning rates must agree up to the checkpoint."""
+        own = json.loads(json.dumps(self.identity))
+        differing = [name for name in own if saved.get(name) != own[name]]
+        saved_rate, own_rate = saved.get("learning_rate"), own["learning_rate"]
+        if saved_rate is not None and own_rate is not None and _agree(saved_rate, own_rate, step):
             differing = [name for name in differing if name != "learning_rate"]
         if differing:
-            told = "; ".join(
-                f"{name} {found.get(name)} there, {wanted[name]} here" for name in differing
+            differences = "; ".join(
+                f"{name} {saved.get(name)} there, {own[name]} here" for name in differing
             )
             raise ValueError(
-                f"Folder {self.path} holds checkpoints of another run: {told}. Choose another "
-                "folder; nothing was changed."
+                f"Folder {self.path} holds checkpoints of another run: {differences}. Choose "
+                "another folder; nothing was changed."
             )
 
     def save(
@@ -142,9 +142,9 @@ class Checkpoints:
         records: list[dict[str, np.ndarray]],
         stops: np.ndarray,
     ) -> None:
-        """Write a checkpoint, unless it is there; damaged ones make room first.
+        """Write a checkpoint unless it exists; damaged ones are removed first.
 
-        **Raises:** `OSError` if it cannot be written; those before it are kept.
+        **Raises:** `OSError` if it cannot be written; earlier checkpoints are kept.
         """
         if iteration in self._manager.all_steps() and iteration not in self._damaged:
             return
@@ -176,11 +176,11 @@ class Checkpoints:
     ) -> tuple[Any, list[dict[str, np.ndarray]], np.ndarray] | None:
         """The last sound checkpoint within the run, in the form of `lanes`, and its records.
 
-        Of the records those at `stops` are kept, so that the run is as one that was never
-        interrupted; a `CheckpointWarning` names damaged checkpoints that are passed over.
+        Only the records at `stops` are kept, as in a run without interruption. A
+        `CheckpointWarning` names damaged checkpoints that are skipped.
 
-        **Raises:** `ValueError` for checkpoints of another run, or of this run with records that
-        are not there; `OSError` where none of the checkpoints is sound.
+        **Raises:** `ValueError` for checkpoints of another run, or of this run without the required
+        records; `OSError` if no checkpoint is sound.
         """
         steps = list(self._manager.all_steps())
         if not steps:
@@ -190,24 +190,23 @@ class Checkpoints:
         self._check(saved.run, saved.step)
         if not within:
             return None
-        there = saved.arrays.pop(_STOPS)
+        recorded = saved.arrays.pop(_STOPS)
         wanted = stops[stops <= saved.step]
-        missing = np.setdiff1d(wanted, there)
-        # The last iteration of a run that now goes no further can still be recorded.
+        missing = np.setdiff1d(wanted, recorded)
+        # A run that ends at the checkpoint can still record its last iteration.
         missing = missing[missing < saved.step]
         if missing.size:
             raise ValueError(
                 f"Folder {self.path} holds this run up to iteration {saved.step} without records "
                 f"at iterations {', '.join(map(str, missing[:5]))}{', ...' * (missing.size > 5)}, "
-                "which `record` asks for; it has them at "
-                f"{', '.join(map(str, there[:5]))}{', ...' * (there.size > 5)}. Give `record` as a "
-                "list of iterations of which these are a part, or choose another folder; nothing "
-                "was changed."
+                f"which `record` asks for; it has them at {', '.join(map(str, recorded[:5]))}"
+                f"{', ...' * (recorded.size > 5)}. Give `record` as a list of some of these "
+                "iterations, or choose another folder; nothing was changed."
             )
-        kept = np.isin(there, wanted)
-        records = [record for record, keep in zip(saved.records, kept, strict=True) if keep]
+        chosen = np.isin(recorded, wanted)
+        records = [record for record, keep in zip(saved.records, chosen, strict=True) if keep]
         leaves = [jnp.asarray(saved.arrays[str(i)]) for i in range(len(saved.arrays))]
-        return _unplain(leaves, lanes), records, there[kept]
+        return _unplain(leaves, lanes), records, recorded[chosen]
 
 
 def _agree(first: list[Any], second: list[Any], step: int) -> bool:
@@ -222,8 +221,10 @@ def _agree(first: list[Any], second: list[Any], step: int) -> bool:
 class Checkpoint(eqx.Module):
     """A saved point of a run.
 
-    - `network`: as it was, of a batch with its leading axis; `iteration`: of the checkpoint.
-    - `records`: those up to it, the records along the first axis, then the networks of a batch.
+    - `network`: the saved network, with a leading axis for a batch; `iteration`: that of the
+      checkpoint.
+    - `records`: the records up to that iteration along the first axis, then the networks of a
+      batch.
     """
 
     network: MLP
@@ -237,35 +238,36 @@ def read_checkpoint(
     *,
     activation: Activation | None = None,
 ) -> Checkpoint:
-    """A network as a run of `gradient_descent` has saved it, to look at or to go on from.
+    """A network that a run of `gradient_descent` has saved.
 
     **Arguments:** `path`, the folder of checkpoints; `iteration`, by default the last;
-    `activation`, where it is none of `ACTIVATIONS`, the only ones that a folder can name.
+    `activation`, the activation, if it is not one of `ACTIVATIONS`, which are the only ones stored
+    by name.
 
-    **Returns:** a `Checkpoint`. If the last one is damaged it is the last sound one, with a
-    `CheckpointWarning`.
+    **Returns:** a `Checkpoint`. If the last checkpoint is damaged, the last sound one is returned,
+    with a `CheckpointWarning`.
 
-    **Raises:** `OSError` if there is no such folder or iteration, or it is damaged, or none is
-    sound; `ValueError` if the activation is not known.
+    **Raises:** `OSError` if the folder or the iteration does not exist, or the checkpoint is
+    damaged, or none is sound; `ValueError` if the activation is unknown.
     """
     path = Path(path)
     manager = _manager(path, create=False)
     steps = list(manager.all_steps())
     step = max(steps, default=None) if iteration is None else iteration
     if step is None or step not in steps:
-        there = ", ".join(map(str, sorted(steps))) or "none"
-        raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {there}")
+        listed = ", ".join(map(str, sorted(steps))) or "none"
+        raise OSError(f"there is no checkpoint of iteration {step} in {path}; there are {listed}")
     saved, _ = _last_sound(manager, path, steps if iteration is None else [iteration])
-    found, records = saved.run, saved.records
-    name = found["activation"]
+    run, records = saved.run, saved.records
+    name = run["activation"]
     if activation is None and name not in ACTIVATIONS:
         raise ValueError(f"The activation is {name!r}: give it as argument `activation`.")
-    # Of a lane the network comes first, and of a network its weights and then its biases.
-    depth, bias = len(found["layers"]), found["bias"]
+    # A lane begins with its network, and a network with its weights, then its biases.
+    depth, bias = len(run["layers"]), run["bias"]
     arrays = [
         jnp.asarray(saved.arrays[str(i)]) for i in range(2 * depth if bias is True else depth)
     ]
-    if len(found["layers"][0]) == 2:
+    if len(run["layers"][0]) == 2:
         arrays = [array[0] for array in arrays]
         records = [{key: value[0] for key, value in record.items()} for record in records]
     network = MLP(
@@ -290,7 +292,7 @@ def _manager(path: Path, *, create: bool) -> ocp.CheckpointManager:
 
 @dataclass
 class _Saved:
-    """A checkpoint as it was written, and found to be whole."""
+    """The contents of a verified checkpoint."""
 
     step: int
     run: dict[str, Any]
@@ -301,35 +303,35 @@ class _Saved:
 def _last_sound(
     manager: ocp.CheckpointManager, path: Path, steps: list[int]
 ) -> tuple[_Saved, list[int]]:
-    """The last of some checkpoints that is sound, and those after it that are damaged.
+    """The last sound one of some checkpoints, and the damaged ones after it.
 
-    **Raises:** `OSError` where none is sound.
+    **Raises:** `OSError` if none is sound.
     """
     damaged: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         try:
             saved = _read(manager, step)
-        except Exception as error:  # whatever orbax and its libraries make of damaged files
+        except Exception as error:  # whatever orbax and its libraries raise for damaged files
             damaged[step] = (str(error).splitlines() or [type(error).__name__])[0]
             continue
         if damaged:
-            told = ", ".join(map(str, sorted(damaged)))
+            details = ", ".join(map(str, sorted(damaged)))
             warnings.warn(
-                f"In {path} the checkpoint of iteration {told} is damaged "
+                f"In {path} the checkpoint of iteration {details} is damaged "
                 f"({damaged[max(damaged)]}): that of iteration {step} is taken.",
                 CheckpointWarning,
                 stacklevel=5,
             )
         return saved, list(damaged)
-    told = "; ".join(f"iteration {step}: {why}" for step, why in sorted(damaged.items()))
-    raise OSError(f"no sound checkpoint in {path}: {told}")
+    details = "; ".join(f"iteration {step}: {why}" for step, why in sorted(damaged.items()))
+    raise OSError(f"no sound checkpoint in {path}: {details}")
 
 
 def _read(manager: ocp.CheckpointManager, step: int) -> _Saved:
     restore = {name: ocp.args.StandardRestore() for name in (_LANES, _RECORDS)}
     args = ocp.args.Composite(**restore, **{_RUN: ocp.args.JsonRestore()})
-    found = manager.restore(step, args=args)
-    run, arrays, stacked = found[_RUN], found[_LANES], found[_RECORDS]
+    contents = manager.restore(step, args=args)
+    run, arrays, stacked = contents[_RUN], contents[_LANES], contents[_RECORDS]
     digest = run.pop("digest")
     if digest != _sha256((arrays, stacked), json.dumps(run, sort_keys=True)):
         raise ValueError("its contents are not those of its SHA-256")

@@ -7,17 +7,17 @@ the effective trajectory $\theta(t)$, lifted to the network, there are three cur
    $R_1 = \frac1n\sum\ell(\sigma'(0)^{L-1} W_L\cdots W_1x_i, y_i)
    = R_0 - \mathrm{rate}\cdot E + O(E^2)$: the effective model with the quadratic term;
 2. the loss of the network itself at these weights;
-3. the clock of the network. It moves along the trajectory not with the speed of the effective
-   model but, to first order in what that leaves out, with the share
-   $\nu = \langle -\nabla R, g\rangle/\|g\|^2$ of it, $g$ being the effective gradient, and gradient
-   descent of step $\eta$ lags behind the flow as the forward Euler method does, by
+3. the clock of the network. To first order in the terms that the effective model leaves out, the
+   network moves along the trajectory with the share $\nu = \langle -\nabla R, g\rangle/\|g\|^2$ of
+   the model's speed, where $g$ is the effective gradient. Gradient descent of step $\eta$ lags
+   behind the flow, as the forward Euler method does, by
    $\frac\eta2\log(\|\dot\theta\|/\|\dot\theta(0)\|)$:
 
 $$t_\mathrm{network}(t) = \int_0^t \frac{ds}{\nu(s)} + \frac\eta2\log\frac{\|g(t)\|}{\|g(0)\|} .$$
 
-Where there are biases in every layer, the output bias learns before the effective model begins, and
-follows the outputs as it goes on. The network's own flow takes over before the crossing there, and
-wherever the effective model ceases to hold (`jaxcond.networks._handover`).
+With biases in every layer, the output bias learns before the effective model begins, and then
+follows the outputs. In that case, and wherever the effective model ceases to hold, the network's
+own flow takes over before the crossing (`jaxcond.networks._handover`).
 
 Sources: Chen and Luo, eqs. (3.8) to (3.10), for the effective model. 2 and 3 are derived here; the
 lag is the leading term of backward error analysis, $\dot\theta = F - \frac\eta2 F'F$, along $F$.
@@ -56,7 +56,7 @@ from ._modules import MLP
 from ._own_flow import Arrival
 from ._schedule import LearningRate
 
-# The first-order clock is trusted while the network moves at between a half and twice the speed.
+# The first-order clock is valid while the network moves at half to twice the model's speed.
 _SLOWEST, _FASTEST = 0.5, 2.0
 
 
@@ -65,9 +65,9 @@ def _norms(network: MLP) -> np.ndarray:
 
 
 class Crossing(NamedTuple):
-    """Where a network crosses a level: `time` by its own clock, `effective` by the effective model
-    (NaN where the own flow was followed); what is known; and why the effective model does not
-    reach it. `arrival` is where the own flow came to.
+    """The crossing of a level: `time` by the network's clock and `effective` by the effective model
+    (NaN if the network's own flow was followed), with the status and the limit of the effective
+    model. `arrival` is the end of the own flow.
     """
 
     time: float
@@ -78,9 +78,9 @@ class Crossing(NamedTuple):
 
 
 class Course:
-    """A path on the host: its curves by training time, and where they cross its level.
+    """A path on the host: its curves against training time, and their crossings of a level.
 
-    It begins at the training time `begun` with the network `start`, whose output bias has settled.
+    It begins at training time `begun` with the network `start`, whose output bias has settled.
     """
 
     def __init__(self, setting: "_Setting", begin: "_Begin", path: Path):
@@ -96,11 +96,11 @@ class Course:
         scaled = [np.asarray(getattr(blowup, n), np.float64) / per_time for n in names]
         scaled[:3] = [self.begun + x for x in scaled[:3]]
         self.blowup = eqx.tree_at(lambda b: [getattr(b, n) for n in names], blowup, scaled)
-        # Of networks at rest nothing of it is finite.
+        # For networks at rest none of these is finite.
         with np.errstate(all="ignore"):
             slow = 1 / np.asarray(path.speed, np.float64) - 1
             change, steps = np.gradient(slow, self.times), np.diff(self.times)
-            # The trapezoidal rule with its correction at the ends of each step.
+            # The trapezoidal rule with the correction by derivatives at the ends of each step.
             passed = 0.5 * (slow[1:] + slow[:-1]) * steps
             passed += (change[:-1] - change[1:]) * steps**2 / 12
             self._lag_slope = slow
@@ -112,7 +112,7 @@ class Course:
 
     @property
     def clock(self) -> np.ndarray:
-        """The network's time where the effective model is at `times`."""
+        """The network's times that correspond to the effective `times`."""
         return self.times + self.lag
 
     @property
@@ -122,11 +122,11 @@ class Course:
 
     @property
     def grows_exponentially(self) -> bool:
-        """Whether the model is that of two layers, which does not blow up."""
+        """Whether the network has two layers, whose model does not blow up."""
         return bool(np.all(np.isinf(self.time_left)))
 
     def network_time(self, time: float) -> float:
-        """The clock between the points."""
+        """The clock, interpolated between the points."""
         after = int(np.clip(np.searchsorted(self.times, time), 1, len(self.times) - 1))
         ends = slice(after - 1, after + 1)
         nearby = self.times[ends], self.lag[ends], self._lag_slope[ends]
@@ -142,7 +142,7 @@ class Course:
         return time
 
     def crossing(self) -> Crossing:
-        """Where the network crosses the level, and what is known of it."""
+        """The crossing of the level by the network, with its status."""
         if self._first <= self.level:
             return Crossing(math.nan, math.nan, EscapeStatus.ALREADY_BELOW, Limit.NONE)
         if math.isfinite(self._early):
@@ -167,7 +167,7 @@ class Course:
         return self._followed(limit)
 
     def _is_stable(self, time: float, norms: np.ndarray, network: Callable[[], MLP]) -> bool:
-        """Whether descent follows the flow at a network, so far as its learning rate goes."""
+        """Whether the learning rate is small enough for descent to follow the flow at a network."""
         setting = self._setting
         if setting.rate is None:
             return True
@@ -198,7 +198,7 @@ class Course:
         return EscapeStatus.PREDICTED
 
     def limit(self, time: float) -> Limit:
-        """Why the effective model does not hold up to a time, to the end if it is NaN."""
+        """Why the effective model does not hold up to a time, or to the end if the time is NaN."""
         speed = np.asarray(self.path.speed)
         holds = (speed > _SLOWEST) & (speed < _FASTEST)
         last = len(speed) if math.isnan(time) else int(np.sum(self.times <= time))
@@ -210,9 +210,9 @@ class Course:
         return Limit.LINEAR_PART if math.isnan(time) else Limit.NONE
 
     def _why_astray(self, point: int) -> Limit:
-        """Why the speed of the network is not that of the model."""
+        """Why the speed of the network differs from that of the model."""
         setting, speed = self._setting, float(self.path.speed[point])
-        # Whether the quadratic term accounts for most of it.
+        # Whether the quadratic term explains most of the difference.
         linear = -float(self.path.d_effective[point]) * np.exp(-2 * self.path.log_size[point])
         if point > 0 and abs(speed - linear) < 0.5 * abs(speed - 1):
             return Limit.LINEAR_PART
@@ -225,7 +225,7 @@ class Course:
         return Limit.INITIAL_WEIGHTS if point == 0 else Limit.LEVEL
 
     def _first_below(self, loss: np.ndarray, slope: np.ndarray, level: float) -> float:
-        """The first effective time at which a loss falls below a level; NaN if it does not."""
+        """The first effective time at which a loss is below a level; NaN if there is none."""
         below = np.flatnonzero(loss < level)
         if not below.size or below[0] == 0:
             return math.nan
@@ -235,7 +235,7 @@ class Course:
         return float(roots[0]) if roots.size else float(self.times[below[0]])
 
     def _followed(self, limit: Limit) -> Crossing:
-        """The crossing by the network's own flow, from where the effective model holds."""
+        """The crossing by the network's own flow, started where the effective model still holds."""
         setting, path = self._setting, self.path
         point = 0
         if limit not in (Limit.TRAJECTORY, Limit.OUTPUT_BIAS):
@@ -256,14 +256,14 @@ class Course:
         return Crossing(time, math.nan, status, limit, arrival)
 
     def lifted(self, time: float) -> MLP:
-        """The network at a time of the effective model, its output bias at rest."""
+        """The network at a time of the effective model, with its output bias at rest."""
         setting = self._setting
         since = jnp.asarray((time - self.begun) * float(setting.model.rate), self.start.dtype)
         return lifted_at(self.start, since, setting.data, setting.model, setting.loss)
 
 
 class _Setting(NamedTuple):
-    """What all courses of one call share; `output` is that of the plateau."""
+    """The arguments that all courses of one call share; `output` is that of the plateau."""
 
     data: AbstractData
     loss: Loss
@@ -277,9 +277,9 @@ class _Setting(NamedTuple):
 
 
 class _Begin(NamedTuple):
-    """Where a course begins: the network, its time, an earlier crossing (NaN: none), whether the
-    output bias has settled, the loss of the initial weights, that of the plateau, and the level to
-    fall to.
+    """The beginning of a course: the network, its time, an earlier crossing (NaN if none), whether
+    the output bias has settled, the loss of the initial weights, that of the plateau, and the
+    level.
     """
 
     network: MLP
@@ -292,7 +292,7 @@ class _Begin(NamedTuple):
 
 
 def _begin(lane: MLP, setting: _Setting, drop: float, level: float | None) -> _Begin:
-    """Follow a network to where its output bias has settled, if it has one."""
+    """Follow a network until its output bias, if it has one, has settled."""
     loss = float(loss_at(setting.problem, lane))
     plateau = loss
     if lane.biases is not None:
@@ -310,7 +310,7 @@ def _begin(lane: MLP, setting: _Setting, drop: float, level: float | None) -> _B
 
 
 def _at_rest(network: MLP, output: np.ndarray) -> MLP:
-    """A network of this shape without weights, on its plateau."""
+    """The network with zero weights, on its plateau."""
     zero = jax.tree.map(jnp.zeros_like, network)
     assert zero.biases is not None
     return zero.replace(zero.weights, (*zero.biases[:-1], jnp.asarray(output, network.dtype)))
@@ -325,10 +325,11 @@ def courses(
     num: int,
     level: float | None = None,
 ) -> list[Course]:
-    """The courses of one network or of many, past where the loss has fallen to the level.
+    """The courses of one network or of many, past the crossing of the level.
 
-    It is `level`, or the loss of the plateau less the share `drop`: with biases in every layer that
-    of the constant output of least loss, otherwise the initial loss.
+    The level is `level`, or the loss of the plateau minus the share `drop` of it. With biases in
+    every layer, the loss of the plateau is that of the best constant output, otherwise the initial
+    loss.
     """
     loss = resolve_loss(loss)
     model = effective_model(network, data, loss)
@@ -340,7 +341,7 @@ def courses(
     def follow(lane: tuple[MLP, Array]) -> Path:
         start, level = lane
         initial = data.loss(start, loss)
-        # A level that is not below the initial loss is `ALREADY_BELOW`, whatever is followed.
+        # A level that is not below the initial loss is `ALREADY_BELOW` in every case.
         fall = jnp.where(initial > level, initial - level, 0.1 * jnp.abs(initial))
         path = trajectory_to(start, model, fall)
         return along(start, path, data, model, loss, num)

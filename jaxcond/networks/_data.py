@@ -1,9 +1,9 @@
-r"""What networks are trained on: samples, or measurements of a matrix.
+r"""Training data: samples, or measurements of a matrix.
 
 $$R = \frac1n \sum_{i=1}^n \ell(f_i, y_i),$$
 
-where $f_i$ is $f(x_i)$, or $\langle W_L\cdots W_1, X_i\rangle$ of a linear network that factorises
-a matrix. What the plateau sees of the data is the matrix $V = \frac1n\sum_i g_i x_i^T$, or
+where $f_i$ is $f(x_i)$, or $\langle W_L\cdots W_1, X_i\rangle$ for a linear network that factorises
+a matrix. On the plateau only one matrix of the data matters, $V = \frac1n\sum_i g_i x_i^T$, or
 $\frac1n\sum_i g_i X_i$, with the pulls $g_i = -\partial\ell(0, y_i)/\partial f$.
 
 Source: Chen and Luo, eqs. (3.2), (3.7), (A.1).
@@ -36,7 +36,7 @@ def _finite(name: str, value: ArrayLike) -> Array:
 
 
 class AbstractData(eqx.Module):
-    """What a network is trained on."""
+    """Training data of a network."""
 
     @property
     @abc.abstractmethod
@@ -46,13 +46,13 @@ class AbstractData(eqx.Module):
     @property
     @abc.abstractmethod
     def targets(self) -> Array:
-        """What the outputs should be."""
+        """The target outputs."""
 
     @abc.abstractmethod
     def prepared(self, network: MLP, loss: Loss) -> "AbstractData":
-        """The data in the dtype of a network, targets as the loss takes them.
+        """The data in the dtype of a network, with the targets in the form that the loss takes.
 
-        **Raises:** `ValueError` where network, data and loss do not fit.
+        **Raises:** `ValueError` if network, data and loss do not fit together.
         """
 
     @abc.abstractmethod
@@ -69,18 +69,21 @@ class AbstractData(eqx.Module):
 
     @abc.abstractmethod
     def moment_scale(self, pull: np.ndarray, bias: bool | str) -> float:
-        r"""The size that $V$ would have if all samples pulled the same way."""
+        r"""The norm that $V$ would have if all samples pulled in the same direction."""
 
     @abc.abstractmethod
     def input_power(self, bias: bool | str) -> float:
-        r"""The mean of $\|x_i\|^2$: how much of the curvature of $\ell$ linear maps see at most."""
+        r"""The mean of $\|x_i\|^2$.
+
+        It bounds the curvature of the loss of linear maps, in units of that of $\ell$.
+        """
 
     @abc.abstractmethod
     def gram(self, bias: bool | str) -> np.ndarray | None:
-        r"""$\frac1n\sum_i x_ix_i^T$, on the host in double precision; None where there is none.
+        r"""$\frac1n\sum_i x_ix_i^T$, on the host in double precision, or `None`.
 
-        The curvature of a squared loss of $x \mapsto Mx$, the same for each row of $M$: of all
-        entries of a matrix too, but not of some of them.
+        It is the curvature of a squared loss of $x \mapsto Mx$ in each row of $M$. It exists for
+        samples and for all entries of a matrix, but not for a part of the entries.
         """
 
     @abc.abstractmethod
@@ -94,7 +97,7 @@ class AbstractData(eqx.Module):
     def loss(
         self, network: MLP, loss: str | float | LossFunction | Loss = "half_mse"
     ) -> Float[Array, ""]:
-        """The loss of one network; `loss` as of `resolve_loss`, targets as `prepared` has them."""
+        """The loss of one network on `prepared` data; `loss` as for `resolve_loss`."""
         return self.loss_of(self.predict(network), resolve_loss(loss))
 
     def astype(self, dtype: jnp.dtype) -> "AbstractData":
@@ -105,35 +108,36 @@ class AbstractData(eqx.Module):
 
 
 def check_trainable(network: object, data: object) -> None:
-    """Whether these are a network that can be trained, and data.
+    """Check the types of a network and its data.
 
-    **Raises:** `ValueError` that says what to give instead.
+    **Raises:** `ValueError` for other types; the message says what to give instead.
     """
     if not isinstance(network, MLP):
-        told = ""
+        advice = ""
         if isinstance(network, eqx.Module):
-            told = (
+            advice = (
                 ": `from_arrays` takes the weights of an `eqx.nn.MLP`, and `predict_escape_of` any "
                 "module"
             )
         kind = f"{type(network).__module__}.{type(network).__name__}"
         raise ValueError(
-            f"Argument `network` must be an `MLP` of jaxcond.networks, but is of type {kind}{told}."
+            "Argument `network` must be an `MLP` of jaxcond.networks, but is of type "
+            f"{kind}{advice}."
         )
     if network.dtype not in (jnp.float32, jnp.float64):
         raise ValueError(
             f"Networks are trained in float32 or float64, but this one has dtype {network.dtype}."
         )
     if not isinstance(data, AbstractData):
-        told = ""
+        advice = ""
         if hasattr(data, "__next__"):
-            told = (
+            advice = (
                 ": batches of an iterator go into `batches` of `gradient_descent`, and `data` are "
                 "samples to look at"
             )
         raise ValueError(
             "Argument `data` must be `Regression`, `Entries` or `Sensing`, but is of type "
-            f"{type(data).__name__}{told}."
+            f"{type(data).__name__}{advice}."
         )
 
 
@@ -206,7 +210,7 @@ class Regression(AbstractData):
 
 
 class _AbstractMeasurements(AbstractData):
-    """What is known of a matrix, for linear networks without bias."""
+    """Measurements of a matrix, for linear networks without bias."""
 
     @property
     @abc.abstractmethod
@@ -219,7 +223,7 @@ class _AbstractMeasurements(AbstractData):
 
     def prepared(self, network: MLP, loss: Loss) -> "AbstractData":
         if not isinstance(loss, Squared):
-            raise ValueError("Measurements of a matrix are fitted by a squared loss.")
+            raise ValueError("Measurements of a matrix need a squared loss.")
         biased = network.bias or network.biases is not None
         if network.activation is not linear or biased:
             raise ValueError(
@@ -242,10 +246,10 @@ class _AbstractMeasurements(AbstractData):
 
 
 class Entries(_AbstractMeasurements):
-    r"""Entries of a matrix, all or those of a mask: $X_i = e_j e_k^T$.
+    r"""All entries of a matrix, or those in a mask: $X_i = e_j e_k^T$.
 
-    **Arguments:** `matrix` of shape `(outputs, inputs)`; `mask`, booleans of that shape that tell
-    which entries are known, by default all.
+    **Arguments:** `matrix` of shape `(outputs, inputs)`; `mask`, booleans of that shape, true for
+    the known entries; by default all are known.
 
     **Raises:** `ValueError` for shapes that do not fit, known entries that are not finite, or none.
     """
@@ -292,16 +296,14 @@ class Entries(_AbstractMeasurements):
 
     def input_power(self, bias: bool | str) -> float:
         del bias
-        return 1 / float(self.num_samples)  # each entry is seen once
+        return 1 / float(self.num_samples)  # each entry counts once
 
     def gram(self, bias: bool | str) -> np.ndarray | None:
         del bias
         return np.eye(self.matrix_shape[1]) / self.matrix.size if self.mask is None else None
 
     def take(self, indices: Integer[Array, " batch"]) -> "Entries":
-        raise ValueError(
-            "Entries of a matrix are trained on all at once: there are no minibatches."
-        )
+        raise ValueError("Entries of a matrix are used all at once: there are no minibatches.")
 
 
 class Sensing(_AbstractMeasurements):
@@ -322,7 +324,7 @@ class Sensing(_AbstractMeasurements):
     ) -> "Sensing":
         r"""Measurements of a matrix by `num` operators with independent standard normal entries.
 
-        **Raises:** `ValueError` for `num` below 1 or what is no finite matrix.
+        **Raises:** `ValueError` for `num` below 1 or a matrix that is not finite.
         """
         if num < 1:
             raise ValueError(f"Argument `num` must be at least 1, but is {num}.")

@@ -2,8 +2,8 @@ r"""Gradient descent, and any other optimiser of optax.
 
 $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k)$$
 
-A compiled loop on the device, which takes the records too; a loop on the host around it for
-checkpoints and the progress bar. What is recorded, saved or shown does not change the numbers.
+A compiled loop on the device takes the steps and the records. A loop on the host around it saves
+checkpoints and shows progress. Neither records nor checkpoints nor progress change the numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ from ._steps import Crew, Problem, starting_lanes
 
 
 def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int) -> np.ndarray:
-    """The iterations of the records: so many evenly, or those given that lie within the run, and
-    its first and last one.
+    """The iterations of the records: evenly spaced, or those of a list within the run, always with
+    the first and the last one.
 
-    **Raises:** `ValueError` for less than two, or no iteration within.
+    **Raises:** `ValueError` for fewer than two, or for a list without an iteration in the run.
     """
     if isinstance(record, int | np.integer):
         if record < 2:
@@ -48,7 +48,7 @@ def record_stops(record: int | Sequence[int] | np.ndarray, first: int, last: int
 
 
 def log_spaced(num_steps: int, num: int = 100) -> np.ndarray:
-    """Iterations 0, 1, ... up to `num_steps`, about `num` of them, evenly in their logarithm."""
+    """About `num` iterations from 0 to `num_steps`, evenly spaced in their logarithm."""
     if num_steps < 1:
         raise ValueError(f"Argument `num_steps` must be positive, but is {num_steps}.")
     return np.unique(np.append(0, np.geomspace(1, num_steps, num).round().astype(np.int64)))
@@ -84,51 +84,53 @@ def gradient_descent(
 
     **Arguments:**
 
-    - `network`: one, or many whose weights have a leading axis. Of many, on a CPU each has a loop
-      of its own, one on every core; on an accelerator they are one batch.
-    - `data`: `Regression`, `Entries` or `Sensing`; taken to the dtype of the network.
+    - `network`: one network, or many whose weights have a leading axis. On a CPU each of many
+      networks has its own loop, one per core; on an accelerator they form one batch.
+    - `data`: `Regression`, `Entries` or `Sensing`, converted to the dtype of the network.
     - `learning_rate`: $\eta$, or a mapping of iterations to rates, `{0: 5e-3, 205_000: 5e-4}`.
-    - `num_steps`: how many iterations.
+    - `num_steps`: number of iterations.
     - `optimiser`: any optax optimiser in place of `learning_rate`, as `optax.adam(1e-3)`, or with a
       schedule `optax.sgd(schedule)`. Training times are then NaN.
     - `loss`: a name of `LOSSES` (`"half_mse"`, `"mse"`, `"softmax"`, `"logistic"`), a number
       $\kappa$ for $\kappa\|f-y\|^2$, or a function of the output and the target of one sample.
     - `batch_size`: size of a minibatch, by default all samples. Every epoch goes through a new
-      permutation of the samples, which depends on `key` and the epoch only; what is left over at
-      the end of an epoch is passed over.
+      permutation of the samples, which depends only on `key` and the epoch; an incomplete batch at
+      the end of an epoch is dropped.
     - `batches`: batches `(x, y)` of one size, one for each iteration, for data that do not fit into
-      memory: an iterable, or a function of an iteration that returns those from there on. `data`
-      are then the samples at which records, `until` and `levels` look. Up to 64 batches are read
-      ahead.
+      memory: an iterable, or a function of an iteration that returns the batches from that
+      iteration on. `data` are then the samples for records, `until` and `levels`. Up to 64 batches
+      are read ahead.
     - `key`: a JAX random key, for minibatches.
-    - `record`: how many records, evenly, or at which iterations, as from `log_spaced`.
+    - `record`: the number of evenly spaced records, or the iterations of the records, as from
+      `log_spaced`.
     - `observe`: names of observables (see `networks.observe`), or functions by name which take the
       network and its `EffectiveModel` (None where it does not apply) and return an array.
     - `levels`: fractions of the initial loss; `Run.crossings` has the first iteration below each.
-    - `until`: end once the loss is below this fraction of the initial one. For minibatches both
-      look at the loss over all samples, which is known at the records: the iterations are those of
-      records.
-    - `first_iteration`: the number of the first iteration, for a run that goes on from another one
-      or from `skip_plateau`; learning rates and records count from 0.
-    - `checkpoint`: a folder for checkpoints. If it has some of the same run, the run goes on from
-      the last sound one, with the numbers of an uninterrupted run; `num_steps`, later learning
-      rates and `checkpoint_every` may be others than before, and `record` may leave out earlier
-      records but not add any. Batches are then a function, since an iterator cannot be wound back.
+    - `until`: end once the loss is below this fraction of the initial one. With minibatches,
+      `levels` and `until` use the loss over all samples, which is computed at the records, so that
+      the iterations are those of records.
+    - `first_iteration`: the number of the first iteration, for a run that continues another one or
+      starts from `skip_plateau`; learning rates and records count from 0.
+    - `checkpoint`: a folder for checkpoints. If it holds checkpoints of the same run, the run
+      resumes from the last sound one, with the numbers of an uninterrupted run. `num_steps`, later
+      learning rates and `checkpoint_every` may differ from before, and `record` may omit earlier
+      records but not add any. `batches` must then be a function, since an iterator cannot be
+      rewound.
     - `checkpoint_every`: iterations between checkpoints, by default a tenth of the run.
-    - `progress`: a bar with loss and time left, where there is a terminal.
+    - `progress`: show a bar with loss and time left on a terminal.
 
     **Returns:** a `Run`.
 
     **Raises:** `ValueError` for arguments out of range, a network that does not fit the data, a
     loss that is not finite at the start, a batch that does not fit or is not finite (the message
-    has its iteration), or checkpoints of another run (which are left alone). `OSError` if a
-    checkpoint cannot be written, where those before it are kept, or if none in the folder is sound.
+    names its iteration), or checkpoints of another run (which are not touched). `OSError` if a
+    checkpoint cannot be written (earlier ones are kept), or if none in the folder is sound.
 
-    **Status:** `STALLED`, with a `StallWarning`, where most weights no longer move because their
-    steps are lost to rounding, as in float32 at small standard deviations; a run none of whose
-    weights moves ends. `DIVERGED` where the loss grows a thousandfold or is no longer finite; the
-    run ends, and keeps the network of the last record before that. `EXHAUSTED`, with an
-    `ExhaustedWarning`, where `batches` end before the run; a checkpoint is written there.
+    **Status:** `STALLED`, with a `StallWarning`, if most weights no longer move because their steps
+    are lost to rounding, as in float32 at small standard deviations; the run ends when no weight
+    moves. `DIVERGED` if the loss grows a thousandfold or is no longer finite; the run ends and
+    keeps the network of the last record before that. `EXHAUSTED`, with an `ExhaustedWarning`, if
+    `batches` end before the run; a checkpoint is written at that point.
     """
     check_trainable(network, data)
     _check(num_steps, first_iteration, learning_rate, optimiser)
@@ -194,7 +196,7 @@ def _stream(
     data: AbstractData,
     loss: Loss,
 ) -> Stream | None:
-    """The batches of the caller, if there are any."""
+    """The caller's batches, if any."""
     if batches is None:
         return None
     if batch_size is not None:
@@ -211,13 +213,13 @@ def _stream(
     if checkpoint is not None and not callable(batches):
         raise ValueError(
             "With `checkpoint`, argument `batches` must be a function of an iteration that returns "
-            "the batches from there on: a run that goes on cannot wind an iterator back."
+            "the batches from there on: a run that resumes cannot rewind an iterator."
         )
     return Stream(batches, network, loss)
 
 
 def _batches(batch_size: int | None, stream: Stream | None, data: AbstractData) -> AbstractBatches:
-    """The samples of each step; those of a stream follow once they are read."""
+    """The samples of each step; those of a stream are added once they are read."""
     total = data.targets.shape[0]
     if stream is not None:
         return Permuted(total)

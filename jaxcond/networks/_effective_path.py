@@ -1,4 +1,4 @@
-"""The effective trajectory from a network's weights, and what the network has along it."""
+"""The effective trajectory from a network's weights, and the losses and the speed along it."""
 
 import equinox as eqx
 import jax
@@ -18,18 +18,18 @@ from ._effective import EffectiveModel
 from ._losses import Loss
 from ._modules import MLP
 
-# Trajectories go on to this share of the time left where the effective loss has fallen by as much
-# as was asked for, since the quadratic term holds it up.
+# Trajectories end at this share of the time left at the point where the effective loss has fallen
+# by `drop`, since the quadratic term delays the fall.
 _BEYOND = 0.3
 _RTOL = 1e-10
 
 
 class Path(eqx.Module):
-    """What one network has at points of its effective trajectory, in effective time.
+    """Values of one network at points of its effective trajectory, in effective time.
 
     `d_effective` and `d_network` are the derivatives of the losses along the trajectory, in
-    training time; `speed` is nu; `norms` those of the layers; `log_size` the logarithm of the size
-    of the effective gradient; `complete`, whether the trajectory comes near its blow-up.
+    training time; `speed` is nu; `norms` are those of the layers; `log_size` the logarithm of the
+    size of the effective gradient; `complete`, whether the trajectory comes near its blow-up.
     """
 
     blowup: BlowUp
@@ -47,9 +47,9 @@ class Path(eqx.Module):
 
 
 class _Exponential(eqx.Module):
-    r"""The effective trajectory of two layers, which does not blow up: by its closed form.
+    r"""The effective trajectory of two layers in closed form; it does not blow up.
 
-    It ends at the effective time `end`; `complete`, whether it has the energy asked for there.
+    It ends at the effective time `end`; `complete`, whether it reaches the requested energy.
     """
 
     start: Chain
@@ -59,7 +59,7 @@ class _Exponential(eqx.Module):
 
     @classmethod
     def to_energy(cls, start: Chain, energy: Array) -> "_Exponential":
-        """From its start to the time at which it has an energy, which never falls."""
+        """The trajectory from its start to the time of a given energy, which never falls."""
 
         def reached(time: Array) -> Array:
             return _energy(two_layers_at(start, time)) >= energy
@@ -70,7 +70,7 @@ class _Exponential(eqx.Module):
             hit = reached(middle)
             return jnp.where(hit, below, middle), jnp.where(hit, middle, above)
 
-        # Beyond that energies overflow, which grow like exp(2 t) at most.
+        # Energies grow like exp(2 t) at most, and overflow beyond this time.
         longest = jnp.asarray(0.4 * jnp.log(jnp.finfo(start.dtype).max), start.dtype)
         _, end = lax.fori_loop(0, 40, halve, (jnp.zeros_like(longest), longest))
         return cls(start, end, reached(end), blowup_time(start))
@@ -89,7 +89,7 @@ class _Exponential(eqx.Module):
 
 
 def two_layers_at(start: Chain, time: Array) -> Chain:
-    """A chain of two layers with a diagonal target at an effective time, by its closed form."""
+    """A chain of two layers with a diagonal target at an effective time, in closed form."""
     first, last = start.layers
     strength = jnp.diagonal(start.target)
 
@@ -101,15 +101,14 @@ def two_layers_at(start: Chain, time: Array) -> Chain:
 
 
 def trajectory_to(network: MLP, model: EffectiveModel, drop: Array) -> "Trajectory | _Exponential":
-    """The effective trajectory of a network, past where its loss falls by `drop`."""
+    """The effective trajectory of a network, past the point where its loss has fallen by `drop`."""
     point = model.to_state(network)
     drops = drop / model.rate
     depth = network.depth
     if depth == 2:
         assert isinstance(point, Chain)
         return _Exponential.to_energy(point, drops / _BEYOND)
-    # Close to the blow-up E^(-(L-2)/L)/(L-2) is the time left, and rate * E what the loss has
-    # fallen by.
+    # Close to the blow-up the time left is E^(-(L-2)/L)/(L-2), and the loss has fallen by rate * E.
     left = drops ** (-(depth - 2) / depth) / (depth - 2)
     method = method_of(point) if isinstance(point, State) else None
     closeness = _BEYOND * left / blowup_time(point, method).time
@@ -128,7 +127,7 @@ def along(
     loss: Loss,
     num: int,
 ) -> Path:
-    """What a network has along the effective trajectory from its weights."""
+    """Values of a network along the effective trajectory from its weights."""
 
     def linear_loss(network: MLP) -> Array:
         outputs = model.gain * data.predict_linear(network.product, bool(network.bias))
@@ -138,7 +137,7 @@ def along(
 
     def at(time: Array) -> tuple[Array, ...]:
         point = path(time)
-        # The effective gradient in the weights, for a unit of training time.
+        # The effective gradient in the weights, per unit of training time.
         weights = model.to_weights(vector_field(point))
         still = jax.tree.map(jnp.zeros_like, network)
         moving = still.replace([model.rate * w for w in weights])
@@ -171,7 +170,7 @@ def along(
 def _lifted(
     network: MLP, point: State | Chain, data: AbstractData, model: EffectiveModel, loss: Loss
 ) -> MLP:
-    """The network at a point of the effective model, its output bias at rest."""
+    """The network at a point of the effective model, with its output bias at rest."""
     here = model.lift(network, point)
     if here.biases is None:
         return here
@@ -184,9 +183,9 @@ def _lifted(
 def _output_bias(
     outputs: Array, start: Float[Array, " outputs"], data: AbstractData, loss: Loss
 ) -> Float[Array, " outputs"]:
-    """The output bias of least loss beside what the rest of a network gives, by Newton's method.
+    """The output bias of least loss for the other weights of a network, by Newton's method.
 
-    No derivative of it is taken: at the minimum the loss does not change with it.
+    It has no derivative, since at the minimum the loss does not change with the bias.
     """
     outputs = lax.stop_gradient(outputs)
 
@@ -197,7 +196,7 @@ def _output_bias(
 
     def step(_: Array, bias: Array) -> Array:
         slope, curvature = jax.grad(total)(bias), jax.hessian(total)(bias)
-        # Along (1, ..., 1) softmax has neither slope nor curvature.
+        # Softmax has neither slope nor curvature along (1, ..., 1).
         least = jnp.finfo(start.dtype).eps * jnp.trace(curvature)
         return bias - jnp.linalg.solve(curvature + least * unit, slope)
 
@@ -208,7 +207,7 @@ def lifted_at(
     network: MLP, time: Array, data: AbstractData, model: EffectiveModel, loss: Loss
 ) -> MLP:
     """The network at an effective time."""
-    # No program of its own: a trajectory within would be compiled once more, 14 s at rank 3.
+    # Not jitted: a trajectory inside would be compiled again, which takes 14 s at rank 3.
     point = model.to_state(network)
     if isinstance(point, Chain) and point.depth == 2:
         return _lifted(network, two_layers_at(point, time), data, model, loss)

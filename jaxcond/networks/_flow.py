@@ -2,9 +2,9 @@ r"""Gradient flow of a network by diffrax.
 
 $$\dot\theta = -\nabla R(\theta)$$
 
-On the plateau the flow is slow and smooth, and an adaptive solver crosses it in some fifty steps
-where gradient descent needs hundreds of thousands. Behind it the flow is stiff: the steps of
-explicit solvers are bounded by the largest eigenvalue of the Hessian.
+On the plateau the flow is slow and smooth, and an adaptive solver crosses it in about fifty steps
+where gradient descent needs hundreds of thousands. After the plateau the flow is stiff, and the
+largest eigenvalue of the Hessian bounds the steps of explicit solvers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from ._own_flow import largest_curvature
 from ._progress import training_bar
 from ._run import Run, RunStatus
 
-# The largest eigenvalue of the Hessian grew so much behind the plateau, in what was measured.
+# Measured growth of the largest eigenvalue of the Hessian after the plateau.
 _CURVATURE_GROWTH = 4
 
 
@@ -53,19 +53,20 @@ def gradient_flow(
     **Arguments:**
 
     - `network`, `data`, `loss`, `observe`, `levels`, `until`, `progress`: as for
-      `gradient_descent`, except that `Run.crossings` are training times, found as roots on the
-      solver's interpolation.
-    - `t1`: training time to go to; an iteration of gradient descent is a learning rate of it.
-    - `t0`: training time at the start.
-    - `times`: when to record, by default after every step of the solver, which come thick where
-      something happens.
+      `gradient_descent`, except that `Run.crossings` are training times, the roots on the solver's
+      interpolation.
+    - `t1`: final training time; each iteration of gradient descent corresponds to the learning
+      rate.
+    - `t0`: initial training time.
+    - `times`: times of the records, by default after every step of the solver, which are dense
+      where the network changes fast.
     - `rtol`: relative tolerance of each layer for a step, by default 1e-6 for float64 and 1e-4 for
-      float32: layers that differ by orders of magnitude are all resolved.
+      float32: layers are resolved even if they differ by orders of magnitude.
     - `solver`: a diffrax solver for the plateau, by default `Dopri8`.
-    - `solver_after`: for the time from the first of `levels` on. By default `Tsit5`, or, where the
-      largest eigenvalue of the Hessian would hold that to more than `max_steps` until `t1`,
-      `stiff_solver()`, each step of which costs some hundreds of explicit ones.
-    - `max_steps`: after so many steps the run is `NOT_CONVERGED`.
+    - `solver_after`: the solver after the first of `levels` is crossed. By default `Tsit5`; if
+      stability would force that to more than `max_steps` until `t1`, `stiff_solver()`, each step of
+      which costs hundreds of explicit ones.
+    - `max_steps`: number of steps after which the run is `NOT_CONVERGED`.
 
     **Returns:** a `Run`. `num_gradients` is that of the explicit solvers' stages, rejected steps
     included, and -1 once an implicit solver was used.
@@ -75,7 +76,7 @@ def gradient_flow(
     check_trainable(network, data)
     loss = resolve_loss(loss)
     prepared = data.prepared(network, loss)
-    # In the dtype of the network, as the solver has them, so that it comes to them exactly.
+    # In the dtype of the network, as in the solver, so that it reaches them exactly.
     t0, t1 = (float(np.asarray(t, network.dtype)) for t in (t0, t1))
     if not t0 < t1 < np.inf:
         raise ValueError(f"Argument `t1` must be finite and later than {t0}, but is {t1}.")
@@ -112,7 +113,7 @@ def gradient_flow(
 
 
 class _Course:
-    """One network on its way: where it is, what it heads for, what was recorded."""
+    """One network on its way: its position, its next stop, and its records."""
 
     def __init__(
         self,
@@ -143,19 +144,19 @@ class _Course:
             self._record(problem)
 
     def _record(self, problem: Flow) -> None:
-        found = _observe(self.network, problem)
+        values = _observe(self.network, problem)
         self.times.append(self.time)
-        self.records.append({name: np.asarray(value) for name, value in found.items()})
+        self.records.append({name: np.asarray(value) for name, value in values.items()})
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is still some way to go."""
+        """Whether the run is not yet complete."""
         ended = self.until is not None and self.until in self.crossings
         return self.time < self.t1 and not ended and self.status == RunStatus.COMPLETED
 
     @property
     def behind(self) -> bool:
-        """Whether the plateau is behind."""
+        """Whether the network has left the plateau."""
         return bool(self.crossings)
 
     def heads_for(self) -> tuple[MLP, tuple[Array, Array, Array], Array]:
@@ -165,21 +166,21 @@ class _Course:
         if self.stops is not None:
             later = self.stops[self.stops > self.time]
             end = float(later[0]) if later.size else self.t1
-        # A first guess that is too short costs a few steps, one that is too long as well.
+        # A first step that is too short or too long costs a few steps only.
         step = self.step if np.isfinite(self.step) else 1e-3 * (end - self.time)
         level = self.ahead[0] * self.first_loss if self.ahead else -np.inf
         span = tuple(jnp.asarray(x, dtype) for x in (self.time, end, min(step, end - self.time)))
         return self.network, span, jnp.asarray(level, dtype)  # pyright: ignore[reportReturnType]
 
     def arrive(self, leg: Leg, problem: Flow, max_steps: int) -> None:
-        """Take over what some steps have brought."""
+        """Take over the results of some steps."""
         self.network, self.time, self.step = leg.network, float(leg.time), float(leg.step)
         num_steps = int(leg.num_steps)
         self.num_steps += num_steps
         self._count(num_steps)
         if self.stops is None:
             times = np.asarray(leg.times)[np.isfinite(leg.times)]
-            # Where a call ends, its last step may be told twice.
+            # At the end of a call its last step may occur twice.
             new = np.diff(times, prepend=self.times[-1]) > 0
             self.times += times[new].tolist()
             kept = {name: np.asarray(x)[: times.size][new] for name, x in leg.records.items()}
@@ -200,11 +201,11 @@ class _Course:
         if tableau is None or not explicit or self.num_gradients < 0:
             self.num_gradients = -1
         else:
-            # The last stage of a step is the first of the next one.
+            # The last stage of a step is the first stage of the next.
             self.num_gradients += num_steps * (tableau.num_stages - int(tableau.fsal))
 
     def run(self, levels: Sequence[float]) -> Run:
-        """What the course leaves."""
+        """The `Run` of the course."""
         records = {
             name: np.stack([record[name] for record in self.records]) for name in self.records[0]
         }
@@ -232,7 +233,7 @@ def _round(
     solvers: tuple[diffrax.AbstractSolver, diffrax.AbstractSolver | None],
     max_steps: int,
 ) -> None:
-    """Some steps of every course, those with the same solver together."""
+    """Some steps of every course; courses with the same solver run together."""
     plateau, after = solvers
     for course in courses:
         if course.behind and course.solver is plateau:
@@ -254,10 +255,10 @@ _PLATEAU, _AFTER, _STIFF = diffrax.Dopri8(), diffrax.Tsit5(), stiff_solver()
 
 
 def _solver_after(course: _Course, problem: Flow, max_steps: int) -> diffrax.AbstractSolver:
-    """Explicit behind the plateau, unless stability would hold it to more than `max_steps`.
+    """An explicit solver after the plateau, unless stability would force more than `max_steps`.
 
-    Up to 16,000 explicit steps, the longest way measured, were 3 to 40 times cheaper than the few
-    dozen implicit ones in their place (`benchmarks/networks.py --part flow`).
+    In measurements, up to 16,000 explicit steps were 3 to 40 times cheaper than the few dozen
+    implicit ones that replace them (`benchmarks/networks.py --part flow`).
     """
     largest = float(largest_curvature(problem.loss, course.network))
     steps = _CURVATURE_GROWTH * largest * (course.t1 - course.time) / STABLE
@@ -265,7 +266,7 @@ def _solver_after(course: _Course, problem: Flow, max_steps: int) -> diffrax.Abs
 
 
 def _together(runs: list[Run]) -> Run:
-    """Runs as one with a leading axis; records that some do not have are NaN."""
+    """Runs joined along a leading axis; missing records are NaN."""
     longest = max(run.times.size for run in runs)
 
     def padded(values: np.ndarray) -> np.ndarray:

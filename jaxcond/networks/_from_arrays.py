@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from .._arrays import read_arrays
+from .._precision import to_jax
 from ._modules import MLP, Activation
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".pkl")
@@ -35,15 +36,15 @@ def from_arrays(
     - `source`: a mapping of names to arrays (a state dict; nested mappings, as flax has them, are
       joined by dots), an `eqx.nn.MLP`, or a file `.npz` or `.safetensors`.
     - `names`: which arrays are the weights, the layer next to the input first; by default all
-      matrices in their order, numbers in names counted as numbers.
-    - `activation`, `bias`: as of `MLP`. Nothing saved tells them. Biases of all layers are found
-      beside the weights, `fc1.bias` beside `fc1.weight`.
+      matrices, sorted by the numbers in their names.
+    - `activation`, `bias`: as for `MLP`, since files do not store them. Biases of all layers are
+      recognised by name, `fc1.bias` beside `fc1.weight`.
     - `transpose`: for weights of shapes `(inputs, outputs)`, as flax has them.
 
     **Returns:** an `MLP` in the dtype of the weights.
 
     **Raises:** `ValueError` for files that hold Python objects (`.pt`), for biases of
-    some layers only, for names that are not there, and for shapes that do not fit together.
+    some layers only, for missing names, and for shapes that do not fit together.
     `OSError` if a file cannot be opened.
     """
     arrays = _arrays(source)
@@ -58,27 +59,27 @@ def from_arrays(
             f"There is no array {missing[0]!r}; there are {', '.join(arrays) or 'none'}."
         )
     biases = _biases(arrays, names)
-    weights = [jnp.asarray(arrays[name]) for name in names]
+    weights = [to_jax(arrays[name]) for name in names]
     if transpose:
         weights = [jnp.swapaxes(w, -1, -2) for w in weights]
     try:
         return MLP(weights, biases, activation, bias=bias)
     except ValueError as error:
-        told = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
+        shapes = ", ".join(f"{n} {w.shape}" for n, w in zip(names, weights, strict=True))
         raise ValueError(
-            f"The arrays {told or 'of this source'} are no network: {error} Give `names` in the "
+            f"The arrays {shapes or 'of this source'} are no network: {error} Give `names` in the "
             "order of the layers, or `transpose=True` for shapes (inputs, outputs)."
         ) from error
 
 
 def _arrays(source: Any) -> dict[str, ArrayLike]:
     if isinstance(source, eqx.nn.MLP):
-        found = {}
+        arrays = {}
         for number, layer in enumerate(source.layers):
-            found[f"layers.{number}.weight"] = layer.weight
+            arrays[f"layers.{number}.weight"] = layer.weight
             if layer.bias is not None:
-                found[f"layers.{number}.bias"] = layer.bias
-        return found
+                arrays[f"layers.{number}.bias"] = layer.bias
+        return arrays
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.suffix.lower() in _PICKLED:
@@ -97,36 +98,36 @@ def _arrays(source: Any) -> dict[str, ArrayLike]:
 
 
 def _flat(source: Mapping[str, Any], prefix: str) -> dict[str, ArrayLike]:
-    """Nested mappings as one; tensors of PyTorch as arrays."""
-    found: dict[str, ArrayLike] = {}
+    """A nested mapping as a flat one, with PyTorch tensors as arrays."""
+    arrays: dict[str, ArrayLike] = {}
     for name, value in source.items():
         if isinstance(value, Mapping):
-            found.update(_flat(value, f"{prefix}{name}."))
+            arrays.update(_flat(value, f"{prefix}{name}."))
         else:
             array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-            found[f"{prefix}{name}"] = array
-    return found
+            arrays[f"{prefix}{name}"] = array
+    return arrays
 
 
 def _by_number(name: str) -> list[Any]:
-    """Orders `layers.10` behind `layers.9`."""
+    """A sort key that puts `layers.10` after `layers.9`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array] | None:
     """The vectors beside the weights, `layers.3.bias` beside `layers.3.weight`.
 
-    **Raises:** `ValueError` if some layers have one and others not, or more than one.
+    **Raises:** `ValueError` if only some layers have a bias, or one has several.
     """
-    found = []
+    candidates = []
     for name in names:
         layer, rank = name.rpartition(".")[0], np.ndim(arrays[name]) - 1
         beside = [n for n in arrays if n.rpartition(".")[0] == layer and np.ndim(arrays[n]) == rank]
-        # Without a common prefix nothing tells which vector belongs to which matrix.
-        found.append(beside if layer or len(names) == 1 else [])
-        if len(found[-1]) > 1:
+        # Without a common prefix it is not clear which vector belongs to which matrix.
+        candidates.append(beside if layer or len(names) == 1 else [])
+        if len(candidates[-1]) > 1:
             raise ValueError(f"Beside {name!r} there are several vectors: {', '.join(beside)}.")
-    with_bias = [name for name, beside in zip(names, found, strict=True) if beside]
+    with_bias = [name for name, beside in zip(names, candidates, strict=True) if beside]
     if not with_bias:
         return None
     if len(with_bias) < len(names):
@@ -135,4 +136,4 @@ def _biases(arrays: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Array
             f"Layer {with_bias[0]!r} has a bias and {without!r} none, which `MLP` does not have. "
             "Follow such a network by `predict_escape_of` and `skip_plateau_of`."
         )
-    return [jnp.asarray(arrays[beside[0]]) for beside in found]
+    return [jnp.asarray(arrays[beside[0]]) for beside in candidates]

@@ -1,14 +1,14 @@
-r"""From a network's own flow to the effective model, and back to its own flow.
+r"""The handover from a network's own flow to the effective model and back.
 
-- With biases in every layer the effective model begins where the output bias has settled. Until
+- With biases in every layer the effective model begins when the output bias has settled. Until
   then the network's own descent is followed as a flow (`jaxcond.networks._own_flow`).
-- It ends, at the latest, where it ceases to hold. From there the own flow is followed to the
-  crossing; with biases in every layer from where the loss has fallen by a small share, since later
-  the output bias lags behind its rest.
+- The effective model ends, at the latest, where it ceases to hold, and the own flow is followed to
+  the crossing. With biases in every layer the own flow takes over when the loss has fallen by a
+  small share, since later the output bias lags behind its rest.
 
-The lag of the output bias in the first part multiplies what is left of the pull of all samples by
-$e^{-ht}$, $h$ being the rate of `Rest`. While it settles, $W_L$ and $b_{L-1}$ turn hyperbolically,
-of one output by the angle $|b^*|$, which the own flow contains.
+In the first part the remaining pull of all samples decays like $e^{-ht}$, where $h$ is the rate of
+`Rest`. Meanwhile $W_L$ and $b_{L-1}$ undergo a hyperbolic rotation, by the angle $|b^*|$ for one
+output, which the own flow includes.
 """
 
 import math
@@ -24,18 +24,18 @@ from ._losses import Loss, Squared
 from ._modules import MLP
 from ._own_flow import Arrival, fall, largest_curvature
 
-# What is left of the output bias's way where the effective model begins.
+# The remaining share of the output bias's way at which the effective model begins.
 _UNSETTLED = 1e-6
-# Steps of the own flow; a plateau from its beginning takes some dozens.
+# Largest number of steps of the own flow; a whole plateau takes a few dozen.
 _MAX_STEPS = 1024
-# The own flow takes over where the loss has fallen by this share of what it is to fall by, or
+# The own flow takes over when the loss has fallen by this share of the whole fall to the level, or
 # before the speed of the network differs by this share from that of the effective model.
 _FALLEN, _OFF = 1e-2, 2e-2
-# Features count as of different scales beyond this ratio, and as large beyond this size.
+# Features count as unevenly scaled beyond this ratio, and as large beyond this size.
 _SPREAD = 10.0
-# Targets count as large where their root mean square around the plateau is beyond this.
+# Targets count as large if their root mean square around the plateau exceeds this.
 _LARGE_TARGETS = 3.0
-# Weights count as large where they stretch a random vector by more than this share.
+# Weights count as large if they stretch a random vector by more than this factor.
 _LARGE_WEIGHTS = 0.3
 
 
@@ -56,7 +56,7 @@ def loss_at(problem: LossOf, network: MLP) -> Array:
 
 
 def own_flow(network: MLP, problem: LossOf, rate: float, level: float, max_time: float) -> Arrival:
-    """The network's own flow from `network` to `level`, or for so long a time."""
+    """The network's own flow from `network` to `level`, or to `max_time`."""
     dtype = network.dtype
     largest = float(jnp.finfo(dtype).max) ** 0.5
     eta, floor, end = (jnp.asarray(x, dtype) for x in (rate, level, min(max_time, largest)))
@@ -66,10 +66,10 @@ def own_flow(network: MLP, problem: LossOf, rate: float, level: float, max_time:
 def settled(
     network: MLP, problem: LossOf, rate: float, level: float
 ) -> tuple[MLP, float, float, bool]:
-    """The network when its output bias has settled, the time that took, and an earlier crossing.
+    """The network once its output bias has settled, the time until then, and an earlier crossing.
 
-    The crossing of `level` is NaN if there is none by then. Last, whether the output bias has
-    settled: where classes are very rare it can take more steps than there are.
+    The crossing of `level` is NaN if there is none by then. The last value says whether the output
+    bias has settled: with very rare classes that can take more than the allowed steps.
     """
     rest = problem.sample_loss.rest(problem.data.targets, network.num_outputs)
     span = -math.log(_UNSETTLED) / rest.rate
@@ -80,7 +80,7 @@ def settled(
 
 
 def handover_point(speed: np.ndarray, loss: np.ndarray, level: float) -> int:
-    """The last point of a trajectory from whose beginning on the effective model holds well."""
+    """The last point of a trajectory up to which the effective model holds well."""
     astray = ~(np.abs(speed - 1) < _OFF) | ~(loss[0] - loss < _FALLEN * (loss[0] - level))
     return max(int(np.argmax(astray)) - 1, 0) if astray.any() else len(speed) - 1
 
@@ -94,8 +94,8 @@ def is_stable(
 ) -> bool:
     """Whether a learning rate is below 2 over the curvature at a network.
 
-    At first by the norms of its layers, which bound the part of the curvature that is not negative
-    while the activations are about linear; where they leave it open, by its largest eigenvalue.
+    First by the norms of the layers, which bound the positive part of the curvature while the
+    activations are nearly linear; if the bound does not decide it, by the largest eigenvalue.
     """
     squares = norms**2
     through = sum(np.prod(np.delete(squares, layer)) for layer in range(len(squares)))
@@ -105,13 +105,13 @@ def is_stable(
 
 
 def large_weights(network: MLP) -> bool:
-    """Whether a layer is so large that the activations see more than their slope at zero."""
+    """Whether a layer is so large that the activations are not linear."""
     stretches = [float(jnp.sqrt(jnp.mean(w**2)) * math.sqrt(w.shape[-1])) for w in network.weights]
     return max(stretches) > _LARGE_WEIGHTS
 
 
 def uneven_inputs(data: AbstractData) -> bool:
-    """Whether features are of very different scales, or large."""
+    """Whether features are unevenly scaled or large."""
     if not isinstance(data, Regression):
         return False
     scales = np.sqrt(np.mean(np.asarray(data.x, np.float64) ** 2, axis=0))
@@ -120,7 +120,7 @@ def uneven_inputs(data: AbstractData) -> bool:
 
 
 def large_targets(data: AbstractData, loss: Loss, output: Float[np.ndarray, " outputs"]) -> bool:
-    """Whether the outputs that the targets ask for are large."""
+    """Whether the target outputs are large."""
     if not isinstance(loss, Squared) or not isinstance(data, Regression):
         return False
     return float(np.sqrt(np.mean((np.asarray(data.targets) - output) ** 2))) > _LARGE_TARGETS

@@ -1,4 +1,4 @@
-"""Many networks at once, the way that suits the backend."""
+"""Many networks at once, in the way that suits the backend."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,21 +13,21 @@ from .._threads import map_on_threads, num_cores
 
 
 def over_lanes(function: Callable[[Any], Any], lanes: Any) -> Any:
-    """A function of one lane for all lanes along the leading axis, results stacked.
+    """A function of one lane, mapped over the leading axis, with stacked results.
 
-    On an accelerator it is vmapped. On a CPU each lane is worked on by itself, as many at a time as
-    there are cores: products of batches of matrices miss the kernels that single products have.
-    The function runs compiled code; arrays in, arrays out.
+    On an accelerator it is vmapped. On a CPU each lane runs by itself, one per core, since batched
+    matrix products do not use the fast kernels of single products. The function runs compiled code
+    on arrays.
     """
     if jax.default_backend() != "cpu":
         return eqx.filter_vmap(function)(lanes)
     singles = unstacked(lanes)
-    found = [jax.block_until_ready(function(singles[0]))]  # compiles, once for all
+    results = [jax.block_until_ready(function(singles[0]))]  # compiles once for all lanes
     if len(singles) > 1:
-        found += map_on_threads(
+        results += map_on_threads(
             lambda lane: jax.block_until_ready(function(lane)), singles[1:], num_cores()
         )
-    return stacked(found)
+    return stacked(results)
 
 
 def unstacked(lanes: Any) -> list[Any]:
@@ -39,17 +39,17 @@ def unstacked(lanes: Any) -> list[Any]:
 
 @jax.jit
 def _lane(lanes: Any, index: Int[Array, ""]) -> Any:
-    """One lane: with an index that is traced, one program takes them all."""
+    """One lane; the index is traced, so that one program takes all lanes."""
     return jax.tree.map(lambda leaf: leaf[index], lanes)
 
 
 def stacked(lanes: Sequence[Any]) -> Any:
-    """Lanes one after the other, along a new leading axis."""
+    """Lanes stacked along a new leading axis."""
     return jax.tree.map(_stack, *lanes)
 
 
 def _stack(*leaves: Any) -> Array:
     if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
         return jnp.stack(leaves)
-    # On the host: a program would be compiled anew for every number of lanes.
+    # On the host, since a program would be compiled for every number of lanes.
     return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))

@@ -21,14 +21,15 @@ from ._losses import Loss
 from ._modules import MLP
 from ._observe import Observable
 
-# Steps of one call to the device: as often the bar moves and Ctrl-C is heard.
+# Steps per call to the device; between calls the bar moves and Ctrl-C is handled.
 _STEPS = 64
-# An explicit step is stable up to this over the largest eigenvalue (Tsit5 on the real axis).
+# An explicit step is stable up to this number divided by the largest eigenvalue (Tsit5 on the real
+# axis).
 STABLE = 3.3
 
 
 class Flow(eqx.Module):
-    """What is followed and what is looked at."""
+    """The flow and its observables."""
 
     data: AbstractData
     model: EffectiveModel | None
@@ -42,7 +43,7 @@ class Flow(eqx.Module):
     def observe(self, time: Array, network: MLP, args: Any) -> dict[str, Array]:
         del time, args
         found = {name: f(network, self.model) for name, f in self.observables.items()}
-        # diffrax marks steps that were not needed by infinity, which counts cannot be.
+        # diffrax marks unused steps by infinity, which integers cannot hold.
         return jax.tree.map(
             lambda x: x.astype(network.dtype), {"loss": self.loss(network), **found}
         )
@@ -69,11 +70,11 @@ def follow(
     problem: Flow,
     solver: diffrax.AbstractSolver,
 ) -> Leg:
-    """Follow the flow until its loss falls to `level`, for so many steps at most."""
+    """Follow the flow until its loss falls to `level`, for a limited number of steps."""
     start, end, step = span
     smallest = jnp.min(jnp.stack([jnp.sqrt(jnp.mean(w**2)) for w in network.weights]))
 
-    # The root finder's tolerance is absolute, but losses have any size.
+    # The root finder's tolerance is absolute, but losses are of any size.
     scale = jnp.where(jnp.isfinite(level) & (level > 0), level, 1)
 
     def falling(time: Any, network: MLP, args: Any) -> MLP:
@@ -82,7 +83,7 @@ def follow(
 
     def above(t: Array, y: MLP, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
-        # diffrax wants JAX's default precision of an event, even where the network has another.
+        # diffrax requires events in JAX's default precision, even if the network has another.
         return ((problem.loss(y) - level) / scale).astype(jnp.result_type(float))
 
     exact = jnp.finfo(network.dtype).eps ** (2 / 3)
@@ -125,7 +126,7 @@ def follow(
 
 
 def stiff_solver() -> diffrax.AbstractSolver:
-    """The implicit solver for long ways behind the plateau: Newton's method by Krylov spaces."""
+    """The implicit solver for long runs after the plateau: Newton's method with Krylov spaces."""
     krylov = lineax.GMRES(rtol=1e-3, atol=1e-8)
     return diffrax.Kvaerno5(
         root_finder=optimistix.Newton(rtol=1e-5, atol=1e-8, linear_solver=krylov)

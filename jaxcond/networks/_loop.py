@@ -9,15 +9,16 @@ import jax
 import numpy as np
 
 from .. import networks
+from .._precision import SWITCH
 from ._batches import Stream
 from ._run import Run, RunStatus
 from ._steps import SLOTS, Crew
 
-# Above this share of steps lost to rounding a run counts as stalled.
+# A run counts as stalled above this share of steps lost to rounding.
 _STALLED = 0.5
-# Seconds of work given to the device at a time, so that the bar moves and Ctrl-C is heard.
+# Seconds of work per call to the device; between calls the bar moves and Ctrl-C is handled.
 _SECONDS = 0.5
-# Iterations of the first call, which tells how long they take.
+# Iterations of the first call, which measures their speed.
 _FIRST = 64
 
 
@@ -36,7 +37,7 @@ class ExhaustedWarning(UserWarning):
 class Loop:
     """The loop on the host: from one call of the device to the next, and to checkpoints.
 
-    `stops` are the iterations of the records, the first and the last one of the run among them.
+    `stops` are the iterations of the records, including the first and the last one of the run.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Loop:
         self.saved, self.every, self.tell = saved, every, tell
         self.last = int(stops[-1])
         self.records: list[dict[str, np.ndarray]] = []
-        self.taken = np.zeros(0, np.int64)  # the stops of the records
+        self.taken = np.zeros(0, np.int64)  # the stops at which records were taken
         self.pace = float(_FIRST)
         self.ready = self.last if stream is None else 0
         self.exhausted = False
@@ -63,21 +64,21 @@ class Loop:
             self._resume(self.saved)
         while self._pending().size and self.crew.go_on.any() and self._fill():
             self._advance()
-        # Where lanes have ended, or the batches have, the end is no stop.
+        # If lanes or batches have ended, the current iteration is not a stop.
         end = self.crew.iteration
         if not self.taken.size or self.taken[-1] < end:
             self.records += self.crew.advance(np.asarray([end]), end)
 
     def _resume(self, saved: "networks.Checkpoints") -> None:
-        found = saved.latest((self.crew.lanes, self.crew.good), self.stops)
-        if found is not None:
-            (self.crew.lanes, self.crew.good), self.records, self.taken = found
+        checkpoint = saved.latest((self.crew.lanes, self.crew.good), self.stops)
+        if checkpoint is not None:
+            (self.crew.lanes, self.crew.good), self.records, self.taken = checkpoint
 
     def _pending(self) -> np.ndarray:
         return self.stops[self.taken.size :]
 
     def _fill(self) -> bool:
-        """Have the next batches of the caller on the device; whether there are any."""
+        """Put the caller's next batches on the device; return whether there are any."""
         at = self.crew.iteration
         if self.stream is None or at < self.ready or at == self.last:
             return True
@@ -103,7 +104,7 @@ class Loop:
         self.taken = np.append(self.taken, stops[: len(records)])
         now = self.crew.iteration
         self.tell(now, self.crew.loss)
-        # At `pause` somebody is on the way still, or the run is complete.
+        # At `pause` some lane is still running, or the run is complete.
         if now == pause and (now % self.every == 0 or now == self.last):
             self._save(now)
 
@@ -112,7 +113,7 @@ class Loop:
             self.saved.save(iteration, (self.crew.lanes, self.crew.good), self.records, self.taken)
 
     def _crossings(self) -> np.ndarray:
-        """The crossings of all lanes, those at the last iteration too; NaN where there is none."""
+        """The crossings of all lanes, including the last iteration; NaN where there is none."""
         lanes, problem = self.crew.lanes, self.crew.problem
         crossed = np.array(lanes.crossings, float)
         bound = problem.levels[None] * lanes.first_loss[:, None]
@@ -121,7 +122,7 @@ class Loop:
         return np.where(crossed < 0, np.nan, crossed)
 
     def result(self, batch: bool, levels: Sequence[float]) -> Run:
-        """What the run leaves."""
+        """The `Run`."""
         lanes = self.crew.lanes
         records = {
             name: np.stack([record[name] for record in self.records], axis=1)
@@ -162,7 +163,8 @@ def _warn(status: np.ndarray, rounded_away: np.ndarray, end: int, last: int) -> 
         warnings.warn(
             f"{int(stalled.sum())} of {status.size} networks stalled: up to {share:.0f} % of the "
             "weights do not move, because their steps are lost to the rounding of their dtype. "
-            "Train in float64, with a larger learning rate, or from `skip_plateau`.",
+            f"Train in float64 (call {SWITCH} before any other use of JAX), with a larger learning "
+            "rate, or from `skip_plateau`.",
             StallWarning,
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-r"""Losses: what one sample costs, and how hard it pulls on a network whose weights are small.
+r"""Losses of one sample, and the pull of a sample on a network with small weights.
 
 $$R = \frac1n \sum_{i=1}^n \ell(f(x_i), y_i), \qquad
   g_i = -\frac{\partial\ell}{\partial f}(0, y_i) .$$
@@ -10,8 +10,8 @@ $$R = \frac1n \sum_{i=1}^n \ell(f(x_i), y_i), \qquad
 | `softmax` | $\log\sum_k e^{f_k} - \langle y, f\rangle$ | $y - 1/m$ for $m$ classes |
 | `logistic` | $\sum_k\log(1 + e^{-y_kf_k})$, $y_k = \pm1$ | $y/2$ |
 
-An output bias first comes to rest at the constant output of least loss, $b^*$; from then on the
-pulls at $f = b^*$ count in place of those at zero, and they add up to zero.
+An output bias first comes to rest at the constant output of least loss, $b^*$. After that, the
+pulls at $f = b^*$ replace those at zero, and they add up to zero.
 
 Source: Chen and Luo, eq. (3.2), for the first; the rest is derived here.
 """
@@ -37,7 +37,7 @@ class Loss(abc.ABC):
     def targets(self, y: Array, num_outputs: int) -> Array:
         """The targets in the form that this loss takes.
 
-        **Raises:** `ValueError` for targets that it cannot be of.
+        **Raises:** `ValueError` for targets that do not fit the loss.
         """
         if y.ndim == 2 and y.shape[1] != num_outputs:
             raise ValueError(
@@ -60,15 +60,16 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def rest(self, targets: Array, num_outputs: int) -> "Rest":
-        """Where an output bias comes to rest while all weights are small.
+        """The rest of an output bias while all weights are small.
 
-        **Raises:** `ValueError` if it never does.
+        **Raises:** `ValueError` if there is none.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Rest:
-    r"""The constant output of least loss, $b^*$, and how fast an output bias reaches it.
+    r"""The constant output of least loss, $b^*$, and the rate at which an output bias approaches
+    it.
 
     - `output`: $b^*$, shape `(outputs,)`. The pulls there add up to zero.
     - `rate`: the smallest eigenvalue of the mean of $\partial^2\ell(b^*, y_i)$, apart from
@@ -148,7 +149,7 @@ class Softmax(Loss):
         if absent.size:
             raise _never_rests(f"no sample is of class {absent[0]} of {num_outputs}")
         curvature = np.diag(shares) - np.outer(shares, shares)
-        # The softmax does not change along (1, ..., 1), nor does the sum of the output bias.
+        # Softmax does not change along (1, ..., 1), so the sum of the output bias does not either.
         logits = np.log(shares)
         return Rest(logits - np.mean(logits), float(np.linalg.eigvalsh(curvature)[1]))
 
@@ -190,7 +191,7 @@ class Logistic(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class Custom(Loss):
-    """A function of output and target of one sample."""
+    """A loss given as a function of the output and the target of one sample."""
 
     function: LossFunction
 
@@ -198,7 +199,7 @@ class Custom(Loss):
         output = jax.ShapeDtypeStruct((num_outputs,), y.dtype)
         try:
             found = jax.eval_shape(self.function, output, y[0])
-        except Exception as error:  # a function of the caller may fail in any way
+        except Exception as error:  # the caller's function may fail in any way
             raise ValueError(
                 f"Argument `loss` cannot be traced with an output of shape {output.shape} and a "
                 f"target of shape {y[0].shape}: {str(error).splitlines()[0]}"
@@ -221,7 +222,7 @@ class Custom(Loss):
         pull = -np.asarray(gradient(here, targets), np.float64)
         if not np.all(np.isfinite(pull)):
             raise ValueError("The derivative of `loss` at the output of the plateau is not finite.")
-        # Seen from either side a smooth loss has the same slope, up to its curvature.
+        # A smooth loss has the same slope from either side, up to its curvature.
         step = 1e-3
 
         def change(size: float) -> np.ndarray:
@@ -230,7 +231,7 @@ class Custom(Loss):
             )
             return np.abs(ahead - behind)
 
-        # Over four times the distance a smooth slope changes four times as much.
+        # The slope of a smooth loss changes four times as much over four times the distance.
         near, far = change(step), change(4 * step)
         if np.any((near > 0.5 * far) & (near > 1e-5 * np.max(np.abs(pull)))):
             raise ValueError(
@@ -252,10 +253,10 @@ class Custom(Loss):
 def _rest_of(
     function: LossFunction, targets: Array, num_outputs: int
 ) -> tuple[Array, Array, Array]:
-    r"""The rest of an output bias from 0 on, the curvature there, and whether it was found.
+    r"""The rest of an output bias that starts at 0, the curvature there, and whether it converged.
 
-    Implicit steps of the flow, $(1/h + \nabla^2R)\,\delta = -\nabla R$, whose length $h$
-    doubles: at first the way of the flow, at last Newton's method.
+    Implicit steps of the flow, $(1/h + \nabla^2R)\,\delta = -\nabla R$, whose length $h$ doubles:
+    they begin as the flow and end as Newton's method.
     """
 
     def mean(output: Array) -> Array:
@@ -289,8 +290,8 @@ def resolve_loss(loss: "str | float | LossFunction | Loss") -> Loss:
 
     **Arguments:** `loss`, a name of `LOSSES`; a number $\kappa$ for $\kappa\|f-y\|^2$; or a
     smooth function of the output `(outputs,)` and the target of one sample that returns a number.
-    The squares of several outputs are added up, not averaged: for a mean over `m` outputs too give
-    `1 / m`.
+    The squares of several outputs are summed, not averaged; for a mean over `m` outputs give `1 /
+    m`.
 
     **Raises:** `ValueError` for other names and for factors that are not positive and finite.
     """

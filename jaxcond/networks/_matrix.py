@@ -1,9 +1,8 @@
-r"""Factorising a matrix of which some entries are known: where it starts, and how well it does.
+r"""Matrix completion by a linear network: initial factors, and the error on unknown entries.
 
 $$W_L\cdots W_1 \approx M, \qquad \|W_L(0)\cdots W_1(0)\| = \alpha .$$
 
-What small initial weights make of the entries that are not known is governed by the scale $\alpha$
-of the product.
+The scale $\alpha$ of the initial product decides how the unknown entries are completed.
 
 Source: S. Gunasekar and others, *Implicit regularization in matrix factorization* (2017), where the
 factors are multiples of the identity; S. Arora, N. Cohen, W. Hu and Y. Luo, *Implicit
@@ -54,17 +53,16 @@ def matrix_factors(
 
     - `sizes`: columns of the matrix, widths of the hidden layers, rows of the matrix; at least
       three numbers.
-    - `scale`: $\alpha = \|W_L\cdots W_1\|$; all layers are multiplied by one number to bring it
-      about. May be traced.
+    - `scale`: $\alpha = \|W_L\cdots W_1\|$; all layers are multiplied by a common factor to reach
+      it. May be traced.
     - `key`: a JAX random key; `jax.vmap` over keys makes many networks.
-    - `kind`: layers with independent normal entries; `"orthogonal"`, with orthonormal rows or
-      columns, evenly distributed; or `"identity"`, ones on the diagonal.
-    - `norm`: `"frobenius"`, or `"spectral"`, the largest singular value: with layers that are
-      square and multiples of the identity, the $\alpha$ of $W_L\cdots W_1 = \alpha I$.
+    - `kind`: `"gaussian"`, layers with independent normal entries; `"orthogonal"`, with uniformly
+      distributed orthonormal rows or columns; or `"identity"`, with ones on the diagonal.
+    - `norm`: `"frobenius"`, or `"spectral"`, the largest singular value: for square layers that are
+      multiples of the identity, $W_L\cdots W_1 = \alpha I$.
     - `dtype`: by default JAX's default precision.
 
-    **Raises:** `ValueError` for sizes below 1 or fewer than three, or a `kind` or `norm` that is
-    not known.
+    **Raises:** `ValueError` for sizes below 1 or fewer than three, or an unknown `kind` or `norm`.
     """
     sizes = tuple(sizes)
     if len(sizes) < 3 or min(sizes) < 1:
@@ -86,17 +84,17 @@ def matrix_factors(
 
 
 class UnseenError(eqx.Module):
-    r"""Observable: the error on the entries that are not known, relative to these.
+    r"""Observable: the relative error on the unknown entries.
 
     $$\frac{\|\bar m\circ(W_L\cdots W_1 - M)\|_F}{\|\bar m\circ M\|_F}, \qquad \bar m = 1 - m .$$
 
         observe={"unseen": UnseenError(matrix, mask)}
 
-    **Arguments:** `matrix` $M$, all of it; `mask` $m$, booleans that tell which entries are known,
-    as for `Entries`.
+    **Arguments:** `matrix`, the complete $M$; `mask`, booleans $m$ that are true for the known
+    entries, as for `Entries`.
 
-    **Raises:** `ValueError` for shapes that do not fit, no unknown entry that differs from zero, or
-    unknown entries that are not finite.
+    **Raises:** `ValueError` for shapes that do not fit, and for unknown entries that are all zero
+    or not finite.
     """
 
     matrix: Float[Array, "outputs inputs"]
@@ -108,7 +106,7 @@ class UnseenError(eqx.Module):
                 "Argument `mask` must be booleans of the shape of `matrix`, but has dtype "
                 f"{mask.dtype} and shape {mask.shape}."
             )
-        # NaN where an entry is known, which does not count.
+        # NaN at known entries, which do not count.
         unseen = jnp.where(mask, 0, matrix)
         if not bool(jnp.all(jnp.isfinite(unseen))) or not bool(jnp.any(unseen != 0)):
             raise ValueError(

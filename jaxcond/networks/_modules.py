@@ -3,7 +3,7 @@ r"""Fully connected networks of any depth, nonlinear and linear.
 $$f(x) = W_L\,\sigma(W_{L-1}\,\sigma(\cdots\sigma(W_1 x + b_1)\cdots) + b_{L-1}) + b_L,
   \qquad \sigma(0) = 0 ,$$
 
-with biases $b_l$ or without.
+with or without biases $b_l$.
 
 Source: Chen and Luo, eqs. (3.1), (3.3), which are the case $L = 3$; the linear network of their
 appendix A is the case $\sigma(z) = z$.
@@ -24,6 +24,8 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._precision import to_jax
+
 Activation = Callable[[Array], Array]
 
 
@@ -33,7 +35,7 @@ def linear(z: Array) -> Array:
 
 
 def z_tanh_z(z: Array) -> Array:
-    r"""$z\tanh z$: its slope vanishes at zero, so no effective model of this order applies."""
+    r"""$z\tanh z$, whose slope vanishes at zero, so that the effective model does not apply."""
     return z * jnp.tanh(z)
 
 
@@ -47,7 +49,7 @@ _PUBLIC_MODULES = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special")
 
 @dataclasses.dataclass(frozen=True)
 class _Public:
-    """A function of JAX by its public name: jitted ones themselves cannot be pickled."""
+    """A JAX function by its public name, since jitted functions cannot be pickled."""
 
     module: str
     name: str
@@ -92,11 +94,11 @@ def _floats(name: str, arrays: Sequence[Array]) -> tuple[Array, ...]:
             f"of type {type(arrays).__name__}."
         )
     if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in arrays):
-        return tuple(arrays)  # what tree transformations put in the place of arrays
+        return tuple(arrays)  # placeholders of tree transformations
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in arrays):
         dtypes = [str(x.dtype) for x in arrays]
         raise ValueError(f"Argument `{name}` must be real floating, but has dtypes {dtypes}.")
-    return tuple(jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in arrays)
+    return tuple(to_jax(x) if isinstance(x, np.ndarray) else x for x in arrays)
 
 
 def _matrices(weights: Sequence[Array]) -> tuple[Array, ...]:
@@ -116,15 +118,15 @@ class MLP(eqx.Module):
 
     - `weights`: $(W_1, \dots, W_L)$, the one next to the input first, of shapes `(n_l, n_(l-1))`,
       as PyTorch's `Linear` and `eqx.nn.Linear` have them.
-    - `biases`: $(b_1, \dots, b_L)$, of shapes `(n_l,)`, or `None`: no layer has any.
+    - `biases`: $(b_1, \dots, b_L)$, of shapes `(n_l,)`, or `None` for no biases.
     - `activation`: $\sigma$, a name of `ACTIVATIONS` or a function with $\sigma(0) = 0$.
-    - `bias`: of a network without `biases`, `False`, or `"input"`: then a constant 1 is appended to
+    - `bias`: `False`, or for a network without `biases` also `"input"`: a constant 1 is appended to
       every input, $(x, 1)$, and the last column of $W_1$ is the bias of the first layer. With one
       input and no bias the rows of $W_1$ are scalars, and the cosine similarity of two of them is
       $\pm1$ by definition.
 
-    Many networks are one `MLP` whose weights have the same leading axis, as `jax.vmap` of
-    `MLP.random` makes them; `network(x)` is for a single one.
+    Many networks are one `MLP` whose weights have the same leading axis, as from `jax.vmap` of
+    `MLP.random`; `network(x)` is for a single network.
 
     **Raises:** `ValueError` for shapes that do not fit, or $\sigma(0) \ne 0$.
 
@@ -149,11 +151,11 @@ class MLP(eqx.Module):
             raise ValueError(f"Argument `bias` must be False or 'input', but is {self.bias!r}.")
         if self.biases is not None:
             wanted = [shape[:-1] for shape in shapes]
-            found = [bias.shape for bias in self.biases]
-            if found != wanted:
+            bias_shapes = [bias.shape for bias in self.biases]
+            if bias_shapes != wanted:
                 raise ValueError(
                     "Argument `biases` must be one vector for each layer, of shapes (n_1,), "
-                    f"(n_2,), ..., here {wanted}, but has shapes {found}."
+                    f"(n_2,), ..., here {wanted}, but has shapes {bias_shapes}."
                 )
             if self.bias:
                 raise ValueError(
@@ -196,12 +198,12 @@ class MLP(eqx.Module):
           be traced.
         - `exponent`: $\gamma$ in place of `std`: $\varepsilon = m^{-\gamma}$ with $m$ the width of
           the widest hidden layer.
-        - `activation`: as of the class.
-        - `bias`: `True` for biases in every layer, which start at 0; `"input"` as of the class.
+        - `activation`: as for the class.
+        - `bias`: `True` for biases in every layer, which start at 0; `"input"` as for the class.
         - `dtype`: by default JAX's default precision.
 
         **Raises:** `ValueError` for sizes below 1, standard deviations that are negative or not
-        finite, or both or none of `std` and `exponent`.
+        finite, or unless exactly one of `std` and `exponent` is given.
 
         Source: Chen and Luo, eq. (3.3).
         """
@@ -274,11 +276,11 @@ class MLP(eqx.Module):
 
     @property
     def product(self) -> Float[Array, "*batch outputs features"]:
-        r"""The matrix $W_L\cdots W_1$, which is what a linear network without biases computes."""
+        r"""The matrix $W_L\cdots W_1$, the map of a linear network without biases."""
         return reduce(lambda product, weights: weights @ product, self.weights)
 
     def features(self, x: Float[Array, " inputs"]) -> Float[Array, " features"]:
-        """One input as the first layer takes it: with a constant 1 behind it if there is a bias."""
+        """One input of the first layer, with a constant 1 appended for `bias`."""
         return jnp.append(x, jnp.ones((), x.dtype)) if self.bias else x
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
@@ -286,10 +288,9 @@ class MLP(eqx.Module):
         return self.many(x[None])[0]
 
     def many(self, x: Float[Array, "n inputs"]) -> Float[Array, "n outputs"]:
-        """The outputs for many inputs, as of `jax.vmap(network)`.
+        """The outputs for many inputs, equal to `jax.vmap(network)`.
 
-        Written out, since with the samples as rows the products and their gradients are some 5 %
-        faster on a CPU.
+        Written out, since products with the samples as rows are about 5 % faster on a CPU.
         """
         if self.bias:
             x = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1)
@@ -298,20 +299,20 @@ class MLP(eqx.Module):
         return self._affine(self.depth - 1, x)
 
     def _affine(self, layer: int, h: Array) -> Array:
-        """What a layer makes of the samples before its activation."""
+        """The output of a layer before its activation."""
         z = h @ self.weights[layer].T
         return z if self.biases is None else z + self.biases[layer][None]
 
     def replace(self, weights: Sequence[Array], biases: Sequence[Array] | None = None) -> "MLP":
-        """The same network with other weights, and with other biases if they are given."""
+        """The network with other weights, and optionally other biases."""
         biases = self.biases if biases is None else biases
         return MLP(weights, biases, self.activation, bias=self.bias)
 
 
 def slope_at_zero(activation: Activation) -> float:
-    r"""$\sigma'(0)$, by which the effective model scales time.
+    r"""$\sigma'(0)$, which scales the time of the effective model.
 
-    **Raises:** `ValueError` where it is zero or there is none: then the effective model does not
+    **Raises:** `ValueError` if it is zero or does not exist, so that the effective model does not
     apply.
     """
     step = 2.0**-10

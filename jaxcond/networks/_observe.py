@@ -1,7 +1,7 @@
-r"""What is recorded of a network while it trains: the indicators of `State`, and a few more.
+r"""Observables of a network in training: the indicators of its `State`, and a few more.
 
-The indicators are read off the same `State` that the effective dynamics moves, so that training and
-simulation go through the same code.
+The indicators take the `State` of the effective dynamics, so that training and simulation share
+their code.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ DEFAULT = ("energy", "norms", "positive_1", "undecided_1", "singular_values")
 
 
 def model_where_it_applies(network: MLP, data: AbstractData, loss: Loss) -> EffectiveModel | None:
-    """The effective model, or None where there is none: training goes on without it."""
+    """The effective model, or `None` if there is none; training does not need it."""
     try:
         return effective_model(network, data, loss)
     except ValueError:
@@ -117,10 +117,10 @@ def resolve_observables(
     network: MLP,
     model: EffectiveModel | None,
 ) -> dict[str, Observable]:
-    """The observables asked for, as functions of the network and its effective model.
+    """The requested observables, as functions of the network and its effective model.
 
-    **Raises:** `ValueError` for names that are not known, for those of the state where the
-    effective model does not apply, and for those of three layers where there are more or fewer.
+    **Raises:** `ValueError` for unknown names, for observables of the state if the effective model
+    does not apply, and for observables of three layers if the network has another depth.
     """
     if observe is None:
         names = DEFAULT if network.depth == 3 else (*OF_ANY_DEPTH, "singular_values")
@@ -160,7 +160,7 @@ def _of_network(function: Callable[[MLP], Array]) -> Observable:
     return lambda network, model: function(network)
 
 
-# Each is one object for good, so that programs compiled with it are found again.
+# One object per name, so that the jit cache is hit.
 _BY_NAME: dict[str, Observable] = {
     **{name: _of_state(function) for name, function in OF_STATE.items()},
     **{name: _of_network(function) for name, function in OF_NETWORK.items()},

@@ -1,14 +1,14 @@
-r"""Gradient descent of any loss as a flow, to where the loss falls to a level.
+r"""Gradient descent of any loss, followed as a flow until the loss falls to a level.
 
 Gradient descent of step $\eta$ follows, to second order in $\eta$, not the gradient flow but
 
 $$\dot\theta = -\nabla R\Bigl(\theta + \tfrac\eta2\nabla R(\theta)\Bigr)
     = -\nabla R - \tfrac\eta2\nabla^2R\,\nabla R + O(\eta^2),$$
 
-for two gradients in place of one. Along the flow this is a lag of
-$\frac\eta2\log(\|\nabla R(t)\|/\|\nabla R(0)\|)$, as in `jaxcond.networks._course`; as a field it
-also holds where different parameters move at different times, as biases do before the others: their
-gradients are in the logarithm, but the lag of a mode is that of its own growth.
+at the cost of two gradients instead of one. Along the flow this is a lag of
+$\frac\eta2\log(\|\nabla R(t)\|/\|\nabla R(0)\|)$, as in `jaxcond.networks._course`; The field also
+holds when parameters move at different times, as biases do before the others; there the logarithm
+would contain the gradients of all, but the lag of a mode depends on its own growth.
 
 Source: backward error analysis of the explicit Euler method, Hairer, Lubich and Wanner, chapter IX.
 """
@@ -30,12 +30,12 @@ from ._order import inner, once_jit, split
 # Relative tolerance of a step; double and single precision.
 _RTOL = {64: 1e-9, 32: 1e-5}
 _POWER_ITERATIONS = 40
-# Stages of Dopri8 that are computed anew in every step, times gradients of a stage.
+# Gradients per step: the stages of Dopri8 that each step computes, times the gradients of a stage.
 _GRADIENTS_A_STEP = 2 * 13
 
 
 class Arrival(eqx.Module):
-    """Where a flow has come to; `floats` are its arrays of floats."""
+    """The end of a flow; `floats` are its floating-point arrays."""
 
     floats: PyTree
     time: Float[Array, ""]
@@ -67,21 +67,22 @@ def integrate(
     max_steps: int,
     observe: Callable[[PyTree], PyTree] | None = None,
 ) -> diffrax.Solution:
-    """Integrate to the root of `reached`, or to the end of `span`: the first step, and the end.
+    """Integrate to the root of `reached` or the end of `span`; return the first step and the end.
 
-    **Arguments:** `tolerance`, relative, and the size down to which it is; `observe`, what of the
-    state is kept at the start and after each step: the last of `ys`, which is a list then.
+    **Arguments:** `tolerance`, the relative tolerance and the size below which it is absolute;
+    `observe`, a function of the state that is saved at the start and after each step, as the last
+    entry of the list `ys`.
     """
     dtype = jnp.result_type(*jax.tree.leaves(start))
     first, end = (jnp.asarray(x, dtype) for x in span)
     rtol, smallest = tolerance
-    # The solver asks for the field at several places: like this it is traced for one.
+    # The solver calls the field in several places; this way it is traced once.
     field = jax.jit(field)
     exact = float(jnp.finfo(dtype).eps) ** 0.75
 
     def above(t: Array, y: PyTree, args: Any, **kwargs: Any) -> Array:
         del t, args, kwargs
-        # diffrax wants JAX's default precision of an event, even where the state has another.
+        # diffrax requires events in JAX's default precision, even if the state has another.
         value = reached(y).astype(jnp.result_type(float))
         return jnp.where(jnp.isfinite(value), value, 1)
 
@@ -135,9 +136,9 @@ def fall(
     loss, floats = split(loss_fn, params)
     speed = as_descent(loss, floats, learning_rate)
     grows = jnp.sqrt(inner(floats, floats) / inner(speed, speed))
-    # With the learning rate where that says nothing; too long a step costs a few rejections.
+    # The learning rate if that gives no step; a step that is too long costs a few rejections.
     first = jnp.where(jnp.isfinite(grows) & (grows > 0), 1e-2 * grows, learning_rate)
-    # The root finder's tolerance is absolute, but losses have any size.
+    # The root finder's tolerance is absolute, but losses are of any size.
     scale = jnp.maximum(jnp.abs(level), jnp.abs(loss(floats)))
     scale = jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
     solution = integrate(
@@ -167,7 +168,7 @@ def fall(
 
 @eqx.filter_jit
 def earlier(loss_fn: Callable, params: PyTree, learning_rate: Array, span: Array) -> PyTree:
-    """The parameters a part of an iteration earlier, by a training time `span`."""
+    """The parameters a training time `span` earlier, a part of an iteration."""
     loss, floats = split(loss_fn, params)
     speed = as_descent(loss, floats, learning_rate)
     before = jax.tree.map(lambda x, v: x - span.astype(x.dtype) * v, floats, speed)
@@ -175,16 +176,17 @@ def earlier(loss_fn: Callable, params: PyTree, learning_rate: Array, span: Array
 
 
 def gradients_of(arrival: Arrival) -> Int[Array, ""]:
-    """How many gradients an arrival has taken."""
+    """The number of gradients that an arrival took."""
     return _GRADIENTS_A_STEP * arrival.num_steps
 
 
 @once_jit
 def largest_curvature(loss_fn: Callable, params: PyTree) -> Float[Array, ""]:
-    """About the largest eigenvalue of the Hessian, by power iteration; 0 if all are negative.
+    """An estimate of the largest eigenvalue of the Hessian by power iteration; 0 if all are
+    negative.
 
-    First of the Hessian, whose eigenvalue of largest size may be negative, then of the Hessian
-    shifted by this size, where it is the largest one.
+    The iteration runs on the Hessian, whose largest eigenvalue by size may be negative, and then on
+    the Hessian shifted by that size.
     """
     loss, floats = split(loss_fn, params)
     gradient = jax.grad(loss)
@@ -205,6 +207,6 @@ def largest_curvature(loss_fn: Callable, params: PyTree) -> Float[Array, ""]:
         size = jnp.sqrt(inner(vector, vector)).astype(shift.dtype)
         return size, size
 
-    # A loop over both, so that it is compiled once.
+    # A loop over both, so that the iteration is compiled once.
     _, (size, shifted) = lax.scan(iterate, jnp.zeros(()), length=2)
     return jnp.maximum(shifted - size, 0)

@@ -1,4 +1,4 @@
-"""The bar of a training run: loss and time left, where there is a terminal to see it."""
+"""The progress bar of a training run, with loss and time left, on a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from rich.progress import (
 def training_bar(
     first: float, last: float, shown: bool
 ) -> Iterator[Callable[[float, float], None]]:
-    """A bar from one iteration, or time, to another; gives a function of it and the loss."""
+    """A bar between two iterations or times; yields a function of the current one and the loss."""
     console = Console(stderr=True)
     columns = (
         TextColumn("training"),

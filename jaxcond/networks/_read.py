@@ -1,4 +1,4 @@
-"""Samples to train on, read from files."""
+"""Training samples, read from files."""
 
 import csv
 import os
@@ -11,17 +11,17 @@ from ._data import Regression
 
 
 def read_samples(path: str | os.PathLike, num_targets: int = 1) -> Regression:
-    """Samples from a file.
+    """Read samples from a file.
 
     **Arguments:**
 
     - `path`: a file `.npz` or `.safetensors` with arrays `x` of shape `(n, inputs)` and `y` of
-      shape `(n, outputs)` or `(n,)`; or a table `.csv`, one sample a line, with or without names of
-      the columns in its first line.
-    - `num_targets`: of a table, how many of its last columns are targets.
+      shape `(n, outputs)` or `(n,)`; or a table `.csv` with one sample per line, with or without
+      column names in its first line.
+    - `num_targets`: for a table, the number of last columns that are targets.
 
     **Raises:** `OSError` if the file cannot be opened; `ValueError` if it is of another kind, is
-    damaged, lacks an array, or holds what is no number.
+    damaged, lacks an array, or holds entries that are not numbers.
     """
     path = Path(path)
     if path.suffix.lower() != ".csv":

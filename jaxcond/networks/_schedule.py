@@ -1,4 +1,4 @@
-r"""Learning rates, constant or changed at iterations, and the training time that they add up to.
+r"""Learning rates, constant or changed at some iterations, and the training time as their sum.
 
 Iteration $k$ of gradient descent is time $t_k = \sum_{j<k} \eta_j$ of gradient flow.
 """
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 class LearningRate(eqx.Module):
     r"""A learning rate that is constant between changes.
 
-    - `starts`: iterations from which the rates hold, the first is 0, shape `(num,)`.
-    - `rates`: $\eta$ from there on, shape `(num,)`.
+    - `starts`: the iterations at which the rates begin, the first one 0, shape `(num,)`.
+    - `rates`: the rates $\eta$, shape `(num,)`.
     """
 
     starts: Int[np.ndarray | Array, " num"]
@@ -26,8 +26,8 @@ class LearningRate(eqx.Module):
     def of(cls, learning_rate: "float | Mapping[int, float] | LearningRate") -> "LearningRate":
         """From a number, or a mapping of iterations to rates like `{0: 5e-3, 205_000: 5e-4}`.
 
-        **Raises:** `ValueError` for rates that are not positive and finite, no rate from 0 on, or
-        a schedule of optax, which goes into the optimiser.
+        **Raises:** `ValueError` for rates that are not positive and finite, if no rate begins at 0,
+        or for a schedule of optax, which belongs into the optimiser.
         """
         if isinstance(learning_rate, LearningRate):
             return learning_rate
@@ -53,7 +53,7 @@ class LearningRate(eqx.Module):
 
     def at(self, iteration: Int[Array, ""]) -> Float[Array, ""]:
         """The rate of the step from an iteration on, traced."""
-        # Counted, not searched: a search is a loop of its own in every step.
+        # Counted, not searched, since a search would be a loop inside every step.
         index = jnp.sum(jnp.asarray(self.starts) <= iteration) - 1
         return jnp.asarray(self.rates)[index]
 
@@ -63,7 +63,7 @@ class LearningRate(eqx.Module):
         return np.concatenate([[0.0], np.cumsum(spans)])
 
     def rate_at(self, times: np.ndarray) -> np.ndarray:
-        """The rate in force at some training times, on the host."""
+        """The rates at some training times, on the host."""
         index = np.searchsorted(self._boundaries(), times, side="right") - 1
         return np.asarray(np.asarray(self.rates)[np.maximum(index, 0)])
 
@@ -75,7 +75,7 @@ class LearningRate(eqx.Module):
         return np.asarray(self._boundaries()[index] + (iterations - begun) * rates)
 
     def iteration_of(self, times: np.ndarray) -> np.ndarray:
-        """Iterations, with fractions, of some training times, on the host; inf and NaN stay."""
+        """Iterations of some training times, not rounded, on the host; inf and NaN stay."""
         times = np.asarray(times, np.float64)
         boundaries = self._boundaries()
         index = np.maximum(np.searchsorted(boundaries, times, side="right") - 1, 0)

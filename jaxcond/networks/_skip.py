@@ -122,7 +122,7 @@ def _skip(course: Course, fraction: float | None, rate: LearningRate | None) -> 
         time = min(until, float(course.times[-1]))
         status, limit = course.known(), course.limit(time)
     if status != EscapeStatus.PREDICTED or limit != Limit.NONE:
-        raise ValueError(f"The plateau cannot be skipped: {limit.meaning or status.meaning}.")
+        raise ValueError(f"The plateau cannot be skipped: {(limit or status).meaning}.")
     clock, iteration = course.network_time(time), -1
     if rate is not None:
         clock, iteration = _whole(clock, rate)

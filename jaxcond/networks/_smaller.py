@@ -1,28 +1,28 @@
-r"""A smaller linear network that trains as a given one does.
+r"""A smaller linear network that trains like a given one.
 
 The squared loss of a linear network is a quadratic function of $M = W_L\cdots W_1$ alone,
 
 $$R = R_\mathrm{min} + \tfrac12\operatorname{tr}\bigl((M - M_*)H(M - M_*)^T\bigr), \qquad
   H = \tfrac{2\kappa}n\sum_i x_ix_i^T, \quad M_*H = V .$$
 
-*Ends.* Let the rows of $P^T$ and $Q^T$ be orthonormal and span the directions at the outputs and at
-the inputs in which there is something to learn. Where all other inputs are alike, $H = hI$ on them,
-they may be rotated among each other, so that $W_1Q_\perp$ becomes a triangle with no more columns
-than $W_1$ has rows; so may the other outputs. This is exact, for flow and for descent. All other
-inputs are alike where $H = hI$ altogether (all entries of a matrix, whitened inputs), with the
-singular vectors of $V$ for $P$ and $Q$, and where $Q$ spans all the samples, so that $h = 0$.
+*Ends.* Let the rows of $P^T$ and $Q^T$ be orthonormal and span the directions of the outputs and
+the inputs in which there is something to learn. If $H = hI$ on the other inputs, a rotation among
+them makes $W_1Q_\perp$ a triangle with no more columns than $W_1$ has rows; the same holds for the
+other outputs. This is exact, for flow and for descent. It applies if $H = hI$ on all inputs (all
+entries of a matrix, whitened inputs), with the singular vectors of $V$ as $P$ and $Q$, and if $Q$
+spans all samples, so that $h = 0$.
 
-*Hidden layers.* The layers leave the space that $W_1Q$ and $W_L^TP$ span under the layers between
-them and their transposes only by what $Q_\perp$ and $P_\perp$ contribute, which is of relative
-order $\varepsilon^2$ in the weights and acts on the loss by its square. Of two layers the space has
-as many dimensions as $P$ and $Q$ have together; of more layers it is cut off after some
-multiplications, with an error that falls superexponentially with their number at three layers.
-Nothing is cut off where it fills the layer.
+*Hidden layers.* $W_1Q$ and $W_L^TP$ generate a space under multiplication by the layers between
+them and their transposes. The layers leave this space only by contributions of $Q_\perp$ and
+$P_\perp$, which are of relative order $\varepsilon^2$ in the weights and change the loss by their
+square. For two layers the dimension of the space is that of $P$ and $Q$ together. For more layers
+the space is cut off after some multiplications, with an error that falls superexponentially with
+their number at three layers. If the space fills the layer, nothing is cut off.
 
-For masks and other measurements no directions stand out: $P$ and $Q$ are everything, and only
-hidden layers wider than inputs and outputs together can be made smaller.
+For masks and other measurements $P$ and $Q$ span everything, and only hidden layers wider than
+inputs and outputs together can be reduced.
 
-Derived here; the spaces are those of `jaxcond._reduction`, which are of three layers.
+Derived here; for three layers the spaces are those of `jaxcond._reduction`.
 """
 
 import abc
@@ -38,19 +38,19 @@ from ._effective import effective_model
 from ._losses import Squared
 from ._modules import MLP
 
-# Multiplications by the layers between the ends that are kept, by depth. With three target
-# directions at width 60, what is cut off moved the times of the steps by up to 3e-6 at three
-# layers, 4e-4 at four and 2e-3 at five (`benchmarks/steps.py --part spaces`).
+# Number of multiplications by the layers between the ends, by depth. With three target directions
+# at width 60, the cut-off moved the times of the steps by up to 3e-6 at three layers, 4e-4 at four
+# and 2e-3 at five (`benchmarks/steps.py --part spaces`).
 _ROUNDS, _MORE_ROUNDS = {2: 1, 3: 9}, 7
-# Directions of a vector below this share of it are taken for rounding.
+# A remainder below this share of a vector counts as rounding.
 _ROUNDING = 1e-10
 
 
 class AbstractProblem(eqx.Module):
     """A loss of the product of the layers.
 
-    - `rank`: how many singular values are followed; `settled`: what `left` is where all their steps
-      are done.
+    - `rank`: number of singular values that are followed; `settled`: the value of `left` at which
+      all their steps are done.
     """
 
     rank: int = eqx.field(static=True)
@@ -62,18 +62,18 @@ class AbstractProblem(eqx.Module):
 
     @abc.abstractmethod
     def left(self, matrix: Float[Array, "outputs inputs"]) -> Float[Array, ""]:
-        """How much the loss is still to fall by the steps that are followed."""
+        """The remaining fall of the loss by the steps that are followed."""
 
     @abc.abstractmethod
     def final(self) -> np.ndarray | None:
-        """The singular values that the product ends with, where they are known beforehand."""
+        """The final singular values of the product, if they are known beforehand."""
 
 
 class Quadratic(AbstractProblem):
     r"""$R_\mathrm{min} + \frac12\operatorname{tr}((M-M_*)\operatorname{diag}(h)(M-M_*)^T)$.
 
-    The first rows are those of the steps, in their order. What the initial weights put in the
-    others shrinks as slowly as it is small.
+    The first rows are those of the steps, in order. The initial entries in the other rows are small
+    and shrink slowly.
     """
 
     target: Float[Array, "outputs inputs"]
@@ -94,7 +94,7 @@ class Quadratic(AbstractProblem):
 
 
 class Measured(AbstractProblem):
-    """Measurements of a matrix, some of its entries for one."""
+    """Measurements of a matrix, such as some of its entries."""
 
     data: AbstractData
     sample_loss: Squared = eqx.field(static=True)
@@ -112,10 +112,10 @@ class Measured(AbstractProblem):
 class Smaller(eqx.Module):
     """The smaller network and its loss.
 
-    - `weights`: one matrix a layer; `problem`: their loss.
-    - `followed`: how many outputs and inputs, the first ones, the hidden layers are made for.
-    - `last`: how many units of the first and the last hidden layer come from the last
-      multiplication; 0 where nothing is cut off.
+    - `weights`: one matrix per layer; `problem`: their loss.
+    - `followed`: the numbers of first outputs and inputs that the hidden layers represent.
+    - `last`: the numbers of units of the first and the last hidden layer from the last
+      multiplication; 0 if nothing is cut off.
     """
 
     weights: tuple[Float[Array, "..."], ...]
@@ -125,10 +125,11 @@ class Smaller(eqx.Module):
 
 
 class Ends(eqx.Module):
-    r"""The directions at either end, one a row, and the loss in them.
+    r"""The directions at either end, one per row, and the loss in them.
 
-    `target` is $M_*$ in them, `metric` is $h$ of the inputs kept, `rest` of all others; `inputs`,
-    how many of the inputs come first; `heights`, by how much each step lowers the loss.
+    `target` is $M_*$ in these directions, `metric` is $h$ for the inputs kept and `rest` for the
+    others; `inputs` is the number of first inputs; `heights` are the falls of the loss in each
+    step.
     """
 
     left: Float[np.ndarray, "p outputs"]
@@ -141,7 +142,7 @@ class Ends(eqx.Module):
 
 
 def _ends(network: MLP, data: AbstractData, loss: Squared, gram: np.ndarray, rank: int) -> Ends:
-    """The ends of data that are samples, or all entries of a matrix."""
+    """The ends for samples, or for all entries of a matrix."""
     model = effective_model(network, data, loss)
     left, right = (np.asarray(x, np.float64) for x in (model.left, model.right))
     strength = float(model.rate) * np.asarray(model.strength, np.float64)
@@ -164,9 +165,9 @@ def smaller(
 ) -> Smaller:
     """The smaller network of one linear network; `data` as prepared for it.
 
-    **Arguments:** `rank`: how many singular values are followed, by default all in which there is
-    something to learn; `shares`: of the height of the last step, and of the whole loss where
-    heights are not known beforehand, that may be left where the steps are done.
+    **Arguments:** `rank`: number of singular values to follow, by default all in which there is
+    something to learn; `shares`: the shares of the height of the last step, and of the whole loss
+    if heights are not known beforehand, at which the steps count as done.
 
     **Raises:** `ValueError` as `effective_model`.
     """
@@ -201,7 +202,7 @@ def smaller(
 def _reduced(
     network: MLP, ends: tuple[np.ndarray, np.ndarray], followed: tuple[int, int]
 ) -> tuple[tuple[Array, ...], tuple[int, int]]:
-    """The smaller weights, and how many directions of the outer hidden layers came last."""
+    """The smaller weights, and the numbers of last directions of the outer hidden layers."""
     left, right = ends
     first, *middle, last = (np.asarray(w, np.float64) for w in network.weights)
     p, q = followed
@@ -209,7 +210,7 @@ def _reduced(
     middle = [bases[i + 1] @ w @ bases[i].T for i, w in enumerate(middle)]
     first, last = bases[0] @ first, last @ bases[-1].T
     inner, outer = [first @ right.T], [left @ last]
-    # What the ends have beside these directions, rotated to a triangle.
+    # The parts of the ends outside these directions, rotated to a triangle.
     if len(right) < right.shape[1]:
         inner.append(_triangle((first - inner[0] @ right).T).T)
     if len(left) < left.shape[1]:
@@ -219,15 +220,15 @@ def _reduced(
 
 
 def _triangle(matrix: np.ndarray) -> np.ndarray:
-    """What is left of a matrix when its rows are rotated to as few as possible."""
+    """A matrix whose rows are rotated into as few as possible."""
     return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def _spaces(layers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Orthonormal bases of the spaces of the hidden layers, one vector a row.
+    """Orthonormal bases of the spaces of the hidden layers, one vector per row.
 
-    With them, how many directions of the first and the last of these came last; 0 where the space
-    is whole.
+    Also the numbers of directions that the last multiplication added to the first and the last of
+    them; 0 if the space is complete.
     """
     first, *middle, last = layers
     bases = [np.zeros((0, len(w))) for w in layers[:-1]]
@@ -250,11 +251,11 @@ def _spaces(layers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], tuple[int, 
 
 
 def _beside(basis: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what some rows have outside of a basis."""
+    """An orthonormal basis of the parts of some rows outside a basis."""
     size = np.max(np.linalg.norm(rows, axis=1), initial=0.0)
     rows = rows - (rows @ basis.T) @ basis
     _, values, rows = np.linalg.svd(rows, full_matrices=False)
     rows = rows[values > _ROUNDING * size]
-    # Again, since small remainders are not orthogonal to the basis to working precision.
+    # Repeated, since small remainders are not orthogonal to the basis to working precision.
     rows = rows - (rows @ basis.T) @ basis
     return np.linalg.qr(rows.T)[0].T

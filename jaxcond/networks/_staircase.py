@@ -2,23 +2,22 @@ r"""The whole training of a linear network: every step of its loss, from its ini
 
 $$\dot W_l = (W_L\cdots W_{l+1})^T\,(V - MH)\,(W_{l-1}\cdots W_1)^T, \qquad M = W_L\cdots W_1 .$$
 
-With small initial weights the singular values of $M$ rise one after the other, and with each the
-loss falls by a step. Between two steps the loss rests near the least that maps of that rank reach.
-The flow is that of a network of a few units, `jaxcond.networks._smaller`, which says what of it is
-exact. Gradient descent is followed as the flow
-$\dot\theta = -\nabla R(\theta + \frac\eta2\nabla R(\theta))$ of `jaxcond.networks._own_flow`, so
-that each step has its own lag.
+With small initial weights the singular values of $M$ rise one after the other, and each lowers the
+loss by a step. Between two steps the loss rests near the least loss of maps of that rank. The flow
+is that of a network of a few units, and `jaxcond.networks._smaller` says which parts of it are
+exact. Gradient descent is followed as the flow $\dot\theta = -\nabla R(\theta + \frac\eta2\nabla
+R(\theta))$ of `jaxcond.networks._own_flow`, so that each step has its own lag.
 
 Source: A. M. Saxe, J. L. McClelland and S. Ganguli, *Exact solutions to the nonlinear dynamics of
 learning in deep linear networks* (2014), for aligned weights of two layers, where
-$t_i \approx \frac1{\mu_i}\log\frac{\mu_i}{h\,u_i(0)}$; other initial weights and depths are
-integrated here.
+$t_i \approx \frac1{\mu_i}\log\frac{\mu_i}{h\,u_i(0)}$; here other initial weights and depths are
+integrated.
 """
 
-import enum
 import itertools
 from collections.abc import Mapping
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import diffrax
 import equinox as eqx
@@ -28,6 +27,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 from scipy.interpolate import CubicHermiteSpline
 
+from .._results import batch_dims, dataset
+from .._status import AbstractStatus
 from ._data import AbstractData
 from ._lanes import unstacked
 from ._losses import Loss, LossFunction, Squared, resolve_loss
@@ -36,43 +37,43 @@ from ._own_flow import as_descent, integrate, largest_curvature, smallest_array,
 from ._schedule import LearningRate
 from ._smaller import AbstractProblem, Smaller, smaller
 
-# What is left at the end of the last step's height; of measurements, of the whole loss.
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+# The flow ends at this share of the last step's height; for measurements, of the whole loss.
 _LEFT, _LEFT_OF_ALL = 1e-3, 1e-4
-# A learning rate times the largest curvature from which on descent does not settle.
+# Descent does not settle if the learning rate times the largest curvature exceeds this.
 _STABLE = 2.0
 
 
-class StepsStatus(enum.IntEnum):
+class StepsStatus(AbstractStatus):
     """How far the steps of a loss are known."""
 
-    COMPLETE = 0
-    """All steps are predicted."""
-    CUT_SHORT = 1
-    """`max_time` came before the last step was done."""
-    NOT_CONVERGED = 2
-    """The solver took too many steps, or failed."""
-    UNSTABLE = 3
-    """At this learning rate gradient descent does not settle where the flow ends."""
+    COMPLETE = 0, "all steps are predicted"
+    CUT_SHORT = 1, "`max_time` came before the end of the last step"
+    NOT_CONVERGED = 2, "the solver took too many steps, or failed"
+    UNSTABLE = 3, "at this learning rate gradient descent does not settle where the flow ends"
 
 
 class Steps(eqx.Module):
     r"""The predicted steps of the loss of a linear network; times are training times $t$.
 
-    - `rise`: when each singular value of $W_L\cdots W_1$ has half its final value, shape `(rank,)`;
-      NaN for one that has not risen, or had it from the start. `rise_iteration` in iterations.
-    - `final`: the final values: those of the least squares solution, or, for masks and other
+    - `rise`: the time at which each singular value of $W_L\cdots W_1$ reaches half its final value,
+      shape `(rank,)`; NaN for one that does not rise to it, or begins above it. `rise_iteration` in
+      iterations.
+    - `final`: the final values: those of the least squares solution or, for masks and other
       measurements, those at the end.
-    - `levels`: the loss at the start, where it falls most slowly between two steps, and at the end,
-      shape `(rank + 1,)`; NaN between steps that are not known.
+    - `levels`: the loss at the start, at the slowest fall between two steps, and at the end, shape
+      `(rank + 1,)`; NaN between unknown steps.
     - `times`, `loss`, `singular_values`: the course, shapes `(num,)`, `(num,)` and `(num, rank)`;
       the points lie closer where the loss falls.
-    - `widths`: of the smaller network that was followed, inputs and outputs included.
-    - `cut_off`: share of the squares of its outer layers, at the end, that lies in the last
-      directions that were kept of hidden layers; 0 where nothing is cut off. An indicator of the
-      error, no bound.
+    - `widths`: those of the smaller network that was followed, including inputs and outputs.
+    - `cut_off`: the share of the squares of its outer layers, at the end, in the last directions
+      kept of hidden layers; 0 if nothing is cut off. It indicates the error but is no bound.
     - `status`: a `StepsStatus`. `learning_rate`, if it was given.
 
-    Of many networks all fields have a leading axis.
+    For many networks all fields have a leading axis.
     """
 
     rise: Float[np.ndarray, "*batch rank"]
@@ -97,11 +98,36 @@ class Steps(eqx.Module):
 
     @property
     def rise_iteration(self) -> np.ndarray:
-        """`rise` in iterations, with fractions."""
+        """`rise` in iterations, not rounded."""
         return self.iterations(self.rise)
 
+    def to_xarray(self) -> "xr.Dataset":
+        """All fields as a dataset, with the dimensions `network`, `point` and `component`."""
+        batch = batch_dims("network", self.status.ndim)
+        dims = {
+            "rise": ("component",),
+            "final": ("component",),
+            "levels": ("level",),
+            "times": ("point",),
+            "loss": ("point",),
+            "singular_values": ("point", "component"),
+            "widths": ("layer",),
+            "cut_off": (),
+            "status": (),
+        }
+        variables = {name: ((*batch, *own), getattr(self, name)) for name, own in dims.items()}
+        if self.learning_rate is not None:
+            variables["rise_iteration"] = ((*batch, "component"), self.rise_iteration)
+        return dataset(variables, {"status": StepsStatus.flags()})
+
+    def plot(self) -> "Figure":
+        """The loss and the singular values of one network: see `jaxcond.plotting.loss_steps`."""
+        from ..plotting import loss_steps
+
+        return loss_steps(self)
+
     def __str__(self) -> str:
-        names = sorted({StepsStatus(code).name.lower() for code in np.ravel(self.status)})
+        names = [label for label, count in StepsStatus.counts(self.status).items() if count]
         if self.status.ndim:
             return f"Steps of {len(self.status)} networks ({', '.join(names)})"
         at = self.rise if self.learning_rate is None else self.rise_iteration
@@ -125,34 +151,34 @@ def predict_steps(
     num: int = 400,
     max_steps: int = 16_384,
 ) -> Steps:
-    r"""When each singular value of a linear network rises, and the loss along the way.
+    r"""Predict when each singular value of a linear network rises, and the loss along the way.
 
     **Arguments:**
 
     - `network`: linear, with the initial weights; many with a leading axis.
     - `data`, `loss`: as for `gradient_descent`; squared losses.
-    - `learning_rate`: of gradient descent, a number or a mapping of iterations to rates; without it
-      gradient flow is predicted.
-    - `rank`: how many singular values are followed, the largest, by default all in which there is
+    - `learning_rate`: the rate of gradient descent, a number or a mapping of iterations to rates;
+      without it gradient flow is predicted.
+    - `rank`: number of largest singular values to follow, by default all in which there is
       something to learn. With noise in the targets that is all of them, and the smallest take long.
-    - `max_time`: training time to stop at. Otherwise the end is where 1e-3 of the height of the
-      last step is left; of masks and other measurements, whose heights are not known beforehand,
-      where 1e-4 of the loss is left.
-    - `num`: points of the course.
-    - `max_steps`: after so many steps of the solver it is `NOT_CONVERGED`.
+    - `max_time`: training time at which to stop. Otherwise the flow ends when 1e-3 of the height of
+      the last step is left or, for masks and other measurements, whose heights are not known
+      beforehand, 1e-4 of the loss.
+    - `num`: number of points of the course.
+    - `max_steps`: number of solver steps after which the status is `NOT_CONVERGED`.
 
     **Returns:** `Steps`. For all entries of a matrix, or inputs whose covariance is a multiple of
-    the identity, the network followed has some dozen units a layer, whatever the widths; for other
-    inputs its first layer has as many columns as there are inputs; for masks and other measurements
-    it has the whole width but for hidden units more than inputs and outputs together.
+    the identity, the smaller network has about a dozen units per layer at any width; for other
+    inputs its first layer keeps one column for each input; for masks and other measurements it
+    keeps all units, except hidden ones beyond the number of inputs and outputs together.
 
     **Raises:** `ValueError` for networks that are not linear or have biases, losses that are not
-    squared, arguments out of range, weights that are not finite, and where there is nothing to
-    learn (see `effective_model`).
+    squared, arguments out of range, weights that are not finite, and if there is nothing to learn
+    (see `effective_model`).
     **Status:** `Steps.status`, for each network.
 
-    Source: at the top of `jaxcond.networks._staircase`; what is left out, and its size, at the top
-    of `jaxcond.networks._smaller`.
+    Source: see the top of `jaxcond.networks._staircase`, and for the neglected terms that of
+    `jaxcond.networks._smaller`.
     """
     loss = resolve_loss(loss)
     if network.activation is not linear:
@@ -178,17 +204,17 @@ def predict_steps(
         raise ValueError("Argument `network` must have finite weights.")
     data = data.prepared(network, loss)
     singles = unstacked(network) if network.batch_shape else [network]
-    found = [
+    results = [
         _steps(single, data, loss, rate, rank, (max_time, num, max_steps)) for single in singles
     ]
-    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *results)
     if not network.batch_shape:
-        steps = found[0]
+        steps = results[0]
     return eqx.tree_at(lambda s: s.learning_rate, steps, rate, is_leaf=lambda x: x is None)
 
 
 class _Course(eqx.Module):
-    """The flow at the steps of the solver; `_rates` are derivatives by time."""
+    """The flow at the steps of the solver; `_rates` are time derivatives."""
 
     times: Float[Array, " steps"]
     loss: Float[Array, " steps"]
@@ -272,12 +298,12 @@ def _steps(
         jnp.asarray(longest, dtype),
         max_steps,
     )
-    # Steps that were not needed are infinite; the last one may be told twice.
+    # Unused steps are infinite; the last one may occur twice.
     times = np.asarray(course.times, np.float64)
-    known = np.flatnonzero(np.isfinite(times))
-    known = known[np.diff(times[known], prepend=-1.0) > 0]
+    used = np.flatnonzero(np.isfinite(times))
+    used = used[np.diff(times[used], prepend=-1.0) > 0]
     times, losses, loss_rates, values, value_rates = (
-        np.asarray(x, np.float64)[known]
+        np.asarray(x, np.float64)[used]
         for x in (course.times, course.loss, course.loss_rates, course.values, course.value_rates)
     )
     final = start.problem.final()
@@ -302,13 +328,13 @@ def _steps(
 
 
 def _half(times: np.ndarray, spline: CubicHermiteSpline, index: int, final: float) -> float:
-    """When a singular value first has half its final value; NaN if it does not rise to it."""
+    """The time at which a singular value rises to half its final value; NaN if it does not."""
     values = spline(times)[:, index]
     above = np.flatnonzero(values >= 0.5 * final)
     if not above.size or above[0] == 0:
         return np.nan
     piece = above[0] - 1
-    # Powers of the time since the start of the piece, the highest first.
+    # Coefficients by powers of the time since the start of the piece, the highest first.
     powers = spline.c[:, piece, index].copy()
     powers[-1] -= 0.5 * final
     length = times[piece + 1] - times[piece]
@@ -321,7 +347,7 @@ def _half(times: np.ndarray, spline: CubicHermiteSpline, index: int, final: floa
 def _levels(
     times: np.ndarray, losses: np.ndarray, rates: np.ndarray, rise: np.ndarray
 ) -> np.ndarray:
-    """The loss at the start, where it falls most slowly between two steps, and at the end."""
+    """The loss at the start, at the slowest fall between two steps, and at the end."""
     between = []
     for before, after in itertools.pairwise(rise):
         here = np.flatnonzero((times > before) & (times < after))
@@ -331,14 +357,14 @@ def _levels(
 
 
 def _points(times: np.ndarray, losses: np.ndarray, num: int) -> np.ndarray:
-    """Times spread evenly over the sum of the shares of the time and of the fall of the loss."""
+    """Times spread evenly over the sum of two shares: elapsed time, and fall of the loss."""
     fallen = np.maximum.accumulate(losses[0] - losses)
     passed = times / times[-1] + fallen / max(fallen[-1], np.finfo(float).tiny)
     return np.interp(np.linspace(0, passed[-1], num), passed, times)
 
 
 def _cut_off(weights: tuple[Array, ...], start: Smaller) -> float:
-    """The share of the outer layers that lies in the last directions of hidden layers."""
+    """The share of the outer layers in the last directions of hidden layers."""
     (p, q), ends = start.followed, (np.asarray(weights[0]), np.asarray(weights[-1]))
     layers = ends[0][:, :q], ends[1][:p].T
     shares = [

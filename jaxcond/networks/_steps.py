@@ -1,9 +1,9 @@
-r"""Steps of gradient descent: many networks in training, and what happens to them on the device.
+r"""Steps of gradient descent on the device, for many networks.
 
 $$\theta_{k+1} = \theta_k - \eta_k \nabla R(\theta_k)$$
 
-The program that steps also takes the records, into a buffer which the host reads when it is full:
-a record costs what its arithmetic costs.
+The same program takes the steps and the records, into a buffer that the host reads when it is full.
+So a record costs no more than its arithmetic.
 """
 
 import math
@@ -28,9 +28,9 @@ from ._observe import Observable
 from ._run import RunStatus
 from ._schedule import LearningRate
 
-# A loss this many times larger than at the start will not come back.
+# A loss this many times larger than at the start counts as diverged.
 _DIVERGED = 1e3
-# Records in the buffer of the device: so many, or of so many bytes if that is less.
+# Size of the buffer of records on the device: this many, or this many bytes if that is less.
 SLOTS = 64
 _BYTES = 2**24
 
@@ -38,8 +38,8 @@ _BYTES = 2**24
 class Lane(eqx.Module):
     """One network in training.
 
-    `loss` is what the last step knew, of the weights before it and of its samples; `reached` that
-    of the weights and of all samples at the last record.
+    `loss` is the loss that the last step computed, before it and on its samples; `reached` is the
+    loss over all samples at the last record.
     """
 
     network: MLP
@@ -50,11 +50,11 @@ class Lane(eqx.Module):
     reached: Float[Array, ""]
     crossings: Int[Array, " levels"]
     key: PRNGKeyArray
-    ended: Int[Array, ""]  # a RunStatus: of what ended it before its time
+    ended: Int[Array, ""]  # a RunStatus: the reason if the lane ended early
 
 
 class Problem(eqx.Module):
-    """What all lanes share: the data, the loss, how a step is made and what is recorded."""
+    """The data, the loss, the optimiser and the observables, which all lanes share."""
 
     data: AbstractData
     batches: AbstractBatches
@@ -71,7 +71,7 @@ class Problem(eqx.Module):
         return self.data.loss(network, self.sample_loss)
 
     def updates(self, lane: Lane, gradient: MLP) -> tuple[MLP, Any]:
-        """What a step adds to the weights, and the optimiser's next state."""
+        """The change of the weights in a step, and the optimiser's next state."""
         updates, optimiser = self.optimiser.update(gradient, lane.optimiser, lane.network)  # pyright: ignore[reportArgumentType]
         if self.rate is not None:
             rate = self.rate.at(lane.iteration).astype(lane.network.dtype)
@@ -101,27 +101,27 @@ class Problem(eqx.Module):
         )
 
     def _crossed(self, lane: Lane, loss: Array) -> Array:
-        """The crossings, with those of a loss over all samples at the iteration of a lane."""
+        """The crossings, updated by a loss over all samples at the iteration of a lane."""
         below = (loss < self.levels * lane.first_loss) & (lane.crossings < 0)
         return jnp.where(below, lane.iteration, lane.crossings)
 
     def _sound(self, lane: Lane) -> Bool[Array, ""]:
-        """Whether the last step was sound; a minibatch may cost much more than the mean."""
+        """Whether the last step was sound; the loss of a minibatch may be far above the mean."""
         if self.batches.whole:
             return lane.loss <= _DIVERGED * lane.first_loss
         return jnp.isfinite(lane.loss)
 
     def goes_on(self, lane: Lane) -> Bool[Array, ""]:
-        """Whether a lane has neither ended nor come to where it was to stop."""
-        known = lane.loss if self.batches.whole else lane.reached
+        """Whether a lane has neither ended nor reached its stop."""
+        loss = lane.loss if self.batches.whole else lane.reached
         going = (lane.ended == RunStatus.COMPLETED) & self._sound(lane)
-        return going & (known >= self.until * lane.first_loss)
+        return going & (loss >= self.until * lane.first_loss)
 
     def settle(self, lane: Lane, good: Lane, loss: Array) -> Lane:
-        """A lane at a record, where all samples cost `loss`: a diverged one goes back to `good`."""
+        """A lane at a record with loss `loss` over all samples; a diverged lane becomes `good`."""
         sound = self._sound(lane) & (loss <= _DIVERGED * lane.first_loss)
         lost = ~sound & (lane.ended == RunStatus.COMPLETED)
-        # With all samples the steps have found the crossings.
+        # Without minibatches the steps have already recorded the crossings.
         crossings = lane.crossings if self.batches.whole else self._crossed(lane, loss)
         new = (loss, crossings)
         here = eqx.tree_at(lambda lane: (lane.reached, lane.crossings), lane, new)
@@ -130,7 +130,7 @@ class Problem(eqx.Module):
         return _choose(lost, back, here)
 
     def record(self, lane: Lane) -> dict[str, Array]:
-        """What is recorded of a lane, by name."""
+        """The records of a lane, by name."""
         updates, _ = self.updates(lane, jax.grad(lambda network: self.loss(network))(lane.network))
 
         def lost(weights: Array, update: Array) -> Array:
@@ -151,12 +151,12 @@ def _choose(where: Array, first: Any, second: Any) -> Any:
 
 
 class Stretch(eqx.Module):
-    """A lane on its way over some records.
+    """A lane on its way past some records.
 
     - `lane`, and `good`: the same lane at its last record.
     - `records`: in the first `num` places of the leading axis.
     - `loss`: of all samples where the lane stands.
-    - `more`: whether there is some way left.
+    - `more`: whether the lane has not arrived.
     """
 
     lane: Lane
@@ -171,12 +171,12 @@ class Stretch(eqx.Module):
 def advance(
     lane: Lane, good: Lane, stops: Int[Array, " slots"], pause: Array, problem: Problem
 ) -> Stretch:
-    """A lane on to `pause`, to its end, or until the buffer is full, with records at `stops`.
+    """Advance a lane to `pause`, to its end, or until the buffer is full, with records at `stops`.
 
-    A lane that ends has its last record in the place of the stop that it was heading for; one
-    that had ended before has one record.
+    A lane that ends takes its last record in place of the next stop; a lane that ended before has
+    one record.
     """
-    # The shapes alone say how many records fit, so that their number asks for no new program.
+    # The shapes alone decide how many records fit, so that their number needs no new program.
     record = jax.eval_shape(lambda lane: problem.record(lane), lane)
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in record.values())
     room = max(1, min(stops.shape[0], _BYTES // size))
@@ -193,7 +193,7 @@ def advance(
         lane = _choose(arrived, problem.settle(lane, at.good, loss), lane)
         record = problem.record(lane)
         if problem.batches.whole:
-            # With all samples a step that moves nothing will never move anything.
+            # Without minibatches, if a step moves nothing, no later step will.
             frozen = arrived & (record["rounded_away"] == 1) & problem.goes_on(lane)
             ended = jnp.where(frozen, RunStatus.STALLED, lane.ended)
             lane = eqx.tree_at(lambda lane: lane.ended, lane, ended)
@@ -201,7 +201,7 @@ def advance(
         return Stretch(
             lane=lane,
             good=_choose(arrived, lane, at.good),
-            # Without arrival the place is free still, and is written again.
+            # Without arrival the place is still free and is written again.
             records={name: at.records[name].at[at.num].set(x) for name, x in record.items()},
             num=num,
             loss=loss,
@@ -220,7 +220,7 @@ def advance(
 
 
 class Crew:
-    """All lanes, and what can be done with them."""
+    """All lanes, and the operations on them."""
 
     def __init__(self, lanes: Lane, problem: Problem):
         self.problem = problem
@@ -228,10 +228,10 @@ class Crew:
         self.loss = float(jnp.mean(lanes.reached))
 
     def advance(self, stops: np.ndarray, pause: int) -> list[dict[str, np.ndarray]]:
-        """All lanes on to `pause`, or less far if the buffer is full; the records on the way.
+        """Advance all lanes to `pause`, or less far if the buffer is full, and return the records.
 
-        Records are taken at `stops`, at most `SLOTS`. Once all lanes have ended there is one more,
-        of their ends.
+        Records are taken at `stops`, at most `SLOTS`. Once all lanes have ended, one more record
+        holds their ends.
         """
         dtype = self.lanes.iteration.dtype
         ahead = np.full(SLOTS, np.iinfo(dtype).max, dtype)
@@ -245,7 +245,7 @@ class Crew:
         nums = np.asarray(found.num)
         count = int(np.sum(stops <= self.iteration)) if self.go_on.any() else int(nums.max())
         records = {name: np.asarray(value) for name, value in found.records.items()}
-        # Lanes that ended before the others show their end at the records that they lack.
+        # Lanes that ended early repeat their end in the missing records.
         places = np.minimum(np.arange(count)[:, None], np.maximum(nums, 1) - 1)
         lanes = np.arange(nums.size)
         return [
@@ -254,17 +254,17 @@ class Crew:
 
     @property
     def iteration(self) -> int:
-        """The iteration of the lanes that go on, or the last one that a lane came to."""
+        """The iteration of the lanes that continue, or the last one that a lane reached."""
         return int(jnp.max(self.lanes.iteration))
 
     @property
     def go_on(self) -> np.ndarray:
-        """Which lanes are still to be trained."""
+        """Which lanes still train."""
         return np.asarray(jax.vmap(lambda lane: self.problem.goes_on(lane))(self.lanes))
 
 
 def starting_lanes(network: MLP, problem: Problem, key: PRNGKeyArray, first_iteration: int) -> Lane:
-    """The lanes of one network or of many at the start, along a new or their leading axis.
+    """The initial lanes of one network or of many, along a new or their leading axis.
 
     **Raises:** `ValueError` for more than one batch axis, or a loss that is not finite.
     """

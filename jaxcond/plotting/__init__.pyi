@@ -1,6 +1,9 @@
 from ._depth import depth_scaling as depth_scaling
+from ._escape import blowup_histogram as blowup_histogram
+from ._escape import escape_curves as escape_curves
 from ._escape import escape_histogram as escape_histogram
 from ._escape import escape_sweep as escape_sweep
+from ._escape import training_loss as training_loss
 from ._experiments import PAPER_FIGURES as PAPER_FIGURES
 from ._files import check_format as check_format
 from ._files import save as save

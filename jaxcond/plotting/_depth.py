@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 _COLOURS = colormaps["viridis"]
-# Share of the distance of two depths over which the widths are spread.
+# The widths at one depth are spread over this share of the distance between depths.
 _SPREAD = 0.5
 
 
@@ -31,7 +31,7 @@ def depth_scaling(
     **Arguments:**
 
     - `epsilons`: scales, shape `(num,)`, positive; `times`: by depth, times of shape `(num,)`;
-      `width`: the width that they belong to.
+      `width`: their width.
     - `scaled`: by width and depth, the lower quartile, the median and the upper quartile.
 
     **Raises:** `ValueError` for scales or times that are not positive, for other shapes, and
@@ -64,7 +64,7 @@ def depth_scaling(
 
 
 def _shade(index: int, count: int) -> tuple[float, float, float, float]:
-    # The lightest colours are hard to see on white.
+    # The lightest colours are left out, since they are hard to see on white.
     return _COLOURS(0.85 * index / max(count - 1, 1))
 
 

@@ -97,7 +97,7 @@ def _loss_detail(axes: Axes, experiment: Experiment) -> None:
     predicted, blowup = (float(experiment[name][0]) for name in ("predicted", "blowup"))
     restart, slower = experiment.settings["restart"], experiment.settings["slower"]
     again = restart + (experiment["again_iterations"] - restart) / slower
-    # As far to both sides as the fall of the loss is wide.
+    # The detail extends to both sides by the width of the fall.
     width = max(4 * abs(blowup - predicted), 1.0)
     axes.axvspan(0, 4.5 * width, **_GREY)
     axes.plot(
@@ -124,7 +124,7 @@ def _loss_detail(axes: Axes, experiment: Experiment) -> None:
 
 
 def _falling(loss: np.ndarray) -> slice:
-    """The lifted loss as far as it falls: beyond that it means nothing."""
+    """The lifted loss while it falls; after that it is meaningless."""
     return slice(int(np.argmin(loss)) + 1)
 
 

@@ -15,15 +15,15 @@ def _kind(path: Path) -> str:
 def check_format(path: str | Path) -> None:
     """Raise `ValueError` unless figures can be written in the format of a file's suffix."""
     kind = _kind(Path(path))
-    known = FigureCanvasBase.get_supported_filetypes()
-    if kind not in known:
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if kind not in formats:
         raise ValueError(
-            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(known))}."
+            f"Figures cannot be written as .{kind}; known are {', '.join(sorted(formats))}."
         )
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure at once or not at all; the suffix tells the format (`.png` if there is none).
+    """Write a figure completely or not at all, in the format of the suffix (`.png` without one).
 
     **Raises:** `OSError` if the file cannot be written, `ValueError` for an unknown format.
     """

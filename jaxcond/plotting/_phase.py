@@ -14,12 +14,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import ArrayLike
 
-# Values that span more than this factor are coloured by their logarithm.
+# Values over more than this factor are coloured by their logarithm.
 _DECADES = 100.0
-# Larger maps are written into vector files as pixels.
+# Larger maps are stored in vector files as pixels.
 _MOST_CELLS = 4096
 _NUM_LEVELS = 8
-# Points that contours follow to each of an axis.
+# Points of contours per point of an axis.
 _DENSER = 8
 _NO_MAPS: Mapping[str, ArrayLike] = {}
 
@@ -49,7 +49,7 @@ def phase_map(
     - `x`, `y`: the axes, of shapes `(nx,)` and `(ny,)`, increasing or decreasing at any spacing.
     - `values`: shape `(ny, nx)`.
     - `x_label`, `y_label`, `label`: names of the axes and of the values.
-    - `log_x`, `log_y`: whether an axis is logarithmic; it must be positive then.
+    - `log_x`, `log_y`: whether an axis is logarithmic; its values must then be positive.
     - `contours`: whether to draw labelled contour lines.
 
     **Raises:** `ValueError` for axes that are not monotone and finite, values of another shape, and
@@ -86,8 +86,8 @@ def phase_maps(
     **Arguments:** as for `phase_map`, but
 
     - `maps`: values by the titles of their panels, from left to right.
-    - `differences`, `difference_label`: further panels to the right of these, on a scale of their
-      own that is centred at zero.
+    - `differences`, `difference_label`: further panels on the right, on a separate scale that is
+      centred at zero.
 
     **Raises:** `ValueError` as `phase_map`, and without any maps.
     """
@@ -131,10 +131,10 @@ class _Scale(NamedTuple):
 
     @classmethod
     def of(cls, maps: list[np.ma.MaskedArray], centred: bool = False) -> "_Scale":
-        known = np.concatenate([array.compressed() for array in maps])
-        if known.size == 0:
+        finite = np.concatenate([array.compressed() for array in maps])
+        if finite.size == 0:
             raise ValueError("No cell has a finite value: there is nothing to plot.")
-        low, high = float(known.min()), float(known.max())
+        low, high = float(finite.min()), float(finite.max())
         if low > 0 and high > _DECADES * low and not centred:
             decades = math.log10(high / low)
             subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if decades < 5 else (1.0,)
@@ -145,7 +145,7 @@ class _Scale(NamedTuple):
             largest = max(-low, high)
             norm = CenteredNorm(0, largest if largest > 0 else 1.0)
             return cls(norm, colormaps["RdBu_r"], levels)
-        # Values that agree to rounding need some width.
+        # Values that agree to rounding still need a scale of some width.
         least = 1e3 * np.finfo(np.float64).eps * max(abs(low), abs(high)) or 1.0
         if high - low < least:
             low, high, levels = low - least, high + least, levels[:0]
@@ -215,10 +215,10 @@ class _Grid:
         levels = levels[(levels > values.min()) & (levels < values.max())]
         if levels.size == 0:
             return
-        # Dark lines on light colours, light ones on dark.
+        # Dark lines on light colours, light lines on dark ones.
         red, green, blue, _ = scale.colours(scale.norm(levels)).T
         light = 0.3 * red + 0.59 * green + 0.11 * blue
-        # Interpolated as it is shown: in the logarithm where an axis or the colours are.
+        # Interpolated as shown, in the logarithm if an axis or the colours are logarithmic.
         log_values = isinstance(scale.norm, LogNorm)
         dense = values.filled(np.nan)
         dense = np.log(dense) if log_values else dense
@@ -233,14 +233,14 @@ class _Grid:
 def _denser(
     points: np.ndarray, logarithmic: bool, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An axis with points added between its own, and rows of values interpolated linearly."""
+    """An axis with points added in between, and linearly interpolated rows of values."""
     places = np.arange(_DENSER * (points.size - 1) + 1) / _DENSER
     left = np.minimum(places.astype(np.int64), points.size - 2)
     share = places - left
 
     def between(v: np.ndarray) -> np.ndarray:
         mixed = (1 - share) * v[..., left] + share * v[..., left + 1]
-        # A point itself has its value whatever its neighbours.
+        # A point keeps its value, whatever its neighbours are.
         mixed = np.where(share == 0, v[..., left], mixed)
         return np.where(share == 1, v[..., left + 1], mixed)
 
@@ -269,7 +269,7 @@ def _axis(name: str, points: ArrayLike, logarithmic: bool) -> tuple[np.ndarray, 
 
 
 def _edges(points: np.ndarray) -> np.ndarray:
-    """Half-way between neighbours, and as far beyond the ends."""
+    """The edges half-way between neighbours, and as far beyond the ends."""
     if points.size == 1:
         return points + np.array([-0.5, 0.5])
     half = 0.5 * np.diff(points)

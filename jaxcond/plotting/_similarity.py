@@ -11,12 +11,12 @@ DIVERGING = "RdBu_r"
 
 
 def order_of(similarity: np.ndarray) -> np.ndarray:
-    """Neurons in the order of the leading eigenvector of their similarities, masked ones last."""
-    known = np.flatnonzero(~np.isnan(np.diagonal(similarity)))
-    block = similarity[np.ix_(known, known)]
-    leading = np.linalg.eigh(block)[1][:, -1] if known.size else np.zeros(0)
-    masked = np.setdiff1d(np.arange(similarity.shape[0]), known)
-    return np.concatenate([known[np.argsort(leading, kind="stable")], masked])
+    """The order of neurons by the leading eigenvector of their similarities, masked ones last."""
+    unmasked = np.flatnonzero(~np.isnan(np.diagonal(similarity)))
+    block = similarity[np.ix_(unmasked, unmasked)]
+    leading = np.linalg.eigh(block)[1][:, -1] if unmasked.size else np.zeros(0)
+    masked = np.setdiff1d(np.arange(similarity.shape[0]), unmasked)
+    return np.concatenate([unmasked[np.argsort(leading, kind="stable")], masked])
 
 
 def similarity_map(
@@ -26,13 +26,16 @@ def similarity_map(
 ) -> Figure:
     r"""Matrices of cosine similarities of the same neurons, as heat maps side by side.
 
-    Condensed neurons show as blocks of $\pm1$: with neurons in the order of the leading eigenvector
-    of the matrix, as two blocks on the diagonal for the two signs of one direction.
+    Condensed neurons form blocks of $\pm1$. In the order of the leading eigenvector of the matrix,
+    the two signs of one direction are two blocks on the diagonal.
 
-    **Arguments:** `similarities`, as from `jaxcond.cosine_similarity`, such as before and after
-    training, NaN for neurons whose weights vanish: these are hatched; `ordered`, whether to reorder
-    the neurons, in all maps alike: by the last matrix, its neurons without weights last; `titles`,
-    one for each map.
+    **Arguments:**
+
+    - `similarities`: one matrix for each map, as from `jaxcond.indicators.cosine_similarity`, such
+      as before and after training. Rows of NaN, of neurons whose weights vanish, are hatched.
+    - `ordered`: whether to reorder the neurons, in the same way in all maps: by the last matrix,
+      with the neurons without weights at the end.
+    - `titles`: one for each map.
 
     **Raises:** `ValueError` for matrices that are not square and of one size, and for another
     number of titles.

@@ -1,4 +1,4 @@
-"""Steps of the loss of a linear network, with the singular values that rise."""
+"""Steps of the loss of a linear network, with the rising singular values."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ def loss_steps(
     """The loss (a) and the singular values (b) of a linear network, with the predicted steps.
 
     **Arguments:** `steps`, of one network; `observed`, iterations (training times where `steps` has
-    no learning rate) and losses of a training run, drawn as dots; `title`, what the network is.
+    no learning rate) and losses of a training run, drawn as dots; `title`, a description of the
+    network.
 
     **Raises:** `ValueError` for steps of many networks.
     """

@@ -20,11 +20,11 @@ def trajectory_panel(path: Trajectory, *, num: int = 200) -> Figure:
     1. The energy, between the lower bound of Theorem 1 and the upper bound of Theorem 2 from half
        of $T^*$ on (or where $E$ becomes positive, if that is later).
     2. How far the ends of the bracket lie from $T^*$, with the bound of Theorem 2.
-    3. The shares of the inequalities of conditions 1 and 2 of the final stage that hold, and where
-       each holds for good.
-    4. The least cosines of the angles $\xi$ and $\psi$, and that of $\zeta$.
+    3. The shares of the inequalities of conditions 1 and 2 of the final stage that hold, and the
+    times from which each holds permanently. 4. The least cosines of the angles $\xi$ and $\psi$,
+    and that of $\zeta$.
 
-    **Arguments:** `path`; `num`, points of every line, evenly over the pieces of the trajectory.
+    **Arguments:** `path`; `num`, points per line, spread evenly over the pieces of the trajectory.
 
     **Raises:** `ValueError` for a batch, a higher rank, or a trajectory without blow-up.
     """
@@ -38,7 +38,7 @@ def trajectory_panel(path: Trajectory, *, num: int = 200) -> Figure:
     times = path.spread(num)
     time = float(path.blowup.time)
     left = np.asarray(path.time_left(times)) / time
-    # What the reduction leaves out is not known either.
+    # The error of the reduction makes signs undecided too.
     accuracy = max(float(path.rtol), float(path.truncation(path.end)))
     points = path.map(_Looks(accuracy), times)
     figure = Figure(figsize=(3.4, 7.4), dpi=200, layout="constrained")
@@ -62,7 +62,7 @@ def trajectory_panel(path: Trajectory, *, num: int = 200) -> Figure:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where no line runs through it."""
+    """A legend above the axes, where no line crosses it."""
     axes.legend(
         frameon=False,
         fontsize=6.5,
@@ -76,7 +76,7 @@ def _legend(axes: Axes) -> None:
 
 
 class Point(NamedTuple):
-    """What the lines show at one time, at unit scale and strength."""
+    """The values of the lines at one time, at unit scale and strength."""
 
     energy: Array
     lower: Array
@@ -90,7 +90,7 @@ class Point(NamedTuple):
 
 
 class _Looks(eqx.Module):
-    """A `Point` from the products of a state: one program for all lines."""
+    """A function from the products of a state to a `Point`: one program for all lines."""
 
     accuracy: float = eqx.field(static=True)
 
@@ -117,7 +117,7 @@ class _Looks(eqx.Module):
 
 
 def _later_growth(points: Point) -> np.ndarray:
-    """The constant of Theorem 2 from every point on."""
+    """The constant of Theorem 2 from every point onwards."""
     growth = np.asarray(points.growth)
     largest = np.maximum.accumulate(np.where(np.isnan(growth), -np.inf, growth)[::-1])[::-1]
     return np.where(np.isnan(growth), np.nan, largest)
@@ -164,7 +164,7 @@ def _bracket(
     lower, upper = np.asarray(points.lower) / rate, np.asarray(points.upper) / rate
     remaining = left * time
     theorem_2 = upper / growth
-    # What is left of a difference below the rounding of its parts says nothing.
+    # Differences below the rounding error of their terms are not shown.
     floor = 64 * np.finfo(np.float64).eps * time + float(path.rtol) * remaining
     for bound, style, label in (
         (upper, "k-", "$E^{-1/3}$, above"),

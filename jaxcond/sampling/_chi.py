@@ -1,4 +1,4 @@
-"""Uniform, normal and chi variates that do not depend on what they are drawn together with."""
+"""Uniform, normal and chi variates, each independent of how many are drawn together."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ from jax import lax
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, PRNGKeyArray
 
-# A round is refused once in 20 at the worst; no sample has been seen to need ten.
+# At worst one round in 20 is rejected; no sample was observed to need ten rounds.
 _MAX_ROUNDS = 64
 
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
-    """The middles of $2^{52}$ equal cells of the unit interval, or $2^{23}$ in single precision.
+    """Midpoints of $2^{52}$ equal cells of the unit interval, or $2^{23}$ in single precision.
 
-    Never 0 or 1, and alike in both tails. The numbers in front stay when more are asked for.
+    Never 0 or 1, and symmetric in both tails. A longer request begins with the same numbers.
     """
     long = jnp.finfo(dtype).bits >= 64
     kind = jnp.float64 if long else jnp.float32
@@ -35,8 +35,8 @@ def chi(
     $u$: $\sqrt{2d}(1+y)^{3/2}$ is accepted if $\log u < x^2/2 + d(1 - v + \log v)$, $v = (1+y)^3$.
     $\chi_1$ is $|x|$.
 
-    **Arguments:** `proposals`, two independent uniform variates for each entry, from which $x$ and
-    $u$ are made, in each round from 0 on.
+    **Arguments:** `proposals`, for each round, counted from 0, two independent uniform variates per
+    entry, which give $x$ and $u$.
     """
     at_least_two = jnp.maximum(degrees, 2)
     d = at_least_two / 2 - 1 / 3

@@ -17,7 +17,7 @@ HostSampler = Callable[[np.ndarray], HostStates]
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What `Draws` needs of an ensemble: see `ensembles.AbstractEnsemble`."""
+    """The part of `ensembles.AbstractEnsemble` that `Draws` needs."""
 
     def form(self) -> Form:
         """Rank, widths and dtype of its full states."""
@@ -34,18 +34,18 @@ class Distribution(Protocol):
         ...
 
     def reduction_ends(self, dim: int) -> bool:
-        """Whether states reduced to `dim` dimensions lose nothing."""
+        """Whether reduction to `dim` dimensions loses nothing."""
         ...
 
     def reduced_on_host(self, key: PRNGKeyArray, dim: int) -> HostSampler | None:
-        """A function of indices that draws their reduced states without a program of JAX."""
+        """A function that draws the reduced states of some indices without a JAX program."""
         ...
 
 
 class Draws(AbstractSource):
     """The samples of an ensemble, numbered from 0.
 
-    - `ensemble`, `key`: sample $i$ depends on these and on $i$ alone.
+    - `ensemble`, `key`: sample $i$ depends only on these and $i$.
     - `dim`: dimension of the reduced form in which samples are drawn; `None` draws them in full.
     """
 
@@ -55,12 +55,12 @@ class Draws(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """Reduced samples stand for wider states, unless the reduction ends by itself."""
+        """Whether samples are reduced, by a reduction that does not end by itself."""
         return self.dim is not None and not self.ensemble.reduction_ends(self.dim)
 
     @property
     def form(self) -> Form:
-        """That of the full states, or of the reduced ones of rank 1."""
+        """The form of the full states, or of the reduced ones of rank 1."""
         if self.dim is None:
             return self.ensemble.form()
         return Form(1, (self.dim, self.dim), np.dtype(jnp.result_type(float)))
@@ -80,5 +80,5 @@ class Draws(AbstractSource):
         return self.ensemble.sample_reduced(key=key, dim=self.dim)
 
     def on_host(self) -> HostSampler | None:
-        """Where the ensemble has a way to draw reduced states there."""
+        """The ensemble's sampler on the host, if it has one."""
         return None if self.dim is None else self.ensemble.reduced_on_host(self.key, self.dim)

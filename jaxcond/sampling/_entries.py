@@ -1,4 +1,4 @@
-"""The leading entries of the reduced Gaussian ensemble: names, laws, and where they stand."""
+"""The leading entries of the reduced Gaussian ensemble: names, laws, and places."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,7 @@ def _places(num: int) -> list[tuple[int, int]]:
 def degrees_of_entries(p: int | float, q: int | float, num: int) -> np.ndarray:
     """Degrees of freedom of the first `num` entries; -1 for normal ones and 0 for none.
 
-    Where a width has ended the entries are zero, as in `Gaussian.sample_reduced`.
+    Entries beyond a width are zero, as in `Gaussian.sample_reduced`.
     """
     least = min(p, q)
     degrees = [p, q]
@@ -51,8 +51,8 @@ def entry_moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Means and variances of the leading entries of the reduced Gaussian ensemble.
 
-    $s\,E\chi_k$ and $s^2\operatorname{Var}\chi_k$ with the degrees of freedom $k$ of each, zero
-    means on the diagonal. The entries are independent.
+    $s\,E\chi_k$ and $s^2\operatorname{Var}\chi_k$ with the degrees of freedom $k$ of each entry;
+    the means on the diagonal are zero. The entries are independent.
 
     **Arguments:** `p`, `q`, the widths; `scales`, $(s_a, s_b, s_c)$; `num`, how many entries.
 

@@ -4,8 +4,8 @@ $$\|a\| = s_a\chi_p, \quad \|c\| = s_c\chi_q, \quad T_{jj} = s_b N(0,1), \quad
   T_{j,j+1} = s_b\chi_{q-j}, \quad T_{j+1,j} = s_b\chi_{p-j} \qquad (j = 1, 2, \dots)$$
 
 are independent. Step $j$ takes five random words at places $5j$ to $5j + 4$, one for $T_{jj}$ and
-two for each $\chi$; a refused proposal takes those at the same places of the next round's key. So
-a state drawn in more dimensions continues the one drawn in fewer.
+two for each $\chi$; a rejected proposal is replaced by the words at the same places of the next
+round's key. So a state drawn in more dimensions continues the one drawn in fewer.
 """
 
 import jax
@@ -32,12 +32,12 @@ def reduced_gaussian(
 ) -> State:
     """One state of widths `(dim, dim)` with the law above, in the dtype of `p`.
 
-    Where a width is smaller than `dim`, what lies beyond it is zero, as in the matrix itself.
+    Entries beyond a width smaller than `dim` are zero, as in the matrix itself.
     """
     scale_a, scale_b, scale_c = scales
     steps = jnp.arange(dim, dtype=p.dtype)
     least = jnp.minimum(p, q)
-    # An off-diagonal entry needs its row as well as its column to exist.
+    # An off-diagonal entry exists only if both its row and its column do.
     degrees = jnp.where(steps <= least, jnp.maximum(jnp.stack([p - steps, q - steps]), 0), 0)
 
     def words(number: Array | int) -> Float[Array, "dim words"]:
@@ -70,7 +70,7 @@ def reduced_gaussians_on_host(
     *,
     words: np.ndarray,
 ) -> HostStates:
-    """The states with some global indices, by the native kernel; to rounding the same.
+    """The states with some global indices, by the native kernel; they agree to rounding.
 
     **Arguments:** `words`, from `threefry_words`.
     """

@@ -6,7 +6,7 @@ $$\tau(\alpha, s_a, s_b, s_c), \qquad \tau(\alpha, \kappa s) = \tau(\alpha, s)/\
   \tau(\alpha, s_a, s_b, s_c) = \tau(1/\alpha, s_c, s_b, s_a)/\sqrt\alpha,$$
 
 the blow-up time of the deterministic state `infinite_width`. The second equation is the symmetry
-$(a, b, c) \to (c, b^T, a)$. Without middle layer, $s_b = 0$, it is
+$(a, b, c) \to (c, b^T, a)$. Without a middle layer, $s_b = 0$, the time is
 $R_F(0, \alpha s_a^2, s_c^2)$.
 """
 
@@ -41,7 +41,7 @@ _METHODS = (
     Series(dim=96),
 )
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
-# Grids are filled up to powers of two from this one on, so that grids of any size share programs.
+# Grids are padded to a power of two, at least this one, so that grids of any size share programs.
 _LEAST = 64
 
 
@@ -60,8 +60,8 @@ def infinite_width(
     of this one; for equal widths and unit scales that is 1.167972771072370….
 
     **Arguments:** `aspect`, the ratio $\alpha = p/q$; `scales`, the standard deviations
-    $(s_a, s_b, s_c)$; `dim`, the dimension kept (16 is exact to rounding for scales alike; take
-    more when they are not).
+    $(s_a, s_b, s_c)$; `dim`, the dimension kept (16 is exact to rounding for equal scales; unequal
+    ones need more).
 
     **Returns:** a deterministic `State` of widths `(dim, dim)`.
 
@@ -89,12 +89,12 @@ class _Limits(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """They stand for states of infinite width."""
+        """True: the states are truncated from infinite width."""
         return True
 
     @property
     def form(self) -> Form:
-        """Rank 1, in the dimension kept."""
+        """The form: rank 1, in the dimension kept."""
         return Form(1, (self.dim, self.dim), self.aspect.dtype)
 
     def suited_to(self, method: AbstractMethod) -> "_Limits":
@@ -103,7 +103,7 @@ class _Limits(AbstractSource):
         return _Limits(self.aspect, self.scales, self.dim if dim is None else dim)
 
     def on_host(self) -> HostSampler:
-        """In NumPy."""
+        """The states as NumPy arrays."""
         aspect, dim = np.asarray(self.aspect), self.dim
         scale_a, scale_b, scale_c = np.asarray(self.scales)
 
@@ -143,16 +143,16 @@ def infinite_width_times(
       negative.
     - `rtol`: as for `blowup_times`.
 
-    **Returns:** a `BlowUp` in the broadcast shape. Grids of any shape share what is compiled.
+    **Returns:** a `BlowUp` in the broadcast shape. Grids of any shape share the compiled programs.
 
     **Raises:** `ValueError` for values out of range and shapes that do not broadcast.
 
-    **Status:** scales that lie far apart need more dimensions. Each element that one expansion in
-    12 does not settle is solved in 24, 48 and 96, until two of them agree to `rtol`; `error` is
-    then no less than their difference. `not_converged` where none do.
-    `no_blow_up` where two of the scales are zero: such a state is at rest.
+    **Status:** scales that differ widely need more dimensions. An element that does not converge by
+    one expansion in 12 dimensions is solved in 24, 48 and 96, until two of these results agree to
+    `rtol`; `error` is then at least their difference. `not_converged` if none agree. `no_blow_up`
+    where two of the scales are zero: such a state is at rest.
 
-    On the host: cannot be traced. One state to differentiate: `blowup_time(infinite_width(...))`.
+    Runs on the host and cannot be traced. To differentiate, use `blowup_time(infinite_width(...))`.
     """
     named = {"aspect": aspect, "scale_a": scale_a, "scale_b": scale_b, "scale_c": scale_c}
     arrays = {name: np.asarray(value, np.float64) for name, value in named.items()}
@@ -203,7 +203,7 @@ def _on_host(
 
 
 def _solve(source: _Limits, count: int, rtol: float | None) -> BlowUp:
-    """In more and more dimensions, until the time no longer changes."""
+    """Solve in more and more dimensions, until the time no longer changes."""
     tolerance = float(check_rtol(rtol, source.aspect.dtype))
     waiting, before = np.arange(count, dtype=np.int32), np.full(count, np.nan)
     fields: dict[str, np.ndarray] = {}
@@ -213,8 +213,9 @@ def _solve(source: _Limits, count: int, rtol: float | None) -> BlowUp:
         if stage == 0:
             fields = {name: getattr(found, name) for name in _FIELDS}
         else:
-            # One expansion counts into its error what was truncated up to T*, but several count
-            # only what the last of them truncates. What more dimensions change is sure.
+            # The error of one expansion includes the truncation up to T*, but that of several
+            # includes only the truncation of the last one. The change with more dimensions covers
+            # both.
             with np.errstate(invalid="ignore"):
                 gap = np.abs(found.time - before)
             found.error[:] = np.fmax(found.error, gap)
@@ -223,7 +224,7 @@ def _solve(source: _Limits, count: int, rtol: float | None) -> BlowUp:
             for name, values in fields.items():
                 values[waiting] = getattr(found, name)
         is_open = found.status == Status.NOT_CONVERGED
-        # What one expansion makes of these is no time to compare with.
+        # The result of one expansion is no time to compare with.
         before = np.where(stage == 0, np.nan, found.time[is_open])
         waiting = waiting[is_open]
         if waiting.size == 0:

@@ -37,18 +37,20 @@ from ._widths import check_width
 
 # Dimension of the reduced states that the sequence drives in full.
 _DIM = 12
-# Points are multiples of 2^-52, moved to the middle of their cells: odd multiples of 2^-53, exact
-# in float64 as 1 - u is, and never 0 or 1.
+# Points are multiples of 2^-52, moved to the centres of their cells: odd multiples of 2^-53, which
+# float64 holds exactly, as it does 1 - u, and never 0 or 1.
 _BITS = 52
-# Points that are made to be skipped, or because they lie between others that are wanted.
+# Points skipped at a time, and the largest gap between requested points that is generated with
+# them.
 _SKIP, _GAP = 1 << 13, 1 << 8
-# Tells the streams of the scrambles from others with the same seed.
+# Distinguishes the random streams of the scrambles from others with the same seed.
 _STREAM = 0x50B01
-# Stored entries are filled up to a power of two from this one on.
+# Stored entries are padded to a power of two, at least this one.
 _LEAST = 32
 
-# From these degrees of freedom on chi is expanded: both agree to two units of rounding from 5e3 on,
-# and SciPy's inverse is off by 2e-12 at 1e6 and by 4e-6 (a fifth of a deviation) from 1e8 on.
+# From this many degrees of freedom, chi is expanded asymptotically. Expansion and SciPy's inverse
+# agree to two units of rounding at 5e3, but SciPy's is off by 2e-12 at 1e6 and by 4e-6 (a fifth of
+# a standard deviation) from 1e8 on.
 _EXPANDED = 1e4
 # sqrt(lambda) by powers of eta, eta^2 / 2 = lambda - 1 - log(lambda).
 _ROOT = (1, 1/2, 1/24, -1/144, 13/17280, 1/34560, -353/8709120, 1003/87091200,
@@ -80,7 +82,8 @@ def chi_quantile(degrees: int | float, u: np.ndarray) -> np.ndarray:
       \eta = \eta_0 + \frac{\varepsilon_1(\eta_0)}{\alpha} + \frac{\varepsilon_2(\eta_0)}{\alpha^2}
       + \dots$$
 
-    **Arguments:** `degrees`, $k$; `u`, strictly between 0 and 1. Neither tail loses digits.
+    **Arguments:** `degrees`, $k$; `u`, strictly between 0 and 1. Both tails keep full relative
+    accuracy.
     """
     above = u > 0.5
     tail = np.where(above, 1 - u, u)
@@ -108,7 +111,7 @@ def _skip(engine: qmc.Sobol, count: int) -> None:
 
 
 def _take(engine: qmc.Sobol, count: int) -> np.ndarray:
-    # From the start, SciPy warns of numbers that are not powers of two; one is.
+    # At the start of a sequence, SciPy warns of numbers that are not powers of two; 1 is one.
     first = [engine.random(1)] if engine.num_generated == 0 and count else []
     return np.concatenate([*first, engine.random(count - len(first))])
 
@@ -140,20 +143,20 @@ def sobol_entries(
 
     Sample $i$ belongs to replicate $r = i \bmod R$ and is point $\lfloor i/R \rfloor$ of that
     replicate's own scrambled sequence: it depends on the seed, $R$ and $i$ alone, and more samples
-    extend every sequence. Balanced are numbers of samples $R\,2^m$.
+    extend every sequence. Use $R\,2^m$ samples, so that every sequence is balanced.
 
     **Arguments:**
 
     - `p`, `q`: the widths, positive whole numbers of any size.
-    - `indices`: a number $n$ for the first $n$ samples, or their global indices. Index $i$ costs
-      $i/R$ points skipped, some 20 ns each.
+    - `indices`: a number $n$ for the first $n$ samples, or their global indices. Index $i$ skips
+      $i/R$ points, at about 20 ns each.
     - `seed`: from 0 to 2^63 - 1.
     - `num_replicates`: $R$. The standard error is estimated with $R - 1$ degrees of freedom, and
       the gain over plain sampling grows with the length of the sequences, $n/R$.
     - `dim`: dimension of the states whose entries all come from the sequence.
 
     **Returns:** an array of shape `(n, 3 dim)`, the order that of `entry_names`: normal entries
-    $N(0,1)$, others $\chi_k$; zero where a width has ended, as in `Gaussian.sample_reduced`.
+    $N(0,1)$, others $\chi_k$; zero beyond a width, as in `Gaussian.sample_reduced`.
 
     **Raises:** `ValueError` for values out of range.
     """
@@ -196,12 +199,12 @@ class QuasiDraws(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """Reduced samples stand for states of any width."""
+        """True: the samples are truncated states."""
         return True
 
     @property
     def form(self) -> Form:
-        """Rank 1, in the dimension in which samples are drawn."""
+        """The form: rank 1, in the dimension in which samples are drawn."""
         return Form(1, (self.dim, self.dim), np.dtype(self.entries.dtype))
 
     def suited_to(self, method: AbstractMethod) -> "QuasiDraws":
@@ -236,7 +239,7 @@ class QuasiDraws(AbstractSource):
         return State.from_vectors(scale_a * entries[0] * first, b, scale_c * entries[1] * first)
 
     def on_host(self) -> HostSampler | None:
-        """In NumPy, with what lies beyond the leading entries from the ensemble."""
+        """The samples as NumPy arrays; further entries come from the ensemble."""
         entries, indices, dim = np.asarray(self.entries), np.asarray(self.indices), self.dim
         leading = entries.shape[-1] // 3
         scale_a, scale_b, scale_c = (float(scale) for scale in self.ensemble.scales)
@@ -268,10 +271,10 @@ def quasi_draws(
     seed: int,
     num_replicates: int = 16,
 ) -> Samples:
-    """The samples of the Gaussian ensemble that `ensembles.Gaussian.quasi` tells of.
+    """The samples of `ensembles.Gaussian.quasi`.
 
-    Some 300 bytes a sample are stored, filled up to a power of two, so that numbers of samples
-    share programs.
+    About 300 bytes per sample are stored. The number of samples is padded to a power of two, so
+    that different numbers share programs.
     """
     indices = as_indices(indices)
     dtype = jnp.result_type(float)

@@ -12,5 +12,5 @@ def check_width(name: str, width: Any) -> None:
 
 
 def is_traced(number: Any) -> bool:
-    """Whether a number is known only while a program runs."""
+    """Whether a number is traced, so that its value is not available."""
     return isinstance(number, Tracer)

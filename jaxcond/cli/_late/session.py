@@ -6,15 +6,12 @@ import os
 import platform
 import time
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import platformdirs
 
-import jaxcond
-
-from ... import _native
+from ..._versions import versions
 from .._common import err
 
 # Bytes that the cache may hold; what was used least recently goes first.
@@ -43,12 +40,8 @@ def cache_folder() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The versions of what counts, the devices, and which kernel is in use."""
-    names = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "scipy")
-    shown = {"jaxcond": jaxcond.__version__, "Python": platform.python_version()}
-    shown |= {name: metadata.version(name) for name in names}
-    shown["devices"] = ", ".join(str(device) for device in jax.devices())
-    return shown | {"kernel": _native.status(), "cache": str(cache_folder())}
+    """What `jaxcond.show_versions` prints, and where compiled programs are kept."""
+    return versions() | {"cache": str(cache_folder())}
 
 
 def _processor() -> str:
