@@ -88,6 +88,21 @@ def test_a_trajectory_as_a_dataset():
     assert float(onset.to_xarray().time) == float(onset.time)
 
 
+def test_indicators_print_their_counts():
+    keys = jax.random.split(jax.random.key(5), 2)
+    states = jax.vmap(lambda key: jc.Gaussian(4, 3).sample(key=key))(keys)
+    stage = jc.final_stage(jax.tree.map(lambda leaf: leaf[0], states))
+    first, *rows = str(stage).splitlines()
+    assert first == f"Final stage: {'holds' if stage.holds else 'does not hold'}"
+    assert f"{int(stage.first.positive)} of 7 inequalities hold" in rows[0]
+    assert "of 2 states" in str(jax.vmap(jc.final_stage)(states))
+
+
+def test_an_effective_model_prints_its_scales(data):
+    network = networks.MLP.random((1, 6, 6, 1), key=jax.random.key(6), std=1e-2)
+    assert "rate" in str(networks.effective_model(network, data))
+
+
 def test_an_escape_as_a_dataset_and_a_picture(data):
     both = networks.predict_escape(small_networks(2), data, 5e-2)
     table = both.to_xarray()

@@ -4,7 +4,11 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Real
+
+Width = Real[Array, ""] | int | float
+Scale = Real[Array, ""] | float
+Scales = tuple[Scale, Scale, Scale]
 
 
 def check_scale(name: str, scale: Any, shown: Any) -> None:

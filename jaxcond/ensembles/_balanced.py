@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray, Real
 
 from .._state import State
 from ..sampling import check_width, chi_of_key
-from ._arguments import as_dtype, check_scale, default_dtype, full_widths
+from ._arguments import Width, as_dtype, check_scale, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 from ._sphere import on_sphere
 
@@ -39,8 +39,8 @@ class Balanced(AbstractEnsemble):
 
     exact_reduction: ClassVar[bool] = True
 
-    p: Real[Array, ""] | int | float
-    q: Real[Array, ""] | int | float
+    p: Width
+    q: Width
     scale: Real[Array, ""] | float = 1.0
 
     def __check_init__(self):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, Real
+from jaxtyping import PRNGKeyArray
 
 from .. import _native, sampling
 from .._state import State
@@ -29,7 +29,7 @@ from ..sampling import (
     reduced_gaussians_on_host,
     threefry_words,
 )
-from ._arguments import as_dtype, check_scales, default_dtype, full_widths
+from ._arguments import Scales, Width, as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 
 
@@ -46,13 +46,9 @@ class Gaussian(AbstractEnsemble):
 
     exact_reduction: ClassVar[bool] = True
 
-    p: Real[Array, ""] | int | float
-    q: Real[Array, ""] | int | float
-    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (
-        1.0,
-        1.0,
-        1.0,
-    )
+    p: Width
+    q: Width
+    scales: Scales = (1.0, 1.0, 1.0)
 
     def __check_init__(self):
         check_width("p", self.p)

@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, Real
 
 from .._state import State
 from ..sampling import check_width
-from ._arguments import as_dtype, check_scales, default_dtype, full_widths
+from ._arguments import Scales, as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 
 
@@ -37,11 +37,7 @@ class LowRank(AbstractEnsemble):
     q: int | float = eqx.field(static=True)
     rank: int | float = eqx.field(static=True)
     noise: Real[Array, ""] | int | float = 0.0
-    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (
-        1.0,
-        1.0,
-        1.0,
-    )
+    scales: Scales = (1.0, 1.0, 1.0)
 
     def __check_init__(self):
         check_width("p", self.p)

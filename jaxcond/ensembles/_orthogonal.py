@@ -22,11 +22,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Real
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._state import State
 from ..sampling import check_width, chi_of_key
-from ._arguments import as_dtype, check_scales, default_dtype, full_widths
+from ._arguments import Scales, Width, as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 from ._sphere import on_sphere
 
@@ -72,13 +72,9 @@ class Orthogonal(AbstractEnsemble):
 
     exact_reduction: ClassVar[bool] = True
 
-    p: Real[Array, ""] | int | float
-    q: Real[Array, ""] | int | float
-    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (
-        1.0,
-        1.0,
-        1.0,
-    )
+    p: Width
+    q: Width
+    scales: Scales = (1.0, 1.0, 1.0)
 
     def __check_init__(self):
         check_width("p", self.p)

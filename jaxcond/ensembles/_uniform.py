@@ -10,11 +10,11 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, Real
+from jaxtyping import PRNGKeyArray
 
 from .._state import State
 from ..sampling import check_width
-from ._arguments import as_dtype, check_scales, default_dtype, full_widths
+from ._arguments import Scales, as_dtype, check_scales, default_dtype, full_widths
 from ._ensemble import AbstractEnsemble
 
 
@@ -33,11 +33,7 @@ class Uniform(AbstractEnsemble):
 
     p: int | float = eqx.field(static=True)
     q: int | float = eqx.field(static=True)
-    scales: tuple[Real[Array, ""] | float, Real[Array, ""] | float, Real[Array, ""] | float] = (
-        1.0,
-        1.0,
-        1.0,
-    )
+    scales: Scales = (1.0, 1.0, 1.0)
 
     def __check_init__(self):
         check_width("p", self.p)

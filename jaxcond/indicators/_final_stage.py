@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .._results import table
 from .._state import State
 from ._products import Products, Units
 
@@ -32,6 +33,14 @@ class Condition(eqx.Module):
         """Whether all inequalities hold and none is undecided."""
         return self.positive == self.total
 
+    def __str__(self) -> str:
+        if self.positive.ndim:
+            return f"holds for {int(jnp.sum(self.holds))} of {self.holds.size} states"
+        return (
+            f"{int(self.positive)} of {self.total} inequalities hold, {int(self.undecided)} "
+            f"undecided, margin {float(self.margin):.3g}"
+        )
+
 
 class FinalStage(eqx.Module):
     """The final stage condition: `first`, `second` and `third` are `Condition`s, `holds` all."""
@@ -49,6 +58,15 @@ class FinalStage(eqx.Module):
     def margin(self) -> Float[Array, "*batch"]:
         """The least of the three margins."""
         return jnp.minimum(self.first.margin, jnp.minimum(self.second.margin, self.third.margin))
+
+    def __str__(self) -> str:
+        if self.holds.ndim:
+            title = f"holds for {int(jnp.sum(self.holds))} of {self.holds.size} states"
+        else:
+            title = "holds" if self.holds else "does not hold"
+        conditions = (self.first, self.second, self.third)
+        rows = {f"condition {i}": str(condition) for i, condition in enumerate(conditions, 1)}
+        return table(f"Final stage: {title}", rows)
 
 
 def _safe(denominator: Array) -> Array:

@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PRNGKeyArray
 
+from .._results import table
 from ._losses import Custom, Loss
 from ._modules import ACTIVATIONS, MLP, Activation
 from ._schedule import LearningRate
@@ -230,6 +231,15 @@ class Checkpoint(eqx.Module):
     network: MLP
     iteration: int = eqx.field(static=True)
     records: dict[str, np.ndarray]
+
+    def __str__(self) -> str:
+        return table(
+            f"Checkpoint at iteration {self.iteration:,}",
+            {
+                "network": f"sizes {self.network.sizes}, batch shape {self.network.batch_shape}",
+                "records": ", ".join(self.records),
+            },
+        )
 
 
 def read_checkpoint(

@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._chain import Chain
+from .._results import table
 from .._state import State
 from ._data import AbstractData, Regression
 from ._losses import Loss, LossFunction, resolve_loss
@@ -55,6 +56,13 @@ class EffectiveModel(eqx.Module):
     strength: Float[Array, " rank"]
     rate: Float[Array, ""]
     gain: Float[Array, ""]
+
+    def __str__(self) -> str:
+        strengths = ", ".join(f"{strength:.6g}" for strength in self.strength)
+        return table(
+            f"Effective model of rank {len(self.strength)}",
+            {"strengths": strengths, "rate": f"{self.rate:.6g}", "gain": f"{self.gain:.6g}"},
+        )
 
     def to_state(self, network: MLP) -> State | Chain:
         """The point of one network: its weights along the target directions, unscaled."""
