@@ -172,6 +172,111 @@ def test_many_dimensions(dim):
     np.testing.assert_allclose(full["time"], by_kernel(AGAIN, narrow, 1e-10)["time"], rtol=1e-13)
 
 
+# The gradient.
+
+
+@pytest.fixture(scope="module")
+def gradient_by_program():
+    """Of every state; one program for each dtype, shape and method."""
+
+    def find(method, state, time, rtol):
+        return method.gradient_by_program(state, time, rtol)
+
+    batched = jax.jit(jax.vmap(find, in_axes=(None, 0, 0, None)), static_argnums=0)
+
+    def every(method, states, times, rtol):
+        gradient = batched(method, states, jnp.asarray(times), jnp.asarray(rtol, times.dtype))
+        return tuple(np.asarray(layer).reshape(len(times), -1) for layer in gradient.layers)
+
+    return every
+
+
+def gradient_by_kernel(method, states, rtol):
+    fields = (np.asarray(x) for x in (states.a, states.b, states.c, states.strength))
+    layers = _native.series_gradient(
+        *fields,
+        np.full(len(states.strength), rtol, states.dtype),
+        order=method.degree(states.dtype),
+        dim=method.dim,
+        max_expansions=method.max_expansions,
+    )
+    return tuple(layer.reshape(len(layer), -1) for layer in layers)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("method", [ONCE, AGAIN], ids=["once", "again"])
+@pytest.mark.parametrize("widths", [(5, 9), (60, 45)])
+def test_the_gradient_agrees_with_the_program(dtype, method, widths, gradient_by_program):
+    """As far as the condition of each sample lets them, which the error of its time tells."""
+    some = 0
+    for scales in ((1, 1, 1), (1, 1e-2, 1e-2), (1e-2, 3, 1)):
+        states = random_states(11, *widths, scales, 2, dtype)
+        found = by_kernel(method, states, RTOL[dtype])
+        kernel = gradient_by_kernel(method, states, RTOL[dtype])
+        program = gradient_by_program(method, states, found["time"], RTOL[dtype])
+        exact = gradient_by_kernel(AGAIN, jax.tree.map(np.float64, states), 1e-10)
+        settled = found["status"] == 0
+        some += np.sum(settled)
+        bound = 200 * EPS[dtype] + 20 * found["error"] / found["time"]
+        for x, y, z in zip(kernel, program, exact, strict=True):
+            unknown, unknown_there = (np.isnan(gradient).any(axis=1) for gradient in (x, y))
+            assert not np.any(unknown & settled)
+            # In float32 rounding may decide whether an expansion suffices.
+            if dtype == np.float64:
+                np.testing.assert_array_equal(unknown, unknown_there)
+            largest = np.max([np.max(np.abs(layer), axis=1) for layer in exact], axis=0)
+            known = settled & ~unknown_there
+            assert np.all((np.max(np.abs(x - y), axis=1) <= bound * largest)[known])
+            # One expansion in few dimensions has directions of its own.
+            if method is AGAIN:
+                assert np.all((np.max(np.abs(x - z), axis=1) <= bound * largest)[settled])
+    assert some >= 11
+
+
+def test_the_gradient_on_every_instruction_set_and_scale(instruction_set, gradient_by_program):
+    states = random_states(9, 30, 20, seed=6)
+    times = by_kernel(AGAIN, states, 1e-10)["time"]
+    expected = gradient_by_program(AGAIN, states, times, 1e-10)
+    usual = gradient_by_kernel(AGAIN, states, 1e-10)
+    for x, y in zip(usual, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-12 * np.abs(y).max())
+    for scale in (2.0**-400, 2.0**400):
+        scaled = gradient_by_kernel(AGAIN, states.scale(scale), 1e-10)
+        for x, y in zip(scaled, usual, strict=True):
+            np.testing.assert_array_equal(x * scale * scale, y)
+
+
+def test_the_gradient_inside_programs_is_that_outside():
+    states = random_states(5, 30, 20, seed=7)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda s: jc.blowup_time(s, AGAIN).time)))(states)
+    direct = gradient_by_kernel(AGAIN, states, 1e-10)
+    for index in range(5):
+        state = jax.tree.map(lambda x, i=index: x[i], states)
+        alone = jax.grad(lambda s: jc.blowup_time(s, AGAIN).time)(state)
+        for x, y, z in zip(slopes.layers, alone.layers, direct, strict=True):
+            np.testing.assert_array_equal(x[index], y)
+            np.testing.assert_array_equal(np.ravel(y), z[index])
+        time = float(jc.blowup_time(state, AGAIN).time)
+        np.testing.assert_allclose(alone.strength, -time / state.strength, rtol=1e-15)
+
+
+def test_the_gradient_of_states_that_never_blow_up_is_unknown():
+    states = random_states(9, 5, 5)
+    a, b = np.array(states.a), np.array(states.b)
+    a[3], b[3] = 0, 0
+    b[6, 1, 1] = np.nan
+    bad = jc.State(a, b, states.c, states.strength)
+    kernel = gradient_by_kernel(AGAIN, bad, 1e-10)
+    usual = gradient_by_kernel(AGAIN, states, 1e-10)
+    good = ~np.isin(np.arange(9), [3, 6])
+    for x, y in zip(kernel, usual, strict=True):
+        np.testing.assert_array_equal(x[good], y[good])
+    for index in (3, 6):
+        state = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), bad)
+        for leaf in jax.tree.leaves(jax.grad(lambda s: jc.blowup_time(s).time)(state)):
+            assert np.all(np.isnan(leaf))
+
+
 # Pieces of a flow.
 
 

@@ -117,12 +117,12 @@ def test_no_room_asks_which_method_it_has():
 
 @pytest.fixture
 def compilations():
-    """A function that counts the programs that some calls compile."""
+    """A function that counts the programs that some calls compile; their names are in `names`."""
     counted = []
 
-    def listen(event, _, **__):
+    def listen(event, _, **about):
         if event == "/jax/core/compile/backend_compile_duration":
-            counted.append(event)
+            counted.append(about["fun_name"])
 
     monitoring.register_event_duration_secs_listener(listen)
 
@@ -131,6 +131,7 @@ def compilations():
         calls()
         return len(counted)
 
+    count.names = counted
     yield count
     monitoring.unregister_event_duration_listener(listen)
 
@@ -163,6 +164,31 @@ def test_new_sizes_and_tolerances_compile_nothing_new(compilations, monkeypatch)
 
     assert compilations(first_of_a_size) > 0
     assert compilations(session) == 0
+
+
+def test_gradients_of_new_widths_share_their_programs(compilations, monkeypatch):
+    """What is compiled for each width is the product with the tangent alone."""
+    states = [state(width) for width in (3, 7, 12, 17, 24)]
+    first = [state(10), state(20)]
+
+    def session(states=states):
+        for single in states:
+            value, gradient = jax.value_and_grad(lambda s: jc.blowup_time(s).time)(single)
+            homogeneous = sum(
+                np.vdot(*pair) for pair in zip(gradient.layers, single.layers, strict=True)
+            )
+            np.testing.assert_allclose(homogeneous, -value, rtol=1e-8)
+
+    session(states[:1])
+    if jc.Series().kernel(states[0]) is not None:
+        assert compilations(lambda: session(states[1:])) <= 2 * 4
+        assert set(compilations.names) == {"jit(_along)"}
+    monkeypatch.setattr("jaxcond.blowup.series._series.native_kernel", lambda *_: None)
+    jax.clear_caches()
+    compilations(lambda: session(first))
+    assert compilations.names.count("jit(_gradient)") == 2
+    compilations(session)
+    assert set(compilations.names) == {"jit(_along)"}
 
 
 def test_other_steps_and_records_of_training_compile_nothing_new(compilations):

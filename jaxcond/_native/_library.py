@@ -11,10 +11,12 @@ import numpy as np
 
 FILE = Path(__file__).parent / "libjaxcond.so"
 FFI_TARGETS = tuple(
-    f"jaxcond_ffi_{name}_{kind}" for name in ("series", "pieces") for kind in ("f64", "f32")
+    f"jaxcond_ffi_{name}_{kind}"
+    for name in ("series", "gradient", "pieces")
+    for kind in ("f64", "f32")
 )
 # Of library.cpp.
-_VERSION = 3
+_VERSION = 4
 _SUFFIXES = {np.dtype(np.float64): "f64", np.dtype(np.float32): "f32"}
 
 
@@ -28,6 +30,17 @@ class _Series(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("order", "dim", "max_expansions", "extended")),
         *((name, ctypes.c_void_p) for name in ("time", "lower", "upper", "error")),
         *((name, ctypes.c_void_p) for name in ("status", "num_steps")),
+    )
+
+
+class _Gradient(ctypes.Structure):
+    """`JaxcondGradient` of kernel.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("count", "p", "q")),
+        *((name, ctypes.c_void_p) for name in ("a", "b", "c", "strength", "rtol")),
+        *((name, ctypes.c_int32) for name in ("order", "dim", "max_expansions")),
+        *((name, ctypes.c_void_p) for name in ("of_a", "of_b", "of_c")),
     )
 
 
@@ -146,6 +159,34 @@ def solve_series(
     sizes = (0, 0, order, dim, max_expansions, extended)
     _call(function, _Series(count, p, q, *inputs, *sizes, *outputs))
     return results
+
+
+def series_gradient(
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    strength: np.ndarray,
+    rtol: np.ndarray,
+    *,
+    order: int,
+    dim: int,
+    max_expansions: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Derivatives of the blow-up times of many states of rank 1 by `a`, `b` and `c`.
+
+    **Arguments:** as of `solve_series`, with one tolerance for each state; `None` where there is no
+    kernel. NaN where a state does not reach the blow-up.
+    """
+    function = _function("jaxcond_gradient", b.dtype)
+    if function is None:
+        return None
+    inputs = [np.ascontiguousarray(x) for x in (a, b, c, strength, rtol)]
+    results = tuple(np.empty(x.shape, b.dtype) for x in inputs[:3])
+    sizes = (strength.size, *b.shape[-2:])
+    pointers = [x.ctypes.data for x in inputs]
+    outputs = [x.ctypes.data for x in results]
+    _call(function, _Gradient(*sizes, *pointers, order, dim, max_expansions, *outputs))
+    return results[0], results[1], results[2]
 
 
 def draw_gaussian(

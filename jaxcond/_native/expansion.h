@@ -72,8 +72,9 @@ struct Group {
   V *left, *middle, *right;                                // a, b, c as loaded
   V *matrix, *a, *velocity;                                // the problem
   V *coefficients, *norms, *last, *logarithmic, *tau, *sizes;  // its expansion
-  V middle_excess, other_excess, unit;
-  M truncated;
+  V middle_excess, other_excess;
+  V unit, inverse, sign;  // of the problem: of time, of the layers, and what c was multiplied by
+  M swapped, truncated;
 
   static size_t vectors(int k, int n) { return 2 * size_t(k) * k + 4 * k + (n + 1) * (k + 5) + k; }
 
@@ -226,34 +227,35 @@ Mask<T> Group<T>::prepare(V strength, bool reduced, M& finite, int (&exponents)[
 template <class T>
 void Group<T>::make_problem(V strength) {
   const int k = width;
-  V one = V{} + 1, sign = strength < 0 ? -one : one;
+  V one = V{} + 1;
+  sign = strength < 0 ? -one : one;
   V size_a{}, size_b{}, size_c{};
   for (int i = 0; i < k; ++i) {
     right[i] *= sign;
     size_a += left[i] * left[i], size_c += right[i] * right[i];
   }
   for (int i = 0; i < k * k; ++i) size_b += middle[i] * middle[i];
-  V total = root<T>(size_a + size_b + size_c), inverse;
+  V total = root<T>(size_a + size_b + size_c);
   FOR_LANES {
     int exponent;
     std::frexp(total[l], &exponent);
     inverse[l] = std::ldexp(T(1), -exponent);
   }
-  M swap = size_a > size_c;
+  swapped = size_a > size_c;
   unit = inverse / absolute(strength);
   V square = inverse * inverse;
   size_a *= square, size_b *= square, size_c *= square;
-  V smallest = swap ? size_c : size_a, other = swap ? size_a : size_c;
+  V smallest = swapped ? size_c : size_a, other = swapped ? size_a : size_c;
   middle_excess = size_b - smallest, other_excess = other - smallest;
   for (int i = 0; i < k; ++i) {
     V x = left[i] * inverse, y = right[i] * inverse;
-    a[i] = swap ? y : x, right[i] = swap ? x : y;
+    a[i] = swapped ? y : x, right[i] = swapped ? x : y;
   }
   int reach = 0;  // of b from the diagonal
   for (int i = 0; i < k; ++i)
     for (int j = 0; j <= i; ++j) {
       V x = middle[i * k + j] * inverse, y = middle[j * k + i] * inverse;
-      middle[i * k + j] = swap ? y : x, middle[j * k + i] = swap ? x : y;
+      middle[i * k + j] = swapped ? y : x, middle[j * k + i] = swapped ? x : y;
       if (i - j > reach && any((x != 0) | (y != 0))) reach = i - j;
     }
   band = 0;

@@ -1,4 +1,4 @@
-// The series method, the pieces of a flow, and the drawing of reduced Gaussian states on a CPU.
+// The series method and its gradient, the pieces of a flow, and the drawing of reduced Gaussian states on a CPU.
 //
 // In the series method a group of states is solved together, one in each lane of the machine's vectors; arrays of a
 // group have one vector for each entry. Compiled once for each instruction set (JAXCOND_TARGET names
@@ -13,6 +13,7 @@
 
 #include "expansion.h"
 #include "extended.h"
+#include "gradient.h"
 #include "pieces.h"
 #include "random.h"
 #include "reduction.h"
@@ -182,11 +183,93 @@ int solve(const JaxcondSeries& s) {
   return 0;
 }
 
+template <class T>
+int differentiate(const JaxcondGradient& s) {
+  const bool wide = (s.p > s.q ? s.p : s.q) > s.dim;
+  const int k = wide ? s.dim : int(s.p > s.q ? s.p : s.q);
+  const int together = s.count < LANES ? int(s.count) : LANES;
+  const size_t group_vectors = Group<T>::vectors(k, s.order);
+  const size_t all_vectors = group_vectors + Backward<T>::vectors(k, s.order, s.max_expansions);
+  const size_t square = size_t(k) * k, each = wide ? Reduction<T>::numbers(k, s.p, s.q) : 0;
+  const size_t rows = wide ? (k + 1) * filled_up(s.q, LANES) : 0;
+  const size_t numbers = square + 2 * k + each * together + rows;
+  const size_t bytes = (all_vectors * sizeof(Vec<T>) + numbers * sizeof(T) + 127) / 64 * 64;
+  char* memory = static_cast<char*>(std::aligned_alloc(64, bytes));
+  if (!memory) return 1;
+  Vec<T>* vectors = reinterpret_cast<Vec<T>*>(memory);
+  Group<T> group(vectors, k, s.order);
+  Backward<T> backward(vectors + group_vectors, group, s.max_expansions);
+  T* small = reinterpret_cast<T*>(vectors + all_vectors);
+  T *small_c = small + k, *small_b = small_c + k, *bases = small_b + square;
+  T* lifted = bases + each * together;
+  const T *a = static_cast<const T*>(s.a), *b = static_cast<const T*>(s.b);
+  const T *c = static_cast<const T*>(s.c), *strengths = static_cast<const T*>(s.strength);
+  const T* tolerances = static_cast<const T*>(s.rtol);
+  T *to_a = static_cast<T*>(s.of_a), *to_b = static_cast<T*>(s.of_b);
+  T* to_c = static_cast<T*>(s.of_c);
+
+  for (int64_t start = 0; start < s.count; start += together) {
+    const int states = s.count - start < together ? int(s.count - start) : together;
+    Vec<T> strength, rtol;
+    FOR_LANES {
+      // Lanes that are left over repeat the last one.
+      const int place = l < states ? l : states - 1;
+      const int64_t index = start + place;
+      const T *from_a = a + index * s.p, *from_b = b + index * s.p * s.q, *from_c = c + index * s.q;
+      int p = int(s.p), q = int(s.q);
+      if (wide) {
+        if (l < states)
+          Reduction<T>(bases + each * l, k, s.p, s.q)
+              .reduce(from_a, from_b, from_c, k, small, small_b, small_c);
+        from_a = small, from_b = small_b, from_c = small_c, p = q = k;
+      }
+      copy_lane(group.left, l, from_a, 1, p, p, k, 0, 0);
+      copy_lane(group.middle, l, from_b, p, q, q, k, 0, 1);
+      copy_lane(group.right, l, from_c, 1, q, q, k, 0, 2);
+      strength[l] = strengths[index], rtol[l] = tolerances[index];
+    }
+    group.truncated = Mask<T>{};
+    Mask<T> finite;
+    int exponents[LANES];
+    Mask<T> rests = group.prepare(strength, wide, finite, exponents);
+    FOR_LANES {
+      if (!finite[l] || rests[l]) strength[l] = 1;
+    }
+    group.make_problem(strength);
+    backward.run(rtol, s.max_expansions);
+    for (int l = 0; l < states; ++l) {
+      const int64_t index = start + l;
+      T *of_a = to_a + index * s.p, *of_b = to_b + index * s.p * s.q, *of_c = to_c + index * s.q;
+      // The gradient of a time that is inversely proportional to the scale.
+      auto scaled = [&](Vec<T> x) {
+        return std::ldexp(std::ldexp(x[l], -exponents[l]), -exponents[l]);
+      };
+      if (wide) {
+        for (int i = 0; i < k; ++i) small[i] = scaled(backward.of_left[i]);
+        for (size_t i = 0; i < square; ++i) small_b[i] = scaled(backward.of_middle[i]);
+        for (int i = 0; i < k; ++i) small_c[i] = scaled(backward.of_right[i]);
+        lift(Reduction<T>(bases + each * l, k, s.p, s.q), k, small, small_b, small_c, lifted, of_a,
+             of_b, of_c);
+        continue;
+      }
+      for (int i = 0; i < s.p; ++i) of_a[i] = scaled(backward.of_left[i]);
+      for (int i = 0; i < s.q; ++i) of_c[i] = scaled(backward.of_right[i]);
+      for (int i = 0; i < s.p; ++i)
+        for (int j = 0; j < s.q; ++j)
+          of_b[i * s.q + j] = scaled(backward.of_middle[size_t(i) * k + j]);
+    }
+  }
+  std::free(memory);
+  return 0;
+}
+
 }  // namespace
 
 namespace JAXCOND_TARGET {
 int series_f64(const JaxcondSeries& s) { return solve<double>(s); }
 int series_f32(const JaxcondSeries& s) { return solve<float>(s); }
+int gradient_f64(const JaxcondGradient& s) { return differentiate<double>(s); }
+int gradient_f32(const JaxcondGradient& s) { return differentiate<float>(s); }
 int pieces_f64(const JaxcondPieces& s) { return follow<double>(s); }
 int pieces_f32(const JaxcondPieces& s) { return follow<float>(s); }
 int gaussian_f64(const JaxcondGaussian& s) { return draw<double>(s); }

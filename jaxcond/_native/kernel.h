@@ -17,6 +17,14 @@ struct JaxcondSeries {
   int32_t *status, *num_steps;         // codes of `Status`
 };
 
+// The gradient of the blow-up time by the layers, for `count` states as in `JaxcondSeries`.
+struct JaxcondGradient {
+  int64_t count, p, q;
+  const void *a, *b, *c, *strength, *rtol;  // one tolerance for each state
+  int32_t order, dim, max_expansions;
+  void *of_a, *of_b, *of_c;  // of the shapes of a, b, c
+};
+
 // Samples of the reduced Gaussian ensemble by their global indices: `Gaussian.sample_reduced`.
 struct JaxcondGaussian {
   int64_t count;

@@ -15,6 +15,8 @@
   namespace target {                     \
   int series_f64(const JaxcondSeries&);  \
   int series_f32(const JaxcondSeries&);  \
+  int gradient_f64(const JaxcondGradient&); \
+  int gradient_f32(const JaxcondGradient&); \
   int pieces_f64(const JaxcondPieces&);  \
   int pieces_f32(const JaxcondPieces&);  \
   int gaussian_f64(const JaxcondGaussian&); \
@@ -32,6 +34,8 @@ struct Target {
   const char* name;
   int (*series_f64)(const JaxcondSeries&);
   int (*series_f32)(const JaxcondSeries&);
+  int (*gradient_f64)(const JaxcondGradient&);
+  int (*gradient_f32)(const JaxcondGradient&);
   int (*pieces_f64)(const JaxcondPieces&);
   int (*pieces_f32)(const JaxcondPieces&);
   int (*gaussian_f64)(const JaxcondGaussian&);
@@ -40,8 +44,8 @@ struct Target {
 
 #define TARGET(target)                                                               \
   Target{#target,            target::series_f64,   target::series_f32,                  \
-         target::pieces_f64, target::pieces_f32,   target::gaussian_f64,                \
-         target::gaussian_f32}
+         target::gradient_f64, target::gradient_f32, target::pieces_f64,               \
+         target::pieces_f32, target::gaussian_f64, target::gaussian_f32}
 
 // The targets that this machine can run, the best one first.
 std::vector<Target> supported() {
@@ -68,7 +72,7 @@ Target& target() {
 extern "C" {
 
 // Raised whenever an entry point changes, so that a stale library is not taken for this one.
-int jaxcond_version() { return 3; }
+int jaxcond_version() { return 4; }
 
 const char* jaxcond_target() { return target().name; }
 
@@ -81,6 +85,9 @@ int jaxcond_choose(const char* name) {
 
 int jaxcond_series_f64(const JaxcondSeries* series) { return target().series_f64(*series); }
 int jaxcond_series_f32(const JaxcondSeries* series) { return target().series_f32(*series); }
+
+int jaxcond_gradient_f64(const JaxcondGradient* part) { return target().gradient_f64(*part); }
+int jaxcond_gradient_f32(const JaxcondGradient* part) { return target().gradient_f32(*part); }
 
 int jaxcond_gaussian_f64(const JaxcondGaussian* draws) { return target().gaussian_f64(*draws); }
 int jaxcond_gaussian_f32(const JaxcondGaussian* draws) { return target().gaussian_f32(*draws); }
@@ -235,6 +242,54 @@ ffi::Error follow(ffi::ThreadPool pool, int32_t order, Buffer<type> a, Buffer<ty
   return ffi::Error::Success();
 }
 
+template <class T, ffi::DataType type>
+ffi::Error differentiate(ffi::ThreadPool pool, int32_t order, int32_t dim, int32_t max_expansions,
+                         Buffer<type> a, Buffer<type> b, Buffer<type> c, Buffer<type> strength,
+                         Buffer<type> rtol, Out<type> of_a, Out<type> of_b, Out<type> of_c) {
+  JaxcondGradient whole;
+  const int64_t count = strength.element_count();
+  whole.p = a.dimensions().back(), whole.q = c.dimensions().back();
+  whole.order = order, whole.dim = dim, whole.max_expansions = max_expansions;
+  auto numbers = [](auto& buffer, int64_t start) {
+    return static_cast<T*>(buffer.untyped_data()) + start;
+  };
+  const int64_t parts = (count + kShare - 1) / kShare;
+  const int failed = on_threads(pool, parts, [&](int64_t index) {
+    const int64_t start = index * kShare;
+    JaxcondGradient part = whole;
+    part.count = std::min(kShare, count - start);
+    part.a = numbers(a, start * whole.p), part.b = numbers(b, start * whole.p * whole.q);
+    part.c = numbers(c, start * whole.q), part.strength = numbers(strength, start);
+    part.rtol = numbers(rtol, start);
+    part.of_a = numbers(*of_a, start * whole.p);
+    part.of_b = numbers(*of_b, start * whole.p * whole.q);
+    part.of_c = numbers(*of_c, start * whole.q);
+    if constexpr (sizeof(T) == 8)
+      return target().gradient_f64(part);
+    else
+      return target().gradient_f32(part);
+  });
+  if (failed) return ffi::Error::Internal("out of memory");
+  return ffi::Error::Success();
+}
+
+template <ffi::DataType type>
+auto binding_of_gradient() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Attr<int32_t>("order")
+      .Attr<int32_t>("dim")
+      .Attr<int32_t>("max_expansions")
+      .Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Arg<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>()
+      .template Ret<Buffer<type>>();
+}
+
 template <ffi::DataType type>
 auto binding_of_pieces() {
   return ffi::Ffi::Bind()
@@ -262,6 +317,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_series_f64, (handle<double, ffi::F64>)
                               binding<ffi::F64>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_series_f32, (handle<float, ffi::F32>),
                               binding<ffi::F32>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_gradient_f64, (differentiate<double, ffi::F64>),
+                              binding_of_gradient<ffi::F64>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_gradient_f32, (differentiate<float, ffi::F32>),
+                              binding_of_gradient<ffi::F32>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_pieces_f64, (follow<double, ffi::F64>),
                               binding_of_pieces<ffi::F64>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxcond_ffi_pieces_f32, (follow<float, ffi::F32>),

@@ -168,6 +168,19 @@ class AbstractMethod(eqx.Module):
         NaN where it is not known. May be traced, and differentiated in forward mode.
         """
 
+    def gradient_of_known(
+        self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+    ) -> State:
+        """`gradient` by a compiled program, for a state that is not traced."""
+        return _gradient(self, state, time, rtol)
+
+
+@eqx.filter_jit
+def _gradient(
+    method: AbstractMethod, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+) -> State:
+    return method.gradient(state, time, rtol)
+
 
 @eqx.filter_jit
 def _solve_batch(

@@ -1,5 +1,6 @@
 """The blow-up time of one state or chain, and its derivatives."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -120,14 +121,23 @@ def blowup_time(
     chosen = default_method(state.rank) if method is None else method
     chosen.check(state)
     rtol = check_rtol(rtol, state.dtype)
-    if not any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(state), rtol)):
-        result = _of_known_state(state, chosen, float(rtol))
-        unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
-        if method is None and int(result.status) in unsettled:
-            result = _of_hard_state(state, float(rtol))
+    # At the top level of a derivative the values are known, and need no program.
+    known = jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, Tracer) else x, state)
+    if _is_traced((known, rtol)):
+        return _traced(state, chosen, jnp.asarray(rtol, state.dtype))
+    result = _of_known_state(known, chosen, float(rtol))
+    unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
+    if method is None and int(result.status) in unsettled:
+        result = _of_hard_state(known, float(rtol))
+    if not _is_traced(state):
         return result
-    rtol = jnp.asarray(rtol, state.dtype)
-    return _traced(state, chosen, rtol)
+    tolerance = jax.device_put(np.asarray(rtol, state.dtype))
+    time = _differentiable(chosen, state, result.time, tolerance)
+    return dataclasses.replace(result, time=time)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp:
@@ -182,8 +192,12 @@ def _(
     state, time, rtol = primals
     # Second derivatives see the time wherever it occurs: in its gradient, and as what is returned.
     time = _differentiable(method, state, time, rtol)
-    gradient = method.gradient(state, time, rtol)
+    find = method.gradient if _is_traced((state, time)) else method.gradient_of_known
+    return time, _along(find(state, time, rtol), tangents[0], time)
+
+
+@jax.jit
+def _along(gradient: State, direction: State, time: Array) -> Array:
     # Times that are infinite or unknown have no derivative.
     gradient = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(time), leaf, jnp.nan), gradient)
-    products = jax.tree.map(jnp.vdot, gradient, tangents[0])
-    return time, jax.tree.reduce(jnp.add, products)
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, gradient, direction))

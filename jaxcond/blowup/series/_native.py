@@ -64,3 +64,42 @@ def solve_natively(
     fields = dict(zip(_FIELDS, results, strict=True))
     stage = jnp.zeros_like(fields["num_steps"])
     return BlowUp(**fields, stage=stage, methods=(method.label,))
+
+
+def gradient_natively(
+    method: "Series", state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+) -> State:
+    """`Series.gradient` inside a traced program, as a call of the kernel by XLA."""
+    fields = (state.a, state.b[None], state.c, state.strength, rtol[None])
+    shapes = [jax.ShapeDtypeStruct(field.shape, state.dtype) for field in fields[:3]]
+    call = native_call("gradient", state.dtype, shapes)
+    a, b, c = call(
+        *fields,
+        order=np.int32(method.degree(state.dtype)),
+        dim=np.int32(method.dim),
+        max_expansions=np.int32(method.max_expansions),
+    )
+    # The strength of a single component sets the unit of time.
+    return State(a, b[0], c, -time / state.strength)
+
+
+def gradient_on_host(
+    method: "Series", state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+) -> State:
+    """`Series.gradient` of NumPy arrays, by a call of the kernel without any program."""
+    a, b, c, strength, value, tolerance = (
+        np.asarray(x) for x in (state.a, state.b, state.c, state.strength, time, rtol)
+    )
+    layers = _native.series_gradient(
+        a,
+        b[None],
+        c,
+        strength,
+        tolerance[None],
+        order=method.degree(state.dtype),
+        dim=method.dim,
+        max_expansions=method.max_expansions,
+    )
+    assert layers is not None
+    of_a, of_b, of_c = layers
+    return jax.device_put(State(of_a, of_b[0], of_c, -value / strength))

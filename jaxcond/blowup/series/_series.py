@@ -29,13 +29,14 @@ from .._method import (
     Kernel,
     classify,
     fields_of,
+    host_states,
     is_on_cpu,
     prepare,
 )
 from .._result import BlowUp
 from ._follow import Plan, solve_lanes
 from ._gradient import series_gradient
-from ._native import native_kernel, solve_natively
+from ._native import gradient_natively, gradient_on_host, native_kernel, solve_natively
 
 # Sizes of the buffers of coefficients, and of states, which are filled up with units that never
 # move: orders and widths up to the same size share their programs. On a GPU what is read in vain
@@ -173,16 +174,69 @@ class Series(AbstractMethod):
         return _solve(states, rtol, truncated | wide, plan, self.label)
 
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
-        plan, room = self.plan(state), _size_for(self.max_expansions, (1, 128))
+        if native_kernel(self, state) is None:
+            return self.gradient_by_program(state, time, rtol)
+        return _native_gradient(self, state, time, rtol)
 
-        def small_gradient(small: State, time: Array) -> State:
-            lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
-            gradient = series_gradient(lanes, plan, room, rtol)
-            gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
-            # The strength of a single component sets the unit of time.
-            return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)
+    def gradient_by_program(
+        self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+    ) -> State:
+        """`gradient` by a JAX program, whether or not the native kernel is in use."""
+        room = _size_for(self.max_expansions, (1, 128))
+        return _gradient(state, time, rtol, self.plan(state), self.dim, room)
 
-        return gradient_in_reduction(state, time, self.dim, small_gradient)
+    def gradient_of_known(
+        self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+    ) -> State:
+        if not is_on_cpu((state, time)):
+            return super().gradient_of_known(state, time, rtol)
+        if native_kernel(self, state) is not None:
+            return gradient_on_host(self, state, time, rtol)
+        p, q = state.widths
+        size = _size_for(max(p, q), _DIMS)
+        if size > self.dim:
+            return super().gradient_of_known(state, time, rtol)
+        filled = jax.tree.map(
+            lambda leaf: leaf[0], _fill_up(host_states(state, lambda leaf: leaf[None]), size)
+        )
+        room = _size_for(self.max_expansions, (1, 128))
+        gradient = _gradient(filled, time, rtol, self.plan(state), self.dim, room)
+        a, b, c, strength = (np.asarray(field) for field in fields_of(gradient))
+        return jax.device_put(State(a[:, :p], b[:p, :q], c[:, :q], strength))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _native_gradient(
+    method: Series, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
+) -> State:
+    """The gradient by the native kernel on CPUs; its own derivatives are those of the program."""
+    natively = functools.partial(gradient_natively, method)
+    if only_cpus():
+        return natively(state, time, rtol)
+    return lax.platform_dependent(
+        state, time, rtol, cpu=natively, default=method.gradient_by_program
+    )
+
+
+@_native_gradient.defjvp
+def _(
+    method: Series, primals: tuple[State, Array, Array], tangents: tuple[State, Array, Array]
+) -> tuple[State, State]:
+    return jax.jvp(method.gradient_by_program, primals, tangents)
+
+
+@functools.partial(jax.jit, static_argnames=("dim", "room"))
+def _gradient(
+    state: State, time: Float[Array, ""], rtol: Float[Array, ""], plan: Plan, dim: int, room: int
+) -> State:
+    def small_gradient(small: State, time: Array) -> State:
+        lanes = jax.tree.map(lambda leaf: leaf[..., None], small)
+        gradient = series_gradient(lanes, plan, room, rtol)
+        gradient = jax.tree.map(lambda leaf: leaf[..., 0], gradient)
+        # The strength of a single component sets the unit of time.
+        return eqx.tree_at(lambda g: g.strength, gradient, -time[None] / small.strength)
+
+    return gradient_in_reduction(state, time, dim, small_gradient)
 
 
 def _solve(
