@@ -99,13 +99,16 @@ def deviation_error(moments):
 
 
 def of_scaling(count, rng):
-    """Samples of the law that is fitted, at five widths."""
+    """Samples of the law of equal scales up to 1 / m^2, at five widths."""
     widths, limit, correction, amplitude = np.array([25, 50, 100, 200, 400]), 1.168, 0.614, 0.534
+    next_correction = 0.373
     found = []
     for m in widths:
         z = rng.standard_normal(count)
         found.append(
-            statistics.Moments.of((limit + amplitude * z / m**0.5 + correction / m) / m**0.5)
+            statistics.Moments.of(
+                (limit + amplitude * z / m**0.5 + correction / m + next_correction / m**2) / m**0.5
+            )
         )
     fit = statistics.fit_scaling(
         widths,
