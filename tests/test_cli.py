@@ -187,7 +187,8 @@ def test_a_study_prints_a_table_and_writes_records_and_a_figure(call, tmp_path, 
 
 def test_progress_is_shown_on_standard_error(call, tmp_path):
     code, out, err = call(*SMALL, "--out", "figure.pdf")
-    assert (code, "256/256" in err, "256/256" in out) == (0, True, False)
+    # Not on a terminal: lines.
+    assert (code, "256 of 256" in err, "256 of 256" in out) == (0, True, False)
     # Without a name the records are not kept.
     assert "Records" not in out
     assert names(tmp_path) == ["figure.pdf"]
@@ -195,8 +196,9 @@ def test_progress_is_shown_on_standard_error(call, tmp_path):
     code, out, err = call(*SMALL, "--log")
     assert code == 0
     assert "mean ± standard error" in out
-    begin, *_, last = err.splitlines()
+    begin, compiling, *_, last = err.splitlines()
     assert begin == "study of 1 points, 256 samples each, 0 of 256 there already"
+    assert compiling == "compiling …"
     assert re.match(r"256 of 256 samples, [\d,]+/s, 0 s left; T\* [\d.]+ ± ", last)
     code, out, err = call(*SMALL, "--quiet")
     assert (code, out, err) == (0, "Figure written to study.png\n", "")

@@ -24,6 +24,7 @@ from ._common import (
     add_cache,
     check_distinct,
     check_writable,
+    err,
     importable,
     out,
 )
@@ -340,7 +341,8 @@ def _run(
     crew = _crew(arguments)
     with contextlib.ExitStack() as stack:
         watcher = studies.Watcher()
-        if arguments.log:
+        # Bars that nothing moves on a terminal are lines in a file.
+        if arguments.log or not (arguments.quiet or err.is_terminal):
             watcher = late.progress.Lines()
         elif not arguments.quiet:
             watcher = late.progress.Bars()
