@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from rich.text import Text
 
 import jaxcond
 
+from .. import study
 from . import _late as late
 from ._check import add_check
 from ._common import Parser, err, out
@@ -57,8 +59,10 @@ class _Versions(argparse.Action):
 def console() -> NoReturn:
     """The command itself: `main`, which after an interrupt leaves at once.
 
-    Work that is still running on the threads of the runtime would abort an orderly exit.
+    Work that is still running on the threads of the runtime would abort an orderly exit. A signal
+    to terminate is taken for Ctrl-C.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except SystemExit as leaving:
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         named = error.filename is not None and error.strerror is not None
         _fail(f"{error.filename}: {error.strerror}" if named else str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | _runtime_error()):
+        if not isinstance(error, MemoryError | study.SampleError | _runtime_error()):
             raise
         _fail(str(error) or type(error).__name__, 1)
 

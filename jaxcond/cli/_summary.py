@@ -22,6 +22,7 @@ from ._common import (
     Parser,
     add_cache,
     check_distinct,
+    check_store,
     check_writable,
     out,
     print_table,
@@ -238,6 +239,8 @@ def _summary(arguments: argparse.Namespace) -> int:
     check_distinct(json=arguments.json, csv=arguments.csv)
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, but is {arguments.confidence}")
+    for path in filter(None, (arguments.store, arguments.compare)):
+        check_store(path)
     store = studies.open_store(arguments.store)
     other = None if arguments.compare is None else studies.open_store(arguments.compare)
     if other is not None and other.study.points != store.study.points:
@@ -301,6 +304,7 @@ def _all_times(store: studies.Store, point: int) -> Any:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    check_store(arguments.store)
     store = studies.open_store(arguments.store)
     study = store.study
     finished = store.finished()
