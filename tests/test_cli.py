@@ -27,7 +27,8 @@ from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
 from jaxcond.checks import _run as checks_run
 from jaxcond.cli import _check, _summary, main
-from jaxcond.study import Interrupted, StoreError, Study, Task, open_store, summarise
+from jaxcond.cli._late import progress
+from jaxcond.study import Interrupted, StoreError, Study, Tally, Task, open_store, summarise
 from jaxcond.study import run_study as run
 from jaxcond.study._store import create, fields_of, locked
 
@@ -250,6 +251,19 @@ def test_tls_files_go_to_the_scheduler(call, tmp_path):
     files = ("--tls-ca", "ca.pem", "--tls-cert", "no.pem", "--tls-key", "ca.pem")
     code, _, err = call(*SMALL, *address, *files)
     assert (code, "There is no file no.pem" in only_the_error(err)) == (1, True)
+
+
+def test_bars_tell_of_compiling_until_there_are_samples(result):
+    bars = progress.Bars()
+    study = dataclasses.replace(CONFIGURED, sweep={"width": [5, 6]}, ensemble={})
+    for asked, name in ((CONFIGURED, "samples"), (study, "all")):
+        bars = progress.Bars()
+        bars.start(asked, result, [Tally() for _ in asked.points])
+        assert [task.description for task in bars.progress.tasks] == ["compiling …"]
+        bars.solved(0, 5)
+        bars.stop()
+        assert bars.progress.tasks[0].description == name
+        assert bars.progress.tasks[0].completed == 5
 
 
 def test_a_study_of_states_at_rest_has_no_figure(call, tmp_path):
@@ -1216,8 +1230,8 @@ def test_every_kind_of_figure_is_drawn(call, tmp_path):
     made(tmp_path / "s.zarr", [drawn(30, seed) for seed in range(4)], sweep=sweep)
     for kind in ("distribution", "scaling", "convergence", "phase"):
         code, out, err = call("plot", "s.zarr", "--kind", kind)
-        assert (code, out, err) == (0, f"Figure written to {kind}.png\n", "")
-        assert (tmp_path / f"{kind}.png").read_bytes().startswith(PNG)
+        assert (code, out, err) == (0, f"Figure written to s_{kind}.png\n", "")
+        assert (tmp_path / f"s_{kind}.png").read_bytes().startswith(PNG)
     code, _, _ = call("plot", "s.zarr", "--kind", "phase", "--axes", "scale", "width", "--out",
                       "map.svg")  # fmt: skip
     assert code == 0

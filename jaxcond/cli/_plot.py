@@ -47,7 +47,10 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
         "--out",
         type=Path,
         metavar="FILE",
-        help="figure to write; the suffix tells the format (default: KIND.png)",
+        help=(
+            "figure to write; the suffix tells the format (default: the names of store and kind, "
+            "as in widths_scaling.png)"
+        ),
     )
     add_cache(plot)
     plot.set_defaults(command=_plot)
@@ -89,7 +92,9 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
 
 def _plot(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
-    path = Path(f"{arguments.kind}.png") if arguments.out is None else arguments.out
+    path = arguments.out
+    if path is None:
+        path = Path(f"{arguments.store.stem}_{arguments.kind}.png")
     check_writable(path)
     plotting.check_format(path)
     if arguments.axes is not None and arguments.kind != "phase":
