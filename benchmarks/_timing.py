@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -185,6 +186,40 @@ def write_json(path: Path, parts: Mapping[str, Row]) -> None:
     """Write parts to a file, keeping what it holds of others."""
     stored = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(stored | _plain(dict(parts)), indent=1) + "\n")
+
+
+def parser_of(description: str | None, parts: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The options of a script: `--part`, where it has several, `--quick` and `--out`."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    if parts:
+        parser.add_argument("--part", choices=list(parts), nargs="+", help="some parts only")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; by default beside the script, unless --quick"
+    )
+    return parser
+
+
+def out_path(arguments: argparse.Namespace, script: str) -> Path | None:
+    """The JSON file to write, if any."""
+    if arguments.out is None and not arguments.quick:
+        return Path(script).with_suffix(".json")
+    return arguments.out
+
+
+def run_parts(
+    description: str | None, script: str, parts: Mapping[str, Callable[[bool], Row]]
+) -> None:
+    """The whole of a script whose parts take `--quick` only: run, show and write them."""
+    arguments = parser_of(description, parts).parse_args()
+    console = Console()
+    found = {"setup": setup()}
+    for name in arguments.part or parts:
+        found[name] = parts[name](arguments.quick)
+        show(name, found[name], console)
+    path = out_path(arguments, script)
+    if path is not None:
+        write_json(path, found)
 
 
 STYLES = {

@@ -16,16 +16,14 @@ Layers are Gaussian, one input and one output, hidden widths m, standard deviati
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import jax
 
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np
-from _timing import Row, setup, show, write_json
+from _timing import Row, out_path, parser_of, setup, show, write_json
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -164,12 +162,7 @@ def figure(found: dict[str, Row]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few samples of small width")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; the figure is written beside it; by default depth.json"
-    )
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__).parse_args()
     sizes = QUICK if arguments.quick else FULL
     found = {
         "setup": setup(),
@@ -180,9 +173,7 @@ def main() -> None:
     console = Console()
     for name in sizes:
         show(name, found[name], console)
-    out = arguments.out
-    if out is None and not arguments.quick:
-        out = Path(__file__).with_suffix(".json")
+    out = out_path(arguments, __file__)
     if out is not None:
         write_json(out, found)
         plotting.save(figure(found), out.with_suffix(".png"))

@@ -22,7 +22,6 @@ PyTorch is used where it can be imported.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import time
@@ -37,7 +36,7 @@ jax.config.update("jax_enable_x64", True)
 import diffrax
 import numpy as np
 from _settings import FIG_1, LOSS, QUICK, SETTINGS, Setting
-from _timing import Row, interleaved, setup, show, write_json
+from _timing import Row, interleaved, out_path, parser_of, setup, show, write_json
 from _training import has_torch, side_by_side, vmapped
 from rich.console import Console
 
@@ -525,18 +524,10 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=PARTS, nargs="+", help="some parts only")
-    parser.add_argument("--quick", action="store_true", help="small widths")
+    parser = parser_of(__doc__, PARTS)
     parser.add_argument("--keep", type=Path, help="folder for checkpoints of the whole runs")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; by default beside the script, unless --quick"
-    )
     arguments = parser.parse_args()
-    console = Console()
-    out = arguments.out
-    if out is None and not arguments.quick:
-        out = Path(__file__).with_suffix(".json")
+    console, out = Console(), out_path(arguments, __file__)
     about = setup()
     for name in arguments.part or list(PARTS):
         found = PARTS[name](arguments.quick, arguments.keep)

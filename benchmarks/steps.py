@@ -18,16 +18,14 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import jax
 
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np
-from _timing import Row, setup, show, write_json
+from _timing import Row, out_path, parser_of, setup, show, write_json
 from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.interpolate import CubicSpline
@@ -298,16 +296,11 @@ PARTS = {"linear": linear, "spaces": spaces, "tanh": tanh, "masks": masks}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--quick", action="store_true", help="small widths")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; the figure is written beside it; by default steps.json"
-    )
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__, PARTS).parse_args()
+    names = arguments.part or list(PARTS)
     sizes = QUICK if arguments.quick else FULL
     found = {"setup": setup()}
-    for name in arguments.part:
+    for name in names:
         found[name] = PARTS[name](**sizes[name])
     drawn = figure(found)
     found = {
@@ -315,11 +308,9 @@ def main() -> None:
         for name, row in found.items()
     }
     console = Console()
-    for name in arguments.part:
+    for name in names:
         show(name, found[name], console)
-    out = arguments.out
-    if out is None and not arguments.quick:
-        out = Path(__file__).with_suffix(".json")
+    out = out_path(arguments, __file__)
     if out is not None:
         write_json(out, found)
         if drawn is not None:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -27,8 +26,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import numpy as np
-from _timing import Row, setup, show, write_json
-from rich.console import Console
+from _timing import Row, run_parts
 
 import jaxcond as jc
 
@@ -165,25 +163,5 @@ def scaling(quick: bool) -> Row:
 PARTS = {"overhead": overhead, "memory": memory, "variance": variance, "scaling": scaling}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", choices=PARTS, help="some parts only")
-    parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; by default beside the script, unless --quick"
-    )
-    arguments = parser.parse_args()
-    console = Console()
-    found = {"setup": setup()}
-    for name in arguments.part or list(PARTS):
-        found[name] = PARTS[name](arguments.quick)
-        show(name, found[name], console)
-    out = arguments.out
-    if out is None and not arguments.quick:
-        out = Path(__file__).with_suffix(".json")
-    if out is not None:
-        write_json(out, found)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, __file__, PARTS)

@@ -18,9 +18,7 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-from pathlib import Path
 
 import jax
 
@@ -30,8 +28,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from _timing import Batch, Row, interleaved, setup, show, write_json
-from rich.console import Console
+from _timing import Batch, Row, interleaved, run_parts
 from scipy.integrate import solve_ivp
 
 import jaxcond as jc
@@ -275,25 +272,5 @@ PARTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=PARTS, help="one part only")
-    parser.add_argument("--quick", action="store_true", help="a few states of small width")
-    parser.add_argument(
-        "--out", type=Path, help="JSON file; by default beside the script, unless --quick"
-    )
-    arguments = parser.parse_args()
-    console = Console()
-    found = {"setup": setup()}
-    for name in [arguments.part] if arguments.part else list(PARTS):
-        found[name] = PARTS[name](arguments.quick)
-        show(name, found[name], console)
-    out = arguments.out
-    if out is None and not arguments.quick:
-        out = Path(__file__).with_suffix(".json")
-    if out is not None:
-        write_json(out, found)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(__doc__, __file__, PARTS)

@@ -27,7 +27,8 @@ from jaxcond.blowup import Status
 from jaxcond.checks import STATEMENTS, Verdict
 from jaxcond.checks import _run as checks_run
 from jaxcond.cli import _check, _summary, main
-from jaxcond.study import Interrupted, StoreError, Study, Task, open_store, summarise
+from jaxcond.cli._late import progress
+from jaxcond.study import Interrupted, StoreError, Study, Tally, Task, open_store, summarise
 from jaxcond.study import run_study as run
 from jaxcond.study._store import create, fields_of, locked
 
@@ -170,14 +171,14 @@ def test_a_study_prints_a_table_and_writes_records_and_a_figure(call, tmp_path, 
         assert float(found[1]) == pytest.approx(quantile.value, rel=1e-2)
     assert re.search(r"status converged\s*│\s*256  \(100\.0000%\)", out)
     assert "Records in records.zarr" in out
-    assert "Figure written to study.png" in out
-    assert (tmp_path / "study.png").read_bytes().startswith(PNG)
-    image = matplotlib.image.imread(tmp_path / "study.png")
+    assert "Figure written to records.png" in out
+    assert (tmp_path / "records.png").read_bytes().startswith(PNG)
+    image = matplotlib.image.imread(tmp_path / "records.png")
     # A picture, not an empty canvas.
     assert image.ndim == 3
     assert np.ptp(image[..., :3]) > 0.5
     same_records(open_store("records.zarr"), result)
-    assert [n for n in names(tmp_path) if not n.endswith(".lock")] == ["records.zarr", "study.png"]
+    assert names(tmp_path) == ["records.png", "records.zarr"]
     # Once more there is nothing left to do.
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("records.zarr/status/**/*"))
     assert call(*SMALL, "--store", "records.zarr", "--quiet")[0] == 0
@@ -187,7 +188,8 @@ def test_a_study_prints_a_table_and_writes_records_and_a_figure(call, tmp_path, 
 
 def test_progress_is_shown_on_standard_error(call, tmp_path):
     code, out, err = call(*SMALL, "--out", "figure.pdf")
-    assert (code, "256/256" in err, "256/256" in out) == (0, True, False)
+    # Not on a terminal: lines.
+    assert (code, "256 of 256" in err, "256 of 256" in out) == (0, True, False)
     # Without a name the records are not kept.
     assert "Records" not in out
     assert names(tmp_path) == ["figure.pdf"]
@@ -195,11 +197,73 @@ def test_progress_is_shown_on_standard_error(call, tmp_path):
     code, out, err = call(*SMALL, "--log")
     assert code == 0
     assert "mean ± standard error" in out
-    begin, *_, last = err.splitlines()
+    begin, compiling, *_, last = err.splitlines()
     assert begin == "study of 1 points, 256 samples each, 0 of 256 there already"
+    assert compiling == "compiling …"
     assert re.match(r"256 of 256 samples, [\d,]+/s, 0 s left; T\* [\d.]+ ± ", last)
     code, out, err = call(*SMALL, "--quiet")
-    assert (code, out, err) == (0, "Figure written to study.png\n", "")
+    assert (code, out, err) == (1, "", "Error: study.png is there already: --out FILE writes to "
+                                "another file, --force over this one\n")  # fmt: skip
+    code, out, err = call(*SMALL, "--quiet", "--force")
+    assert (code, out, err) == (0, "", "")
+
+
+def test_a_store_of_another_study_is_replaced_by_force_only(call, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    assert call(*SMALL, "--store", "s.zarr", "--quiet")[0] == 0
+    again = [*SMALL, "--seed", 8, "--store"]
+    code, _, err = call(*again, "s.zarr", "--quiet")
+    assert (code, "holds another study: `seed` is 7 in the store and 8" in the_error(err)) == (1, 1)
+    assert open_store("s.zarr").study.seed == 7
+    assert call(*again, "s.zarr", "--quiet", "--force")[0] == 0
+    assert open_store("s.zarr").study.seed == 8
+    # By force too, a folder that is no store stays.
+    code, _, err = call(*again, "other", "--quiet", "--force", "--out", "o.png")
+    assert (code, "other is no" in the_error(err)) == (1, True)
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "mine"
+    assert names(tmp_path) == ["other", "s.png", "s.zarr"]
+
+
+@pytest.mark.parametrize(
+    "command", [("summary",), ("info",), ("plot",), ("resume",), (*SMALL, "--store")]
+)
+def test_what_is_no_folder_is_no_store(call, tmp_path, command):
+    (tmp_path / "widths.toml").write_text("samples = 5\n")
+    (tmp_path / "file").write_text("")
+    code, _, err = call(*command, "widths.toml")
+    assert (code, "makes is widths.zarr" in only_the_error(err)) == (2, True)
+    code, _, err = call(*command, "file")
+    assert (code, only_the_error(err)) == (1, "Error: file is a file, and a store is a folder")
+
+
+def test_deep_nesting_is_told(call):
+    code, _, err = call("study", "--set", f"sweep.width={'[' * 5000}{']' * 5000}")
+    assert (code, only_the_error(err)) == (2, "Error: the configuration is nested too deeply")
+
+
+def test_tls_files_go_to_the_scheduler(call, tmp_path):
+    pytest.importorskip("distributed")
+    (tmp_path / "ca.pem").write_text("")
+    address = ("--scheduler", "tls://127.0.0.1:9", "--store", "s.zarr")
+    code, _, err = call(*SMALL, *address, "--tls-ca", "ca.pem")
+    assert (code, "no certificate and no key" in only_the_error(err)) == (2, True)
+    files = ("--tls-ca", "ca.pem", "--tls-cert", "no.pem", "--tls-key", "ca.pem")
+    code, _, err = call(*SMALL, *address, *files)
+    assert (code, "There is no file no.pem" in only_the_error(err)) == (1, True)
+
+
+def test_bars_tell_of_compiling_until_there_are_samples(result):
+    bars = progress.Bars()
+    study = dataclasses.replace(CONFIGURED, sweep={"width": [5, 6]}, ensemble={})
+    for asked, name in ((CONFIGURED, "samples"), (study, "all")):
+        bars = progress.Bars()
+        bars.start(asked, result, [Tally() for _ in asked.points])
+        assert [task.description for task in bars.progress.tasks] == ["compiling …"]
+        bars.solved(0, 5)
+        bars.stop()
+        assert bars.progress.tasks[0].description == name
+        assert bars.progress.tasks[0].completed == 5
 
 
 def test_a_study_of_states_at_rest_has_no_figure(call, tmp_path):
@@ -272,16 +336,23 @@ def test_widths(call, tmp_path, studies, text, widths):
 def test_workers_reach_the_crew(call, studies, monkeypatch):
     asked = []
     cluster = type(sys)("cluster")
-    cluster.dask_cluster = lambda address, num_workers: asked.append((address, num_workers))
+    cluster.dask_cluster = lambda address, **rest: asked.append((address, rest))
     monkeypatch.setitem(sys.modules, "jaxcond.study.cluster", cluster)
     assert call("study", "--workers", 3)[0] == 0
-    assert call("study", "--scheduler", "tcp://host:8786")[0] == 0
-    assert asked == [(None, 3), ("tcp://host:8786", None)]
-    code, _, err = call("study", "--scheduler", "tcp://host:8786", "--workers", 2)
+    assert call("study", "--force", "--scheduler", "tcp://host:8786")[0] == 0
+    files = [part for name in ("ca", "cert", "key") for part in (f"--tls-{name}", name)]
+    assert call("study", "--force", "--scheduler", "tls://host:8786", *files)[0] == 0
+    none, three = (None, None, None), (Path("ca"), Path("cert"), Path("key"))
+    assert asked == [
+        (None, {"num_workers": 3, "tls": none}),
+        ("tcp://host:8786", {"num_workers": None, "tls": none}),
+        ("tls://host:8786", {"num_workers": None, "tls": three}),
+    ]
+    code, _, err = call("study", "--force", "--scheduler", "tcp://host:8786", "--workers", 2)
     assert code == 2
     assert "give one" in only_the_error(err)
     monkeypatch.setitem(sys.modules, "jaxcond.study.cluster", None)
-    code, _, err = call("study", "--workers", 2)
+    code, _, err = call("study", "--force", "--workers", 2)
     assert code == 2
     assert 'install "jaxcond[cluster]"' in only_the_error(err)
 
@@ -347,7 +418,7 @@ def test_only_a_function_puts_the_working_folder_on_the_path(call, tmp_path, stu
         assert str(tmp_path) not in sys.path
     (tmp_path / "of_this_test.py").write_text(FUNCTION)
     words = ("--set", "ensemble.kind=function", "--set", "ensemble.function=of_this_test:draw")
-    assert call("study", *words, "--quiet")[0] == 0
+    assert call("study", *words, "--quiet", "--force")[0] == 0
     assert str(tmp_path) in sys.path
     sys.modules.pop("of_this_test")
 
@@ -545,6 +616,9 @@ def test_help_and_version(call):
     code, out, err = call("--help")
     assert (code, err) == (0, "")
     assert all(command in out for command in COMMANDS)
+    told = " ".join(call("study", "--help")[1].split())
+    assert "tables [ensemble] (kind, width" in told
+    assert "[sweep] (width = [50, 100, 200]" in told
     assert "Exit codes" in out
     code, out, err = call("--version")
     assert (code, out.strip(), err) == (0, f"jaxcond {jc.__version__}", "")
@@ -553,7 +627,10 @@ def test_help_and_version(call):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("study", "set width samples seed store out quiet log workers scheduler any-version"),
+        (
+            "study",
+            "set width samples seed store out force quiet log workers scheduler tls-ca any-version",
+        ),
         ("resume", "samples repair quiet log workers scheduler any-version"),
         ("summary", "json csv compare confidence quiet"),
         ("plot", "kind axes out"),
@@ -848,7 +925,8 @@ def test_an_interrupt_after_the_run_says_that_the_records_are_there(
 
 
 @pytest.mark.slow
-def test_a_signal_ends_a_long_run_and_resume_completes_it(call, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_long_run_and_resume_completes_it(call, tmp_path, number):
     # Says when a chunk is done, and gives the signal time to come before the next ones.
     script = """
 import sys, time
@@ -872,7 +950,7 @@ jaxcond.cli.console()
     )
     try:
         assert process.stdout.readline() == "at work\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -912,7 +990,7 @@ def test_resume_extends_a_study(call, kept, unchecked):
     more = NUM_SAMPLES + CHUNK
     code, out, err = call("resume", "s.zarr", "--samples", more)
     assert code == 0
-    assert "320/320" in err
+    assert "320 of 320" in err
     assert "320 samples" in out
     store = open_store(kept)
     assert store.study.samples == more
@@ -963,7 +1041,7 @@ def test_stores_that_are_none(call, tmp_path):
     (tmp_path / "folder").mkdir()
     for name, message in (
         ("nowhere", "there is no store nowhere"),
-        ("file", "file is no Zarr store"),
+        ("file", "file is a file, and a store is a folder"),
         ("folder", "folder is no Zarr store"),
     ):
         for command in ("resume", "summary", "plot", "info"):
@@ -972,11 +1050,11 @@ def test_stores_that_are_none(call, tmp_path):
             assert message in only_the_error(err)
         code, _, err = call("summary", name, "--compare", name)
         assert code == 1
-    for name in ("file", "folder"):
-        code, out, err = call("study", "--store", name)
-        assert (code, out) == (1, "")
-        assert f"{name} is no Zarr store" in only_the_error(err)
-    assert [n for n in names(tmp_path) if not n.endswith(".lock")] == ["file", "folder"]
+        if name != "nowhere":
+            code, out, err = call("study", "--store", name)
+            assert (code, out) == (1, "")
+            assert message in only_the_error(err)
+    assert names(tmp_path) == ["file", "folder"]
 
 
 def test_a_store_of_another_study_is_refused(call, kept):
@@ -1152,8 +1230,8 @@ def test_every_kind_of_figure_is_drawn(call, tmp_path):
     made(tmp_path / "s.zarr", [drawn(30, seed) for seed in range(4)], sweep=sweep)
     for kind in ("distribution", "scaling", "convergence", "phase"):
         code, out, err = call("plot", "s.zarr", "--kind", kind)
-        assert (code, out, err) == (0, f"Figure written to {kind}.png\n", "")
-        assert (tmp_path / f"{kind}.png").read_bytes().startswith(PNG)
+        assert (code, out, err) == (0, f"Figure written to s_{kind}.png\n", "")
+        assert (tmp_path / f"s_{kind}.png").read_bytes().startswith(PNG)
     code, _, _ = call("plot", "s.zarr", "--kind", "phase", "--axes", "scale", "width", "--out",
                       "map.svg")  # fmt: skip
     assert code == 0
@@ -1198,8 +1276,10 @@ def test_a_phase_map_without_samples(call, tmp_path):
 
 
 def test_a_phase_map_with_values_that_are_not_known(call, tmp_path, monkeypatch):
+    times = jc.infinite_width_times
+
     def find(**axes):
-        found = jc.infinite_width_times(**axes)
+        found = times(**axes)
         status = found.status.at[1, 2].set(Status.NOT_CONVERGED)
         return eqx.tree_at(lambda f: f.status, found, status)
 
@@ -1369,11 +1449,11 @@ def test_a_statement_that_does_not_hold_gives_exit_code_3(wide, tmp_path, verdic
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--width", "1"), "`width` must be at least 2, but is 1"),
-        (("--width", "0"), "`width` must be at least 2, but is 0"),
+        (("--width", "1"), "--width must be at least 2, but is 1"),
+        (("--width", "0"), "--width must be at least 2, but is 0"),
         (("--width", "5x4"), "--width: invalid int value: '5x4'"),
-        (("--samples", "0"), "`samples` must be at least 1, but is 0"),
-        (("--samples", "-2"), "`samples` must be at least 1, but is -2"),
+        (("--samples", "0"), "--samples must be at least 1, but is 0"),
+        (("--samples", "-2"), "--samples must be at least 1, but is -2"),
         (("--seed", "one"), "--seed: invalid int value: 'one'"),
         (("--seed", "-1"), "`seed` must lie between 0 and 2^63 - 1, but is -1"),
         (("--seed", str(2**63)), "`seed` must lie between 0 and 2^63 - 1"),

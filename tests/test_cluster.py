@@ -14,7 +14,7 @@ import zarr
 from helpers import gaussian_states, random_state
 
 from jaxcond._threads import num_cores
-from jaxcond.study import Store, StoreError, Study, Watcher, versions
+from jaxcond.study import SampleError, Store, StoreError, Study, Watcher, versions
 from jaxcond.study import run_study as run
 from jaxcond.study._store import create
 
@@ -194,13 +194,15 @@ def test_an_error_in_a_task_is_told_and_the_rest_is_kept(client, tmp_path):
         def finished(self, task, tally):
             finished.append(task)
 
-    with pytest.raises(ArithmeticError, match="width 7") as raised:
+    with pytest.raises(
+        SampleError, match=r"raises_at failed .*ArithmeticError: .* width 7"
+    ) as raised:
         run(study, path, crew=dask_cluster(address_of(client)), watcher=Listener())
     note = "\n".join(raised.value.__notes__)
     assert "width=7" in note
     assert f"jaxcond resume {path}" in note
     kept = {(task.point, task.chunk) for task in finished}
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(SampleError):
         run(study, path, crew=dask_cluster(address_of(client)))
     marks = Store(study, zarr.open_group(path, mode="r"), path).finished()
     assert all(marks[point, chunk] == 4 for point, chunk in kept)

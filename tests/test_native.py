@@ -336,6 +336,24 @@ def test_pieces_of_a_batch_are_those_of_each_state_alone():
             np.testing.assert_array_equal(x[index], y)
 
 
+_BUSY = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jaxcond as jc
+from jaxcond.study import run_study
+store = run_study(jc.Study(1024, ensemble={"width": 6}, observables=("counts",), chunk=1024))
+print(int((store.dataset().counts_status == 0).all()))
+"""
+
+
+def test_programs_that_run_at_once_do_not_wait_for_each_other():
+    """On every core a program with the kernel, each of which would like the other cores' help."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _BUSY], capture_output=True, text=True, timeout=200
+    )
+    assert ended.stdout.strip() == "1", ended.stderr
+
+
 @pytest.mark.parametrize("alone", [True, False], ids=["only CPUs", "other devices"])
 def test_derivatives_of_pieces_are_those_of_the_program(monkeypatch, alone):
     monkeypatch.setattr("jaxcond.flow._native_pieces.only_cpus", lambda: alone)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import errno
 import json
@@ -20,12 +21,13 @@ import xarray as xr
 import zarr
 import zarr.storage._local
 from filelock import FileLock
-from helpers import gaussian_states
+from helpers import gaussian_states, random_state
 
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
 from jaxcond.study import (
     Interrupted,
+    SampleError,
     Store,
     StoreError,
     Study,
@@ -573,17 +575,19 @@ def test_growing_dies_at_any_write(whole, extended, tmp_path, monkeypatch):
         shutil.rmtree(path)
 
 
-def test_ctrl_c_ends_after_the_chunk_in_flight(whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_after_the_chunk_in_flight(whole, tmp_path, number):
     class Interrupts(Dies):
         def finished(self, task, tally):
             super().finished(task, tally)
             if len(self.tasks) == 2:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
 
-    path, watcher, before = tmp_path / "study.zarr", Interrupts(), signal.getsignal(signal.SIGINT)
+    path, watcher, before = tmp_path / "study.zarr", Interrupts(), signal.getsignal(number)
     with pytest.raises(Interrupted):
         run(study(), path, watcher=watcher)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+    assert [file.name for file in tmp_path.iterdir()] == ["study.zarr"]
     with xr.open_zarr(path) as data:
         assert (data.finished.values > 0).sum() == len(watcher.tasks) == 2
         assert not data.attrs["complete"]
@@ -833,6 +837,34 @@ def test_the_lock_goes_with_its_process(copy):
             run(study(), copy)
         other.kill()
     run(study(), copy)
+
+
+def test_a_lock_that_was_removed_before_it_was_taken_does_not_count(copy, monkeypatch):
+    @contextlib.contextmanager
+    def late(path):
+        with locked(path):
+            Path(f"{path.resolve()}.lock").unlink()
+            yield
+
+    monkeypatch.setattr("jaxcond.study._run.locked", late)
+    with pytest.raises(StoreError, match="another process is just leaving"):
+        run(study(), copy)
+
+
+def _two_widths(key, p, q):
+    if p == 7:
+        raise ArithmeticError("no state of width 7")
+    return random_state(key, 1, p, q)
+
+
+def test_a_function_that_raises_is_named_with_the_samples():
+    asked = study(ensemble={"kind": "function", "function": _two_widths}, sweep={"width": [3, 7]})
+    with pytest.raises(SampleError) as raised:
+        run(asked)
+    told = str(raised.value)
+    assert told.startswith(f"{__name__}:_two_widths failed at line ")
+    assert f"of {__file__} on samples 0 to 15 at width=7: ArithmeticError: no state of" in told
+    assert isinstance(raised.value.__cause__, ArithmeticError)
 
 
 def test_a_store_can_be_read_while_it_is_written(tmp_path):

@@ -640,7 +640,10 @@ def test_chunks_are_powers_of_two_by_the_cost_of_a_sample():
         for width in (1, 100, 1000, 10**6, 10**18)
     ]
     assert sizes == [65536, 4096, 64, 32, 32]
-    assert default_chunk(Study(ensemble={"width": 100}, observables=("onset",))) == 128
+    # Trajectories: seconds of work, so that there is something to show and to keep soon.
+    for width, size in ((20, 512), (200, 256), (10**4, 256)):
+        study = Study(ensemble={"width": width}, observables=("onset", "counts"))
+        assert default_chunk(study) == size
 
 
 def test_methods_are_told_by_widths(states_file):

@@ -117,7 +117,6 @@ def test_statistics_are_those_of_the_records(mixed):
         count = times.size
         assert 100 < count == point.moments.count < 150
         error = times.std(ddof=1) / math.sqrt(count)
-        half = stats.t.ppf(0.95, count - 1) * error
         for found, expected in (
             (point.moments.mean, times.mean()),
             (point.moments.deviation, times.std(ddof=1)),
@@ -127,13 +126,13 @@ def test_statistics_are_those_of_the_records(mixed):
             (point.moments.greatest, times.max()),
             (point.plain.mean, times.mean()),
             (point.plain.standard_error, error),
-            (point.plain.lower, times.mean() - half),
-            (point.plain.upper, times.mean() + half),
             (point.widest_bracket, ((known.upper - known.lower) / times).values.max()),
             (point.largest_error, (known.error / times).values.max()),
             (point.scale, math.sqrt(10)),
         ):
             assert found == pytest.approx(expected, rel=1e-12)
+        interval = (point.plain.lower, point.plain.upper)
+        assert interval == pytest.approx(Moments.of(times).mean_interval(0.9), rel=1e-12)
         assert point.mean == point.plain
         assert point.plain.method == "plain"
         assert point.plain.gain == 1
@@ -497,23 +496,33 @@ def test_the_scaling_shows_samples_and_fit():
     left, right = drawable(plotting.scaling(summary)).axes
     m = np.array(WIDTHS, float)
     samples, fit = left.lines[0], left.lines[-1]
-    np.testing.assert_allclose(samples.get_xdata(), 1 / m)
-    np.testing.assert_allclose(samples.get_ydata(), 1.1 + 0.6 / m, rtol=1e-12)
+    ((_, fitted),) = summary.scalings
+    np.testing.assert_allclose(samples.get_xdata(), m)
+    expected = 1.1 + 0.6 / m - fitted.limit.value
+    np.testing.assert_allclose(samples.get_ydata(), expected, rtol=1e-9)
     # The means were made without any scatter, so that the fit is exact.
-    np.testing.assert_allclose(fit.get_ydata(), 1.1 + 0.6 * np.asarray(fit.get_xdata()), rtol=1e-8)
-    assert "1.1 ±" in fit.get_label()
+    np.testing.assert_allclose(expected, 0.6 / m, rtol=1e-3)
+    np.testing.assert_allclose(fit.get_ydata(), 0.6 / np.asarray(fit.get_xdata()), rtol=1e-3)
+    assert "$k$ = 0.6 $" in fit.get_label()
     np.testing.assert_allclose(right.lines[0].get_ydata(), 0.5 / np.sqrt(m), rtol=1e-10)
     law = right.lines[-1]
     np.testing.assert_allclose(law.get_ydata(), 0.5 / np.sqrt(law.get_xdata()), rtol=1e-6)
     # The limit of this ensemble is not known, and not drawn.
     labels = [text.get_text() for text in left.get_legend().get_texts()]
     assert not any("infinite width" in label for label in labels)
+    assert any("$\\tau$ = 1.1 of the fit" in label for label in labels)
+    # No line crosses the text of the legend.
+    for axes in (left, right):
+        axes.figure.draw_without_rendering()
+        assert axes.get_legend().get_window_extent().y1 < axes.get_window_extent().y0
 
 
 def test_the_scaling_shows_the_limit_and_every_group(swept):
     left, _ = drawable(plotting.scaling(swept[1])).axes
-    (limit,) = [line for line in left.lines if line.get_linestyle() == "--"]
-    assert limit.get_ydata()[0] == pytest.approx(INFINITE_WIDTH, abs=1e-9)
+    means = [point.scale * point.mean.mean - INFINITE_WIDTH for point in swept[1].points]
+    np.testing.assert_allclose(left.lines[0].get_ydata(), np.abs(means), rtol=1e-6)
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert any("1.167973 of infinite width" in label for label in labels)
     times = [t / s for s in (1.0, 2.0) for t in scaled_times(WIDTHS, 0.5)]
     summary = summarise(of_times(*times, sweep={"scale": [1.0, 2.0], "width": WIDTHS}))
     left, _ = drawable(plotting.scaling(summary)).axes

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -119,29 +120,34 @@ JaxcondSeries part_of(const JaxcondSeries& whole, int64_t start, int64_t count) 
   return part;
 }
 
-// Runs the parts of a batch on the threads of XLA's pool and on this one.
-template <class Part>
-int on_threads(ffi::ThreadPool& pool, int64_t parts, const Part& run) {
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), parts) - 1;
+// What the threads that run the parts of a batch share. It outlives the batch, as a helper may begin
+// when all is done.
+struct Parts {
   std::atomic<int64_t> next{0};
   std::atomic<int> failed{0};
   std::mutex mutex;
   std::condition_variable ended;
-  int64_t running = std::max<int64_t>(helpers, 0);
-  auto work = [&] {
-    for (int64_t i = next++; i < parts; i = next++)
-      if (run(i)) failed = 1;
+  int64_t done = 0;
+};
+
+// Runs the parts of a batch on the threads of XLA's pool and on this one. This one may be of the
+// pool, and so may all that the helpers could run on: it waits for parts, never for a helper.
+template <class Part>
+int on_threads(ffi::ThreadPool& pool, int64_t parts, const Part& run) {
+  const auto shared = std::make_shared<Parts>();
+  const auto work = [shared, parts, &run] {
+    for (int64_t i = shared->next++; i < parts; i = shared->next++) {
+      if (run(i)) shared->failed = 1;
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (++shared->done == parts) shared->ended.notify_one();
+    }
   };
-  for (int64_t i = 0; i < helpers; ++i)
-    pool.Schedule([&] {
-      work();
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--running == 0) ended.notify_one();
-    });
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), parts) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
   work();
-  std::unique_lock<std::mutex> lock(mutex);
-  ended.wait(lock, [&] { return running == 0; });
-  return failed;
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->ended.wait(lock, [&] { return shared->done == parts; });
+  return shared->failed;
 }
 
 template <ffi::DataType type>

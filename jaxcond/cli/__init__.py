@@ -5,6 +5,7 @@ shtab writes the completion of a shell from `jaxcond.cli.build_parser`; `jaxcond
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +15,7 @@ from rich.text import Text
 
 import jaxcond
 
+from .. import study
 from . import _late as late
 from ._check import add_check
 from ._common import EXIT_CODES, Parser, err, out
@@ -67,8 +69,10 @@ class _Versions(argparse.Action):
 def console() -> NoReturn:
     """The command itself: `main`, which after an interrupt leaves at once.
 
-    Work that is still running on the threads of the runtime would abort an orderly exit.
+    Work that is still running on the threads of the runtime would abort an orderly exit. A signal
+    to terminate is taken for Ctrl-C.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except SystemExit as leaving:
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         named = error.filename is not None and error.strerror is not None
         _fail(f"{error.filename}: {error.strerror}" if named else str(error), 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | _runtime_error()):
+        if not isinstance(error, MemoryError | study.SampleError | _runtime_error()):
             raise
         _fail(str(error) or type(error).__name__, 1)
 

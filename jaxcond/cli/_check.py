@@ -53,6 +53,11 @@ def _check(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
     if arguments.json is not None:
         check_writable(arguments.json)
+    for name, least in (("width", 2), ("samples", 1)):
+        if getattr(arguments, name) < least:
+            raise ValueError(
+                f"--{name} must be at least {least}, but is {getattr(arguments, name)}"
+            )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=err, disable=arguments.quiet) as progress:
         total = len(checks.STATEMENTS) + 1

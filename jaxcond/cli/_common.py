@@ -15,6 +15,14 @@ EXIT_CODES = (
     "or some statement did not hold; 130 interrupted."
 )
 _WIDEST = 10_000
+
+
+class _Help(RichHelpFormatter):
+    """Help in which [ensemble] is a table of TOML, not markup."""
+
+    help_markup = text_markup = False
+
+
 out = Console()
 err = Console(stderr=True)
 
@@ -27,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises instead of printing, and knows our help style."""
 
     def __init__(self, **settings):
-        super().__init__(epilog=EXIT_CODES, formatter_class=RichHelpFormatter, **settings)
+        super().__init__(epilog=EXIT_CODES, formatter_class=_Help, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -54,6 +62,18 @@ def check_writable(path: Path) -> None:
         raise OSError(f"cannot write {path}: there is no folder {folder}")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise OSError(f"cannot write {path}: permission denied")
+
+
+def check_store(path: Path) -> None:
+    """Refuse, as a store, what is no folder; a hint where it is a study's configuration."""
+    if path.suffix == ".toml":
+        store = path.with_suffix(".zarr").name
+        raise ValueError(
+            f"{path} is the name of a configuration, and a store is a folder: the one that "
+            f"`jaxcond study {path}` makes is {store}"
+        )
+    if path.is_file():
+        raise OSError(f"{path} is a file, and a store is a folder")
 
 
 def check_distinct(**options: Path | None) -> None:

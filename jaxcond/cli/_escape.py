@@ -175,8 +175,9 @@ def _print(
         table.add_row(*cells)
     print_table(table)
     out.print(Text(
-        "Iterations at which the loss falls below the level. Correction: by how much the effective "
-        "model alone is off, in the median; the prediction is off by a small share of it."
+        "Iterations at which the loss falls below the level. Correction: that of the effective "
+        "model alone over the predicted one, less 1, in the median: positive where it is late. The "
+        "prediction is off by a small share of it."
     ))  # fmt: skip
     for line in late.escapes.reasons(escapes):
         out.print(Text(line), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ._common import (
     Parser,
     add_cache,
     check_distinct,
+    check_store,
     check_writable,
+    err,
     out,
 )
 
@@ -44,7 +47,10 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
         "--out",
         type=Path,
         metavar="FILE",
-        help="figure to write; the suffix tells the format (default: KIND.png)",
+        help=(
+            "figure to write; the suffix tells the format (default: the names of store and kind, "
+            "as in widths_scaling.png)"
+        ),
     )
     add_cache(plot)
     plot.set_defaults(command=_plot)
@@ -79,17 +85,21 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
         )
     add("--out", type=Path, default=Path("phase.png"), metavar="FILE", help="figure to write")
     add("--save", type=Path, metavar="FILE", help="also write the values to an .npz file")
+    add("--quiet", action="store_true", help="print errors only")
     add_cache(phase)
     phase.set_defaults(command=_phase)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
-    path = Path(f"{arguments.kind}.png") if arguments.out is None else arguments.out
+    path = arguments.out
+    if path is None:
+        path = Path(f"{arguments.store.stem}_{arguments.kind}.png")
     check_writable(path)
     plotting.check_format(path)
     if arguments.axes is not None and arguments.kind != "phase":
         raise ValueError("--axes are those of --kind phase")
+    check_store(arguments.store)
     store = study.open_store(arguments.store)
     summary = study.summarise(store)
     if arguments.kind == "distribution":
@@ -140,7 +150,10 @@ def _phase(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--x and --y name the same axis, {x_name}")
     fixed: dict[str, Any] = {name: getattr(arguments, name) for name in _AXES}
     arguments_of: dict[str, Any] = fixed | {x_name: x[None, :], y_name: y[:, None]}
-    found = sampling.infinite_width_times(**arguments_of)
+    # Compiling alone takes most of a minute.
+    told = f"compiling, then computing {x.size * y.size} values …"
+    with contextlib.nullcontext() if arguments.quiet else err.status(told):
+        found = sampling.infinite_width_times(**arguments_of)
     known = np.asarray(found.status) == blowup.Status.CONVERGED
     values = np.where(known, np.asarray(found.time), np.nan)
     rest = ", ".join(
@@ -158,13 +171,12 @@ def _phase(arguments: argparse.Namespace) -> int:
         log_y=not arguments.linear,
     )
     plotting.save(figure, arguments.out)
-    out.print(
-        Text(f"{known.sum()} of {known.size} values found, figure written to {arguments.out}"),
-        soft_wrap=True,
-    )
+    written = [f"{known.sum()} of {known.size} values found, figure written to {arguments.out}"]
     if arguments.save is not None:
         with written_whole(arguments.save) as temporary, open(temporary, "wb") as file:
             arrays: dict[str, Any] = {x_name: x, y_name: y, "time": values, "error": found.error}
             np.savez_compressed(file, **arrays)
-        out.print(Text(f"Values written to {arguments.save}"), soft_wrap=True)
+        written.append(f"Values written to {arguments.save}")
+    for line in [] if arguments.quiet else written:
+        out.print(Text(line), soft_wrap=True)
     return 0 if known.all() else 3

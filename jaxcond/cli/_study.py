@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import tempfile
 import time
 import tomllib
@@ -23,7 +24,9 @@ from ._common import (
     Parser,
     add_cache,
     check_distinct,
+    check_store,
     check_writable,
+    err,
     importable,
     out,
 )
@@ -34,6 +37,13 @@ A study in a file: samples = 100_000, seed = 0, and tables [ensemble] (kind, wid
 [sweep] (width = [50, 100, 200], scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
 `--set` changes any key: --set samples=1e6 --set sweep.width=[100,400] --set ensemble.kind=uniform.
 """
+
+
+_TLS = {
+    "ca": "certificate of the authority, in PEM format",
+    "cert": "our certificate",
+    "key": "its key",
+}
 
 
 def _widths(text: str) -> dict[str, int]:
@@ -92,7 +102,15 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         "--out",
         type=Path,
         metavar="FILE",
-        help="figure to write; the suffix tells the format (default study.png)",
+        help=(
+            "figure to write; the suffix tells the format (default: the store's name with the "
+            "suffix .png, or study.png without a store)"
+        ),
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="write over a figure that is there, and a store of another study",
     )
     _add_running(study)
     add_cache(study)
@@ -135,7 +153,7 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
 
 def _add_running(parser: Parser) -> None:
     add = parser.add_argument
-    add("--quiet", action="store_true", help="no progress and no summary")
+    add("--quiet", action="store_true", help="print errors only")
     add("--log", action="store_true", help="progress as lines, for the log of a batch job")
     add(
         "--workers",
@@ -148,6 +166,13 @@ def _add_running(parser: Parser) -> None:
         metavar="ADDRESS",
         help="compute on the workers of a Dask scheduler, like tcp://host:8786",
     )
+    for name, what in _TLS.items():
+        add(
+            f"--tls-{name}",
+            type=Path,
+            metavar="FILE",
+            help=f"{what}, for a scheduler at tls://host:8786 (default: Dask's configuration)",
+        )
     add(
         "--any-version",
         action="store_true",
@@ -157,34 +182,65 @@ def _add_running(parser: Parser) -> None:
 
 def _study(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
-    keys = _configuration(arguments)
-    _announce(keys)
-    study = studies.Study.from_dict(keys)
+    try:
+        keys = _configuration(arguments)
+        _announce(keys, quiet=arguments.quiet)
+        study = studies.Study.from_dict(keys)
+    except RecursionError:
+        raise ValueError("the configuration is nested too deeply") from None
     path = arguments.store
     if path is None and arguments.file is not None:
         path = Path(arguments.file.with_suffix(".zarr").name)
-    figure = Path("study.png") if arguments.out is None else arguments.out
+    figure = arguments.out
+    if figure is None:
+        figure = Path("study.png" if path is None else f"{path.stem}.png")
     check_writable(figure)
     plotting.check_format(figure)
     check_distinct(store=path, out=figure)
+    if path is not None:
+        check_store(path)
+    if not arguments.force:
+        _keep_figure(figure, path)
+    elif path is not None:
+        _remove_other(path, study)
     with _resumable(path), _folder(path) as folder:
         if path is not None:
             _check_folder(folder)
         store, seconds = _run(study, folder, arguments)
         summary = studies.summarise(store)
         _tell(summary, seconds, arguments)
-        if path is not None:
-            out.print(Text(f"Records in {path}"), soft_wrap=True)
+        written = [] if path is None else [f"Records in {path}"]
         if any(point.moments.count for point in summary.points):
             plotting.save(plotting.distributions(store, summary), figure)
-            out.print(Text(f"Figure written to {figure}"), soft_wrap=True)
+            written.append(f"Figure written to {figure}")
         else:
-            out.print("No finite blow-up time: no figure.")
+            written.append("No finite blow-up time: no figure.")
+        for line in [] if arguments.quiet else written:
+            out.print(Text(line), soft_wrap=True)
     return _code(summary)
+
+
+def _keep_figure(figure: Path, path: Path | None) -> None:
+    """Refuse to write over a figure, unless it may be one of the study that is gone on with."""
+    if figure.exists() and (path is None or not path.exists()):
+        raise OSError(
+            f"{figure} is there already: --out FILE writes to another file, --force over this one"
+        )
+
+
+def _remove_other(path: Path, study: studies.Study) -> None:
+    """Make room for a study where there is the store of another one, and of no other folder."""
+    if not path.exists():
+        return
+    there = studies.open_store(path)
+    if there.group.attrs.get("configuration_hash") != study.digest():
+        with studies.locked(path):
+            shutil.rmtree(path)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
+    check_store(arguments.store)
     store = studies.open_store(arguments.store)
     keys = store.study.to_dict()
     _check_trust(store, keys, arguments)
@@ -212,7 +268,7 @@ def _check_trust(store: studies.Store, keys: dict[str, Any], arguments: argparse
             f"go on with it imports {function} from {place}, which runs that file; if you trust "
             "it, give --trust"
         )
-    _announce(keys)
+    _announce(keys, quiet=arguments.quiet)
 
 
 def _redirect(keys: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -229,7 +285,7 @@ def _redirect(keys: dict[str, Any], arguments: argparse.Namespace) -> None:
         )
 
 
-def _announce(keys: dict[str, Any]) -> None:
+def _announce(keys: dict[str, Any], *, quiet: bool) -> None:
     """Say which function will be imported, and from where; nothing if there is no such module."""
     ensemble = keys.get("ensemble")
     function = ensemble.get("function") if isinstance(ensemble, dict) else None
@@ -237,7 +293,7 @@ def _announce(keys: dict[str, Any]) -> None:
         return
     importable()
     place = studies.module_file(function)
-    if place is not None:
+    if place is not None and not quiet:
         out.print(Text(f"Imports {function} from {place}"), soft_wrap=True)
 
 
@@ -330,7 +386,10 @@ def _crew(arguments: argparse.Namespace) -> studies.CrewMaker | None:
         raise ValueError(
             'computing on workers needs Dask distributed: install "jaxcond[cluster]"'
         ) from error
-    return dask_cluster(arguments.scheduler, num_workers=arguments.workers)
+    ca, certificate, key = (getattr(arguments, f"tls_{name}") for name in _TLS)
+    return dask_cluster(
+        arguments.scheduler, num_workers=arguments.workers, tls=(ca, certificate, key)
+    )
 
 
 def _run(
@@ -340,7 +399,8 @@ def _run(
     crew = _crew(arguments)
     with contextlib.ExitStack() as stack:
         watcher = studies.Watcher()
-        if arguments.log:
+        # Bars that nothing moves on a terminal are lines in a file.
+        if arguments.log or not (arguments.quiet or err.is_terminal):
             watcher = late.progress.Lines()
         elif not arguments.quiet:
             watcher = late.progress.Bars()

@@ -22,10 +22,12 @@ from ._common import (
     Parser,
     add_cache,
     check_distinct,
+    check_store,
     check_writable,
     out,
     print_table,
 )
+from ._words import in_words
 
 
 def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -94,7 +96,9 @@ def _limit(value: float, width: float) -> str:
 
 
 def print_summary(summary: studies.StudySummary, seconds: float | None = None) -> None:
-    """One table for a single point; a row for each point of a sweep."""
+    """What was found in words; one table for a single point, a row for each point of a sweep."""
+    for line in in_words(summary):
+        out.print(Text(line))
     if len(summary.points) == 1:
         _print_point(summary, summary.points[0], seconds)
     else:
@@ -204,11 +208,11 @@ def _print_points(summary: studies.StudySummary) -> None:
 def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
     where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
     table = Table(
-        title=f"statistics.Scaling with the width m{': ' + where if where else ''}",
+        title=f"Scaling with the width m{': ' + where if where else ''}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("quantity", "value ± error", "interval", "p-value"):
+    for name in ("quantity", "value ± error", "interval", "fit"):
         table.add_column(name, justify="left" if name == "quantity" else "right")
     fits: list[tuple[str, statistics.Fitted]] = [
         ("limit of √m·T*", scaling.limit),
@@ -222,12 +226,16 @@ def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
             name,
             f"{_number(fit.value, fit.error)} ± {_short(fit.error, 1)}",
             f"{_number(fit.lower, fit.error)}, {_number(fit.upper, fit.error)}",
-            _short(fit.p_value, 2),
+            _of_fit(fit),
         )
     print_table(table)
-    if scaling.covers_limit is not None:
-        verb = "covers" if scaling.covers_limit else "does NOT cover"
-        out.print(f"The interval of the limit {verb} the infinite-width value.")
+    out.print(f"Fitted: √m·T* = {scaling.limit.model}", highlight=False, soft_wrap=True)
+
+
+def _of_fit(fit: statistics.Fitted) -> str:
+    """Whether the data agree with a fit."""
+    told = {True: "agrees", False: "DISAGREES", None: "unchecked"}[fit.agrees]
+    return told if fit.agrees is None else f"{told}, p = {fit.p_value:.1g}"
 
 
 def _summary(arguments: argparse.Namespace) -> int:
@@ -238,6 +246,8 @@ def _summary(arguments: argparse.Namespace) -> int:
     check_distinct(json=arguments.json, csv=arguments.csv)
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence must be between 0 and 1, but is {arguments.confidence}")
+    for path in filter(None, (arguments.store, arguments.compare)):
+        check_store(path)
     store = studies.open_store(arguments.store)
     other = None if arguments.compare is None else studies.open_store(arguments.compare)
     if other is not None and other.study.points != store.study.points:
@@ -301,6 +311,7 @@ def _all_times(store: studies.Store, point: int) -> Any:
 
 
 def _info(arguments: argparse.Namespace) -> int:
+    check_store(arguments.store)
     store = studies.open_store(arguments.store)
     study = store.study
     finished = store.finished()

@@ -114,9 +114,9 @@ def _distribution(axes: Axes, store: Store, point: PointSummary, *, alone: bool)
 def scaling(summary: StudySummary) -> Figure:
     r"""How mean and deviation of $\sqrt m\,T^*$ go with the width, beside the limit law.
 
-    Left: the mean against $1/m$ with its standard error, the fit and the infinite-width value.
-    Right: the deviation, with its fitted law and $1/\sqrt m$. One colour for each combination of
-    the other swept keys.
+    Left: how far the mean is from its limit $\tau$, that of infinite width where it is known and
+    else that of the fit, with its standard error and the fitted $k/m$. Right: the deviation, with
+    its fitted law $s/\sqrt m$. One colour for each combination of the other swept keys.
 
     **Raises:** `ValueError` if fewer than two widths were swept.
     """
@@ -131,15 +131,14 @@ def scaling(summary: StudySummary) -> Figure:
             if p.moments.count > 3 and all(p.coordinates[k] == v for k, v in others.items())
         ]
         _scaling(left, right, members, others, fit, f"C{number % 10}")
-    left.set_xlabel("$1/m$")
-    left.set_ylabel(r"mean of $\sqrt{m}\,T^*$")
-    left.set_xlim(left=0)
-    right.set_xscale("log")
-    right.set_yscale("log")
-    right.set_xlabel("width $m$")
+    left.set_ylabel(r"$|\,$mean of $\sqrt{m}\,T^* - \tau\,|$")
     right.set_ylabel(r"standard deviation of $\sqrt{m}\,T^*$")
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=7)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("width $m$")
+        # Below, where no line runs through it.
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -158,17 +157,21 @@ def _scaling(
     errors = root * np.array([p.mean.standard_error for p in members])
     told = f"{_name(others)}: " if others else ""
     style: dict[str, Any] = {"color": colour, "markersize": 3.5, "linestyle": "none"}
-    left.errorbar(1 / m, means, errors, marker="o", capsize=2, label=f"{told}samples", **style)
-    limit = f"{told}limit and $1/m$ term of the fit, {fit.limit.value:.7g} ± {fit.limit.error:.1g}"
-    x = np.linspace(0, 1.05 / m.min(), 200)
-    y = fit.limit.value + fit.correction.value * x
-    left.plot(x, y, color=colour, linewidth=0.8, label=limit)
+    wide = np.geomspace(m.min(), m.max(), 100)
     known = members[0].limit
     if math.isfinite(known):
-        left.axhline(
-            known, color=colour, linewidth=0.8, linestyle="--",
-            label=f"{told}infinite width {known:.7g}",
-        )  # fmt: skip
+        tau, source = known, "of infinite width"
+    else:
+        tau, source = fit.limit.value, rf"of the fit, $\pm$ {fit.limit.error:.1g}"
+    left.errorbar(
+        m, np.abs(means - tau), errors, marker="o", capsize=2,
+        label=rf"{told}samples, $\tau$ = {tau:.7g} {source}", **style,
+    )  # fmt: skip
+    k = fit.correction
+    left.plot(
+        wide, np.abs(k.value) / wide, color=colour, linewidth=0.8,
+        label=rf"{told}$k/m$ of the fit, $k$ = {k.value:.4g} $\pm$ {k.error:.1g}",
+    )  # fmt: skip
     spreads = root * np.array([p.moments.deviation for p in members])
     spread_errors = root * np.array([p.moments.deviation_error for p in members])
     right.errorbar(
@@ -176,7 +179,6 @@ def _scaling(
     )
     amplitude = fit.amplitude
     law = rf"{told}$({amplitude.value:.4g} \pm {amplitude.error:.1g})/\sqrt{{m}}$"
-    wide = np.geomspace(m.min(), m.max(), 100)
     right.plot(wide, amplitude.value / np.sqrt(wide), color=colour, linewidth=0.8, label=law)
 
 

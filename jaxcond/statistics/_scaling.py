@@ -5,10 +5,16 @@ At width $m$ and fixed aspect ratio and scales, with $Z$ standard normal to lead
 $$\sqrt m\,T^* = \tau_\infty + \frac{s}{\sqrt m} Z + \frac km + \dots$$
 
 so that the mean of $T^*$ falls like $m^{-1/2}$, the deviation of $\sqrt m\,T^*$ likewise, and the
-corrections are powers of $1/m$. Each is fitted by least squares, weighted by the errors given.
+corrections are powers of $1/m$. The limit and $k$ are fitted by least squares, weighted by the
+errors given. The series has no end, so the fit has all powers up to $1/m^9$. The coefficients of
+those from $1/m^2$ on are taken to be zero with the standard error $2\tau_\infty \rho^j$, where
+$\rho = \max(|k|/\tau_\infty, 1/2)$ is the ratio of the first two terms. Precise means decide these
+coefficients; where they do not, the intervals hold what the missing terms may amount to.
 
-Source: the delta method on the independent entries of the reduced form; for equal unit scales
-$\tau_\infty = 1.167973$, $s = 0.533812$ and $k = 0.61445$.
+Sources: the delta method on the independent entries of the reduced form; for equal unit scales
+$\tau_\infty = 1.167973$, $s = 0.533812$ and $k = 0.61445$. The errors of truncated series by
+coefficients of natural size: R. J. Furnstahl, N. Klco, D. R. Phillips and S. Wesolowski,
+*Quantifying truncation errors in effective field theory*, Phys. Rev. C 92 (2015) 024005.
 """
 
 import math
@@ -22,6 +28,12 @@ from ._moments import Values, check_level, normal
 _EPS = float(np.finfo(np.float64).eps)
 # Widths whose logarithms differ by less count as one: the fits could not tell them apart.
 _DISTINCT = 1e-6
+# Standard error of the coefficients beyond those that are fitted freely, in units of their natural
+# size, and the least ratio of one natural size to the next: both twice what equal scales have.
+_NATURAL, _LEAST_RATIO = 2.0, 0.5
+_HIGHEST = 9
+# Least probability of the scatter about a fit that agrees.
+_AGREES = 0.01
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,9 @@ class Fitted:
     r"""One coefficient of a fit: `value`, standard `error`, and limits `lower` and `upper`.
 
     - `p_value`: of the fit's $\chi^2$, that it would be so large if the model held; NaN where there
-      are as many coefficients as widths, or no errors.
-    - `model`: what was fitted.
+      are as many coefficients as widths.
+    - `model`: what was fitted, with the powers of $1/m$ whose coefficients the data tell better
+      than their natural size does.
     """
 
     value: float
@@ -39,6 +52,11 @@ class Fitted:
     upper: float
     p_value: float
     model: str
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the data agree with the model (`p_value` of at least 0.01); `None` if unknown."""
+        return None if math.isnan(self.p_value) else self.p_value >= _AGREES
 
 
 @dataclass(frozen=True)
@@ -72,17 +90,14 @@ def fit_scaling(
 ) -> Scaling:
     r"""Fit the laws of the mean and the deviation of $T^*$ to several widths.
 
-    The limit and the amplitude are extrapolated with a term in $1/m$, and with one in $1/m^2$ from
-    four widths on; the exponents likewise from three and from five widths on, as they have one
-    coefficient more. Few widths leave no freedom to tell whether the model holds, and a narrow
-    interval with a small p-value is that of a model that does not: leave out the least widths.
+    Powers of $1/m$ that the data do not decide widen the intervals, by what such a term may amount
+    to. A small p-value says that the data do not follow the law: no interval holds then.
 
     **Arguments:**
 
     - `widths`: $m$, positive, at least two of them different.
     - `means`, `standard_errors`, `deviations`, `deviation_errors`: of $T^*$ (not scaled) at each.
-      Where all errors of a kind are zero, the scatter about the fit gives those of the
-      coefficients; where some are, these are taken for rounding.
+      An error of zero is that of a value known to rounding.
     - `limit`: what $\tau_\infty$ should be.
     - `confidence`: of the intervals, which are normal: those of errors known well.
 
@@ -111,72 +126,124 @@ def fit_scaling(
             f"Argument `widths` must have at least 2 different values, but has {number}."
         )
     root = np.sqrt(m)
-    tau, k = _extrapolate(m, root * mean, root * mean_error, "tau_inf", number, confidence)
+    tau, k = _extrapolate(m, root * mean, root * mean_error, "tau_inf", confidence)
     covers = None if limit is None else tau.lower <= limit <= tau.upper
-    amplitude, _ = _extrapolate(m, m * deviation, m * deviation_error, "s", number, confidence)
+    amplitude, _ = _extrapolate(m, m * deviation, m * deviation_error, "s", confidence)
     return Scaling(
         limit=tau,
         correction=k,
         covers_limit=covers,
-        mean_exponent=_exponent(m, mean, mean_error, "alpha", number, confidence),
+        mean_exponent=_exponent(m, mean, mean_error, "alpha", confidence),
         fluctuation_exponent=_exponent(
-            m, root * deviation, root * deviation_error, "beta", number, confidence
+            m, root * deviation, root * deviation_error, "beta", confidence
         ),
         amplitude=amplitude,
     )
 
 
 def _extrapolate(
-    m: np.ndarray, y: np.ndarray, errors: np.ndarray, name: str, number: int, confidence: float
+    m: np.ndarray, y: np.ndarray, errors: np.ndarray, name: str, confidence: float
 ) -> tuple[Fitted, Fitted]:
     """The limit of y at infinite width, and the coefficient of 1 / m."""
     # In units of the least width, so that the columns are comparable.
     unit = m.min()
     x = unit / m
-    powers = 2 if number >= 4 else 1
-    columns = [x**i for i in range(powers + 1)]
-    model = " + ".join([name, "k/m", "l/m^2"][: powers + 1])
-    values, deviations, p_value = _least_squares(columns, y, errors)
+    size, ratio = _natural_sizes(x, y, errors, unit)
+    powers = np.arange(2, _HIGHEST + 1)
+    fit = _least_squares(
+        [np.ones_like(x), x], x, powers, _NATURAL * size * ratio**powers, y, errors
+    )
+    model = _model(f"{name} + k/m", fit.decided)
     return (
-        _fitted(values[0], deviations[0], p_value, model, confidence),
-        _fitted(values[1] * unit, deviations[1] * unit, p_value, model, confidence),
+        _fitted(fit.values[0], fit.errors[0], fit.p_value, model, confidence),
+        _fitted(fit.values[1] * unit, fit.errors[1] * unit, fit.p_value, model, confidence),
     )
 
 
 def _exponent(
-    m: np.ndarray, y: np.ndarray, errors: np.ndarray, name: str, number: int, confidence: float
+    m: np.ndarray, y: np.ndarray, errors: np.ndarray, name: str, confidence: float
 ) -> Fitted:
     """The exponent of y as a power of 1 / m, from the logarithms."""
-    powers = 0 if number < 3 else 1 if number < 5 else 2
-    model = " + ".join([f"log A - {name} log m", "c/m", "d/m^2"][: powers + 1])
+    model = f"log A - {name} log m"
     if not (y > 0).all():
         nan = math.nan
         return Fitted(value=nan, error=nan, lower=nan, upper=nan, p_value=nan, model=model)
     x = m.min() / m
-    columns = [np.ones_like(x), np.log(x), *(x**i for i in range(1, powers + 1))]
-    values, deviations, p_value = _least_squares(columns, np.log(y), errors / y)
-    return _fitted(values[1], deviations[1], p_value, model, confidence)
+    scaled = y * x**-0.5
+    _, ratio = _natural_sizes(x, scaled, errors * x**-0.5, m.min())
+    powers = np.arange(1, _HIGHEST + 1)
+    columns = [np.ones_like(x), np.log(x)]
+    fit = _least_squares(columns, x, powers, _NATURAL * ratio**powers, np.log(y), errors / y)
+    return _fitted(
+        fit.values[1], fit.errors[1], fit.p_value, _model(model, fit.decided), confidence
+    )
+
+
+def _natural_sizes(
+    x: np.ndarray, y: np.ndarray, errors: np.ndarray, unit: float
+) -> tuple[float, float]:
+    """The size of a series in x, and the ratio of each of its coefficients to the one before."""
+    no_more = np.arange(0)
+    fit = _least_squares([np.ones_like(x), x], x, no_more, no_more, y, errors)
+    size = float(np.abs(y).max())
+    ratio = abs(float(fit.values[1])) / size if size > 0 else 0.0
+    return size, max(ratio, _LEAST_RATIO / unit)
+
+
+def _model(free: str, decided: np.ndarray) -> str:
+    return " + ".join([free, *(f"k{j}/m^{j}" if j > 1 else "k1/m" for j in decided)])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Coefficients of the free columns, their errors, the p-value, and the powers decided."""
+
+    values: np.ndarray
+    errors: np.ndarray
+    p_value: float
+    decided: np.ndarray
 
 
 def _least_squares(
-    columns: list[np.ndarray], y: np.ndarray, errors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Coefficients, their standard errors, and the p-value of the fit."""
-    known = bool((errors > 0).any())
-    freedom = y.size - len(columns)
-    errors = np.maximum(errors, 4 * _EPS * np.abs(y)) if known else np.ones_like(y)
+    free: list[np.ndarray],
+    x: np.ndarray,
+    powers: np.ndarray,
+    sizes: np.ndarray,
+    y: np.ndarray,
+    errors: np.ndarray,
+) -> _Fit:
+    """Fit free columns and powers of x, whose coefficients are zero give or take these sizes."""
+    number = len(free)
+    freedom = y.size - number
+    errors = np.maximum(errors, 4 * _EPS * np.abs(y))
+    if not errors.any():
+        zero = np.zeros(number)
+        return _Fit(values=zero, errors=zero, p_value=math.nan, decided=powers[:0])
     # A zero that is known without error is as good as the best of the others.
     errors = np.where(errors > 0, errors, errors[errors > 0].min())
-    # The heaviest rows first, which keeps weights of very different size from mixing by rounding.
-    order = np.argsort(errors)
-    rows = (np.stack(columns, axis=1) / errors[:, None])[order]
-    q, r = np.linalg.qr(rows)
-    values = np.linalg.solve(r, q.T @ (y / errors)[order])
-    chi_squared = float((((y / errors)[order] - rows @ values) ** 2).sum())
-    scatter = 1.0 if known else math.sqrt(chi_squared / freedom) if freedom else 0.0
-    deviations = scatter * np.sqrt((np.linalg.inv(r) ** 2).sum(axis=1))
-    p_value = float(chdtrc(freedom, chi_squared)) if known and freedom else math.nan
-    return values, deviations, p_value
+    # What is known of each coefficient beforehand is a row of its own. A size below the smallest
+    # number is a coefficient of zero.
+    kept = sizes > np.finfo(np.float64).tiny
+    powers, sizes = powers[kept], sizes[kept]
+    columns = np.stack([*free, *(x**j for j in powers)], axis=1)
+    known = np.eye(len(powers), number + len(powers), number)
+    rows = np.concatenate([columns / errors[:, None], known / sizes[:, None]])
+    right = np.concatenate([y / errors, np.zeros(len(powers))])
+    # In units of the sizes, and the heaviest rows first, which keeps weights of very different size
+    # from mixing by rounding.
+    units = np.concatenate([np.ones(number), sizes])
+    rows = rows * units
+    order = np.argsort(-np.abs(rows).max(axis=1), kind="stable")
+    q, r = np.linalg.qr(rows[order])
+    values = np.linalg.solve(r, q.T @ right[order])
+    deviations = np.sqrt((np.linalg.inv(r) ** 2).sum(axis=1))
+    chi_squared = float(((right - rows @ values) ** 2).sum())
+    return _Fit(
+        values=values[:number],
+        errors=deviations[:number],
+        p_value=float(chdtrc(freedom, chi_squared)) if freedom else math.nan,
+        decided=powers[deviations[number:] < 0.5],
+    )
 
 
 def _fitted(value: float, error: float, p_value: float, model: str, confidence: float) -> Fitted:

@@ -3,6 +3,7 @@ from ._config import read_toml as read_toml
 from ._observables import OBSERVABLES as OBSERVABLES
 from ._run import CrewMaker as CrewMaker
 from ._run import Interrupted as Interrupted
+from ._run import SampleError as SampleError
 from ._run import Tally as Tally
 from ._run import Watcher as Watcher
 from ._run import local_devices as local_devices
@@ -10,6 +11,7 @@ from ._run import run_study as run_study
 from ._store import Store as Store
 from ._store import StoreError as StoreError
 from ._store import Task as Task
+from ._store import locked as locked
 from ._store import versions as versions
 from ._summary import LEVELS as LEVELS
 from ._summary import Estimate as Estimate

@@ -18,8 +18,8 @@ from ._store import Task
 _DIM = 12
 # Samples of a chunk by default: up to some seconds of work, and so many bytes of full states.
 _LARGEST_CHUNK, _CHUNK_ENTRIES = 1 << 16, 1 << 26
-# Trajectories cost about a hundred times what a blow-up time does.
-_COSTLY = ("onset", "counts")
+# What follows trajectories costs milliseconds a sample; fewer samples than the least are padded.
+_COSTLY, _COSTLY_CHUNKS = ("onset", "counts"), (256, 512)
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,14 @@ def default_chunk(study: Study) -> int:
         p, q = study.stored.widths
         entries = p * q
     size = _CHUNK_ENTRIES // entries
-    if any(name in _COSTLY for name in study.observables):
-        size //= 32
+    if _is_costly(study):
+        least, most = _COSTLY_CHUNKS
+        return least if size // 32 < most else most
     return 1 << (min(max(size, 32), _LARGEST_CHUNK).bit_length() - 1)
+
+
+def _is_costly(study: Study) -> bool:
+    return any(name in _COSTLY for name in study.observables)
 
 
 def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
@@ -93,7 +98,9 @@ def compute(
     """
     with jax.enable_x64(study.precision == "float64"):
         samples = _samples(study, task)
-        found = blowup_times(samples, rtol=study.rtol, progress=progress)
+        # A sample that is followed further is finished once that is done.
+        costly = _is_costly(study)
+        found = blowup_times(samples, rtol=study.rtol, progress=None if costly else progress)
         fields = {
             "blowup_time": found.time,
             "lower": found.lower,
@@ -104,6 +111,8 @@ def compute(
             "stage": found.stage,
         }
         observed = observe(samples, study.observables, study.fractions)
+        if costly and progress is not None:
+            progress(len(samples))
         arrays = {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}
     known = is_known(arrays["blowup_time"], arrays["status"])
     return arrays, Outcome(Moments.of(arrays["blowup_time"][known]), found.counts())

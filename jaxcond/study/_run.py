@@ -1,10 +1,12 @@
 """A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
 
 import abc
+import contextlib
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from ..blowup import Status, is_known
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
+from ._kinds import function_name
 from ._store import (
     Store,
     StoreError,
@@ -34,6 +37,43 @@ from ._store import (
 
 class Interrupted(KeyboardInterrupt):
     """A study that was asked to stop, after the chunks in flight were written."""
+
+
+class SampleError(RuntimeError):
+    """An ensemble's function raised while samples were drawn; its exception is the cause."""
+
+
+def computed(
+    study: Study, task: Task, progress: Callable[[int], None] | None = None
+) -> tuple[Mapping[str, np.ndarray], Outcome]:
+    """What `compute` gives for a task.
+
+    **Raises:** `SampleError` that names the function of the ensemble and the samples, for whatever
+    is raised where there is such a function.
+    """
+    try:
+        return compute(study, task, progress)
+    except Exception as error:
+        if "function" not in study.ensemble:
+            raise
+        _, settings = study.settings[task.point]
+        function = settings.function
+        told = f"{function_name(function)} failed{_line_of(function, error)}"
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SampleError(f"{told} on {place_of(study, task)}: {why}") from error
+
+
+def _line_of(function: Any, error: Exception) -> str:
+    """Where the function's own file was left last, if it is known."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f" at line {frames[-1].lineno} of {file}" if frames else ""
+
+
+def place_of(study: Study, task: Task) -> str:
+    """The samples of a task in words."""
+    place = f"samples {task.start} to {task.stop - 1}"
+    return f"{place} at {study.name(task.point)}" if study.points[task.point] else place
 
 
 @dataclass
@@ -112,7 +152,7 @@ class Devices(AbstractCrew):
         device = self._free.get()
         try:
             with jax.default_device(device):
-                fields, outcome = compute(
+                fields, outcome = computed(
                     self._study, task, lambda count: self._solved(task.point, count)
                 )
             self._store.write(task, fields)
@@ -178,12 +218,13 @@ def run_study(
     - `repair`: compute damaged chunks again.
 
     **Raises:** `StoreError` for a store that is damaged, in use or of another study; `OSError` if
-    it cannot be written; `Interrupted` after Ctrl-C, once the chunks in flight are written.
+    it cannot be written; `SampleError` for a function that raises; `Interrupted` after Ctrl-C or a
+    signal to terminate, once the chunks in flight are written.
     """
     path = None if path is None else Path(path)
     study = study.loaded()
     watcher = Watcher() if watcher is None else watcher
-    with locked(path):
+    with _alone(path):
         store = _open(study, path, any_version)
         if repair:
             _repair(store)
@@ -199,6 +240,28 @@ def run_study(
         team.close()
         store.describe(complete=True)
     return store
+
+
+@contextlib.contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """Keep other processes off a store; the file of the lock goes at the end.
+
+    **Raises:** `StoreError` if another process is working on it.
+    """
+    with locked(path):
+        if path is None:
+            yield
+            return
+        lock = Path(f"{path.resolve()}.lock")
+        if not lock.exists():
+            # Opened before the last process removed it: the next one would not meet it.
+            raise StoreError(f"another process is just leaving {path}")
+        try:
+            yield
+        finally:
+            # Where files that are open cannot be removed, it stays.
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
 
 def _open(study: Study, path: Path | None, any_version: bool) -> Store:
@@ -397,15 +460,19 @@ def _erase_surplus(store: Store, tallies: Sequence[Tally]) -> None:
 
 
 class _Interrupt:
-    """The first Ctrl-C asks to stop after the chunks in flight, a second one stops at once."""
+    """The first Ctrl-C asks to stop after the chunks in flight, a second one stops at once.
+
+    So does the signal by which a batch system, or `kill`, ends a process.
+    """
 
     def __init__(self):
         self.asked = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interrupt":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -415,5 +482,5 @@ class _Interrupt:
         self.asked = True
 
     def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

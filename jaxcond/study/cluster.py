@@ -25,12 +25,13 @@ import cloudpickle
 import numpy as np
 import zarr
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, wait
+from distributed.security import Security
 from zarr.storage import LocalStore
 
 from .._threads import num_cores
-from ._compute import Outcome, compute
+from ._compute import Outcome
 from ._config import Study
-from ._run import AbstractCrew, CrewMaker
+from ._run import AbstractCrew, CrewMaker, computed, place_of
 from ._store import Store, StoreError, Task, check_states, current_platform, versions
 
 # Seconds.
@@ -92,7 +93,7 @@ def _work(job: _Job, task: Task) -> Outcome:
         _active[job.token] += 1
     try:
         store = _open(job)
-        values, outcome = compute(store.study, task)
+        values, outcome = computed(store.study, task)
         store.write(task, values)
     finally:
         with _lock:
@@ -274,9 +275,7 @@ class Cluster(AbstractCrew):
         return found
 
     def _raise(self, future: Future, task: Task) -> None:
-        place = f"samples {task.start} to {task.stop - 1}"
-        if self._study.points[task.point]:
-            place += f" at {self._study.name(task.point)}"
+        place = place_of(self._study, task)
         kept = f"Finished chunks are kept: `jaxcond resume {self._path}` goes on."
         error: Any = future.exception()
         if isinstance(error, KilledWorker):
@@ -383,7 +382,7 @@ def _start(num_workers: int) -> LocalCluster:
         raise RuntimeError(guard) from error
 
 
-def _connect(address: str) -> Client:
+def _connect(address: str, security: Security | None = None) -> Client:
     """A client of a scheduler, from its address or the file that it wrote."""
     by_file = "://" not in address and (address.endswith(".json") or Path(address).is_file())
     if by_file and not Path(address).is_file():
@@ -395,6 +394,7 @@ def _connect(address: str) -> Client:
                 scheduler_file=address if by_file else None,
                 timeout=_CONNECT,
                 set_as_default=False,
+                security=security,
             )
     except (OSError, ValueError) as error:
         raise OSError(
@@ -402,7 +402,34 @@ def _connect(address: str) -> Client:
         ) from error
 
 
-def dask_cluster(address: str | None = None, *, num_workers: int | None = None) -> CrewMaker:
+def _security(ca: Path | None, certificate: Path | None, key: Path | None) -> Security | None:
+    """TLS by these files; `None`, by Dask's own configuration, if there are none."""
+    files = {"ca": ca, "certificate": certificate, "key": key}
+    if not any(files.values()):
+        return None
+    missing = [name for name, path in files.items() if path is None]
+    if missing:
+        raise ValueError(
+            f"Argument `tls` takes the files of authority, certificate and key, but has no "
+            f"{' and no '.join(missing)}."
+        )
+    for path in files.values():
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+    return Security(
+        tls_ca_file=str(ca),
+        tls_client_cert=str(certificate),
+        tls_client_key=str(key),
+        require_encryption=True,
+    )
+
+
+def dask_cluster(
+    address: str | None = None,
+    *,
+    num_workers: int | None = None,
+    tls: tuple[Path | None, Path | None, Path | None] = (None, None, None),
+) -> CrewMaker:
     """Workers of Dask distributed, on this or on other machines.
 
     Workers and this process must see the store at the same path and have the same versions. A lost
@@ -414,6 +441,9 @@ def dask_cluster(address: str | None = None, *, num_workers: int | None = None) 
     - `num_workers`: without an address, how many processes to start on this machine, each with its
       own share of the cores; by default one for each core. A script that does so needs
       `if __name__ == "__main__":`, since every worker imports it.
+    - `tls`: files of the authority, the client's certificate and its key, in PEM format, for an
+      address that begins with `tls://`. Without them, Dask's configuration says
+      (`distributed.comm.tls`).
 
     **Returns:** the argument `crew` of `run`.
 
@@ -425,6 +455,9 @@ def dask_cluster(address: str | None = None, *, num_workers: int | None = None) 
         raise ValueError(
             "Argument `num_workers` is of workers on this machine and does not go with `address`."
         )
+    security = _security(*tls)
+    if security is not None and address is None:
+        raise ValueError("Argument `tls` goes with `address`.")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"Argument `num_workers` must be at least 1, but is {num_workers}.")
 
@@ -437,7 +470,7 @@ def dask_cluster(address: str | None = None, *, num_workers: int | None = None) 
                 cluster = _start(num_cores() if num_workers is None else num_workers)
                 client = _connect(cluster.scheduler_address)
             else:
-                client = _connect(address)
+                client = _connect(address, security)
             return Cluster(study, store, solved, client, cluster)
         except BaseException:
             with _quiet():

@@ -22,6 +22,8 @@ from ...study import Task as Chunk
 from .._common import err
 
 _LOG_SECONDS = 30.0
+# Until the first samples are there.
+_COMPILING = "compiling …"
 
 
 class _Rate(ProgressColumn):
@@ -59,10 +61,7 @@ class Bars(Watcher):
         self.progress.start()
         total = study.samples * len(tallies)
         self._whole = self.progress.add_task(
-            "all" if study.sweep else "samples",
-            total=total,
-            completed=sum(t.done for t in tallies),
-            estimate="compiling",
+            _COMPILING, total=total, completed=sum(t.done for t in tallies), estimate=""
         )
 
     def stop(self) -> None:
@@ -85,7 +84,8 @@ class Bars(Watcher):
     def solved(self, point: int, count: int) -> None:
         """Move the bars."""
         bar = self._bar(point)
-        self.progress.update(self._whole, advance=count, estimate="")
+        name = "all" if self._study.sweep else "samples"
+        self.progress.update(self._whole, advance=count, estimate="", description=name)
         if bar is not None:
             self.progress.update(bar, advance=count)
 
@@ -121,6 +121,8 @@ class Lines(Watcher):
             f"{self._done} of {self._total} there already",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
+        if self._done < self._total:
+            err.print(_COMPILING)
 
     def finished(self, task: Chunk, tally: Tally) -> None:
         """Tell samples, rate, time left and the running mean, twice a minute at most."""
