@@ -103,7 +103,7 @@ def print_summary(summary: studies.StudySummary, seconds: float | None = None) -
             total = sum(point.num_samples for point in summary.points)
             out.print(f"{total} samples in {seconds:.1f} s", highlight=False)
     for others, scaling in summary.scalings:
-        _print_scaling(others, scaling)
+        _print_scaling(others, scaling, summary.study.quantity.rescaled)
     if not summary.complete:
         out.print("The study is not complete.")
 
@@ -111,8 +111,11 @@ def print_summary(summary: studies.StudySummary, seconds: float | None = None) -
 def _print_point(
     summary: studies.StudySummary, point: studies.PointSummary, seconds: float | None
 ) -> None:
-    kind, _ = summary.study.settings[point.point]
-    title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}, {point.num_samples} samples"
+    study, rescaled = summary.study, summary.study.quantity.rescaled
+    kind, settings = study.settings[point.point]
+    layers = f", {settings.depth} layers" if study.takes_chains else ""
+    title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}{layers}, "
+    title += f"{point.num_samples} samples"
     table = Table(title=title, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
@@ -135,8 +138,8 @@ def _print_point(
         for q in point.quantiles
     ]
     rows += [
-        ("mean of √q·T*", _pair(root * best.mean, root * best.standard_error)),
-        ("√q·T* at infinite width", _number(point.limit)),
+        (f"mean of {rescaled}", _pair(root * best.mean, root * best.standard_error)),
+        (f"{rescaled} at infinite width", _number(point.limit)),
         ("widest bracket, relative", _short(point.widest_bracket, 2)),
         ("largest numerical error, relative", _short(point.largest_error, 2)),
     ]
@@ -174,7 +177,7 @@ def _print_points(summary: studies.StudySummary) -> None:
     for name in study.sweep:
         table.add_column(name, justify="right")
     gains = any(point.mean.method != "plain" for point in summary.points)
-    names = ["samples", "mean T* ± error", "deviation", "√q·T*", "limit"]
+    names = ["samples", "mean T* ± error", "deviation", study.quantity.rescaled, "limit"]
     for name in (*names, *(["gain"] if gains else []), "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for point in summary.points:
@@ -201,17 +204,17 @@ def _print_points(summary: studies.StudySummary) -> None:
         )
 
 
-def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
+def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling, rescaled: str) -> None:
     where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
     table = Table(
-        title=f"statistics.Scaling with the width m{': ' + where if where else ''}",
+        title=f"Scaling with the width m{': ' + where if where else ''}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for name in ("quantity", "value ± error", "interval", "p-value"):
         table.add_column(name, justify="left" if name == "quantity" else "right")
     fits: list[tuple[str, statistics.Fitted]] = [
-        ("limit of √m·T*", scaling.limit),
+        (f"limit of {rescaled}", scaling.limit),
         ("its 1/m correction", scaling.correction),
         ("exponent α of the mean ~ m^-α", scaling.mean_exponent),
         ("β of the fluctuation ~ m^-β", scaling.fluctuation_exponent),

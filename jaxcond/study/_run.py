@@ -19,6 +19,7 @@ from ..blowup import Status, is_known
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
+from ._cost import check_cost
 from ._store import (
     Store,
     StoreError,
@@ -204,6 +205,7 @@ def run_study(
 def _open(study: Study, path: Path | None, any_version: bool) -> Store:
     if path is None or not path.exists():
         chunk = default_chunk(study) if study.chunk is None else study.chunk
+        check_cost(study, chunk, path)
         if path is None:
             return create(study, None, chunk, methods_of(study))
         # Made beside and renamed: a store is there whole, or not at all.
@@ -227,6 +229,7 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
         )
     store.clean()
     if study.samples > store.samples:
+        check_cost(study, store.chunk, path)
         store.describe(complete=False)
     store.describe(**attributes_of(study))
     store.grow(study.samples)

@@ -27,8 +27,9 @@ from zarr.storage import LocalStore, MemoryStore
 
 from .._threads import chosen_device
 from ..blowup import Status
+from ._axes import AXES
 from ._config import Study
-from ._kinds import function_name
+from ._functions import function_name
 from ._observables import OBSERVABLES, Field, entry_labels
 from ._trust import SEAL, seal
 
@@ -55,19 +56,6 @@ _MARKS = 256
 _VERSIONS = ("jaxcond", "jax", "jaxlib", "diffrax", "equinox", "numpy", "scipy")
 # What reading raises for a file whose checksum or content is wrong.
 _UNREADABLE = (ValueError, RuntimeError)
-_DESCRIPTIONS = {
-    "kind": "ensemble of initial states",
-    "width": "width of both hidden layers",
-    "aspect": "ratio p/q of the widths",
-    "p": "width of the layer next to the output",
-    "q": "width of the layer next to the input",
-    "scale": "standard deviation of the entries of a, b, c",
-    "scale_a": "standard deviation of the entries of a (output)",
-    "scale_b": "standard deviation of the entries of b",
-    "scale_c": "standard deviation of the entries of c (input)",
-    "rank": "rank of the signal in b",
-    "noise": "share of noise in b",
-}
 
 
 # Without these attributes, and of these types, a group is no store of a study.
@@ -520,7 +508,7 @@ def _coordinates(study: Study) -> dict[str, tuple[str, list[Any], str]]:
     columns: dict[str, tuple[str, list[Any], str]] = {}
     for name, values in study.axes.items():
         dim = "point" if study.combine == "zip" else name
-        columns[name] = (dim, list(values), _DESCRIPTIONS[name])
+        columns[name] = (dim, list(values), AXES[name].help)
     if "counts" in study.observables:
         columns["fraction"] = ("fraction", list(study.fractions), "fraction of T*")
     if "entries" in study.observables:
