@@ -68,7 +68,7 @@ def test_chunks_and_resumption_change_nothing_but_rounding(store, tmp_path, chun
             # An error is itself an estimate from noise in the last bits.
             near = {"atol": 1e-10} if name == "error" else {"rtol": 1e-9}
             np.testing.assert_allclose(found[name].values, expected, err_msg=name, **near)
-        assert found.depth.attrs["long_name"] == "number of layers of a chain"
+        assert found.depth.attrs["long_name"] == "number of layers of a chain or a network"
 
 
 def test_each_depth_is_summarised_by_its_own_power_of_the_width(store):
@@ -117,7 +117,7 @@ def test_scaling_with_the_width_has_the_exponent_of_the_depth(monkeypatch):
         ({"ensemble": CHAIN | {"p": 3}}, "Key `ensemble.p` is not one that a chain ensemble takes"),
         ({"ensemble": {"depth": 3}}, "Key `ensemble.depth` is not one that a gaussian ensemble"),
         ({"ensemble": CHAIN | {"reduced": True}}, "Key `ensemble.reduced` cannot be true: the ch"),
-        ({"ensemble": CHAIN, "observables": ["onset"]}, "`onset` is one of states; chains have ene"),
+        ({"ensemble": CHAIN, "observables": ["onset"]}, "`onset` is one of states; chains have"),
         ({"ensemble": CHAIN, "sampling": "sobol"}, "Key `sampling` can be 'sobol' for the reduced"),
         ({"sweep": {"kind": ["chain", "uniform"]}}, "Key `sweep.kind`: `chain` cannot be swept"),
     ],

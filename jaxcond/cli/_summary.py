@@ -113,8 +113,8 @@ def _print_point(
 ) -> None:
     study, rescaled = summary.study, summary.study.quantity.rescaled
     kind, settings = study.settings[point.point]
-    layers = f", {settings.depth} layers" if study.takes_chains else ""
-    title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}{layers}, "
+    layers = f", {settings.depth} layers" if settings.depth != 3 else ""
+    title = f"{study.quantity.title}, {kind}, width {point.p} x {point.q}{layers}, "
     title += f"{point.num_samples} samples"
     table = Table(title=title, show_header=False)
     table.add_column(justify="left")
@@ -137,12 +137,16 @@ def _print_point(
         )
         for q in point.quantiles
     ]
-    rows += [
-        (f"mean of {rescaled}", _pair(root * best.mean, root * best.standard_error)),
-        (f"{rescaled} at infinite width", _number(point.limit)),
-        ("widest bracket, relative", _short(point.widest_bracket, 2)),
-        ("largest numerical error, relative", _short(point.largest_error, 2)),
-    ]
+    rows += (
+        []
+        if rescaled == study.quantity.symbol
+        else [
+            (f"mean of {rescaled}", _pair(root * best.mean, root * best.standard_error)),
+            (f"{rescaled} at infinite width", _number(point.limit)),
+            ("widest bracket, relative", _short(point.widest_bracket, 2)),
+            ("largest numerical error, relative", _short(point.largest_error, 2)),
+        ]
+    )
     total = max(point.num_samples, 1)
     shares = [(name, n) for name, n in point.statuses.items() if n or name == "converged"]
     rows += [(f"status {name}", f"{n}  ({n / total:.4%})") for name, n in shares]
@@ -170,14 +174,16 @@ def _pair(value: float, error: float) -> str:
 def _print_points(summary: studies.StudySummary) -> None:
     study = summary.study
     table = Table(
-        title=f"Blow-up time T*, {len(summary.points)} points, seed {study.seed}",
+        title=f"{study.quantity.title}, {len(summary.points)} points, seed {study.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for name in study.sweep:
         table.add_column(name, justify="right")
     gains = any(point.mean.method != "plain" for point in summary.points)
-    names = ["samples", "mean T* ± error", "deviation", study.quantity.rescaled, "limit"]
+    symbol, rescaled = study.quantity.symbol, study.quantity.rescaled
+    names = ["samples", f"mean {symbol} ± error", "deviation"]
+    names += [] if rescaled == symbol else [rescaled, "limit"]
     for name in (*names, *(["gain"] if gains else []), "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for point in summary.points:
@@ -187,9 +193,15 @@ def _print_points(summary: studies.StudySummary) -> None:
             str(point.num_samples),
             f"{_number(best.mean, best.standard_error)} ± {_short(best.standard_error, 1)}",
             _short(point.moments.deviation, 3),
-            _number(point.scale * best.mean, point.scale * best.standard_error),
-            _short(point.limit, 6),
         ]
+        cells += (
+            []
+            if rescaled == symbol
+            else [
+                _number(point.scale * best.mean, point.scale * best.standard_error),
+                _short(point.limit, 6),
+            ]
+        )
         if gains:
             cells.append(_short(best.gain, 4))
         cells.append(str(point.num_samples - point.moments.count))

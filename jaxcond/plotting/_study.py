@@ -86,9 +86,7 @@ def _distribution(axes: Axes, store: Store, point: PointSummary, *, alone: bool)
     beyond = int(point.moments.count - counts.sum())
     note = f"\n({beyond} of {point.moments.count} beyond the axis)" if beyond else ""
     size = 10 if alone else 7
-    axes.set_xlabel(
-        f"rescaled blow-up time ${store.study.quantity.rescaled_tex}${note}", fontsize=size
-    )
+    axes.set_xlabel(f"{store.study.quantity.label}{note}", fontsize=size)
     axes.set_ylabel("probability density", fontsize=size)
     title = f"width {point.p} × {point.q}, {point.num_samples} samples"
     if point.coordinates and not alone:
@@ -114,7 +112,7 @@ def scaling(summary: StudySummary) -> Figure:
         raise ValueError("A plot of the scaling needs a sweep over at least two widths.")
     figure = Figure(figsize=(8.2, 3.6), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2)
-    told = summary.study.quantity.rescaled_tex
+    told = summary.study.quantity.tex
     for number, (others, fit) in enumerate(summary.scalings):
         members = [
             p
@@ -123,12 +121,12 @@ def scaling(summary: StudySummary) -> Figure:
         ]
         _scaling(left, right, members, others, fit, f"C{number % 10}")
     left.set_xlabel("$1/m$")
-    left.set_ylabel(f"mean of ${told}$")
+    left.set_ylabel(f"mean of {told}")
     left.set_xlim(left=0)
     right.set_xscale("log")
     right.set_yscale("log")
     right.set_xlabel("width $m$")
-    right.set_ylabel(f"standard deviation of ${told}$")
+    right.set_ylabel(f"standard deviation of {told}")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -198,7 +196,7 @@ def convergence(store: Store, summary: StudySummary) -> Figure:
     axes.axhline(0, color="0.5", linewidth=0.6)
     axes.set_xscale("log")
     axes.set_xlabel("number of samples $n$")
-    axes.set_ylabel(r"mean $T^*$ of the first $n$ over that of all, less 1")
+    axes.set_ylabel("mean of the first $n$ over that of all, less 1")
     axes.legend(frameon=False, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -237,7 +235,7 @@ def study_map(summary: StudySummary, x: str, y: str) -> Figure:
         differences["sampled / infinite width − 1"] = sampled / limit - 1
     return phase_maps(
         xs, ys, maps,
-        x_label=AXES[x].label, y_label=AXES[y].label, label=f"${study.quantity.rescaled_tex}$",
+        x_label=AXES[x].label, y_label=AXES[y].label, label=study.quantity.tex,
         differences=differences, log_x=_is_log(xs), log_y=_is_log(ys),
     )  # fmt: skip
 

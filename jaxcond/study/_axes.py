@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ._checks import choice, real, whole
+from ._checks import choice, real, text, whole
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Axis:
     """A key that takes one value, and may be swept.
 
     - `type`: `int`, `float` or `str`; `least`, `most`: its range; `strict`: whether `least` itself
-      is outside; `words`: those of text.
+      is outside; `words`: those that text may
+      be, if not any.
     - `help`: what it is, in the store and in tables; `label`: the same at the axis of a figure;
       `symbol`: in formulas of figures.
     """
@@ -31,8 +32,10 @@ class Axis:
 
         **Raises:** `ValueError` that names the key.
         """
-        if self.type is str:
+        if self.type is str and self.words:
             return choice(key, value, self.words)
+        if self.type is str:
+            return text(key, value)
         if self.type is int:
             most = None if self.most == math.inf else int(self.most)
             return whole(key, value, int(self.least), most)
@@ -48,12 +51,19 @@ AXES: dict[str, Axis] = {
         help="ensemble of initial states",
         label="ensemble",
         symbol="ensemble",
-        words=("gaussian", "uniform", "orthogonal", "balanced", "low_rank", "chain", "function",
-               "file"),
+        words=(
+            "gaussian",
+            "uniform",
+            "orthogonal",
+            "balanced",
+            "low_rank",
+            "chain",
+            "escape",
+            "function",
+            "file",
+        ),
     ),
-    "width": Axis(
-        **_WIDTH, help="width of all hidden layers", label="width $m$", symbol="$m$"
-    ),
+    "width": Axis(**_WIDTH, help="width of all hidden layers", label="width $m$", symbol="$m$"),
     "aspect": Axis(
         type=float,
         strict=True,
@@ -74,7 +84,7 @@ AXES: dict[str, Axis] = {
         type=int,
         least=2,
         most=64,
-        help="number of layers of a chain",
+        help="number of layers of a chain or a network",
         label="number of layers $L$",
         symbol="$L$",
     ),
@@ -112,4 +122,32 @@ AXES: dict[str, Axis] = {
         label=r"share of noise $\eta$",
         symbol=r"$\eta$",
     ),
-}  # fmt: skip
+    "data": Axis(type=str, help="file of the samples to train on", label="data", symbol="data"),
+    "std": Axis(
+        type=float,
+        strict=True,
+        help="standard deviation of the initial weights",
+        label=r"standard deviation $\varepsilon$ of the weights",
+        symbol=r"$\varepsilon$",
+    ),
+    "exponent": Axis(
+        type=float,
+        help="exponent gamma of the standard deviation m^-gamma of the initial weights",
+        label=r"exponent $\gamma$, $\varepsilon = m^{-\gamma}$",
+        symbol=r"$\gamma$",
+    ),
+    "loss": Axis(
+        type=str,
+        words=("half_mse", "mse", "softmax", "logistic"),
+        help="loss of training",
+        label="loss",
+        symbol="loss",
+    ),
+    "learning_rate": Axis(
+        type=float,
+        strict=True,
+        help="learning rate of gradient descent",
+        label=r"learning rate $\eta$",
+        symbol=r"$\eta$",
+    ),
+}

@@ -10,16 +10,17 @@ from ..blowup import (
     ChainSamples,
     Form,
     Samples,
+    Status,
     Stored,
     blowup_times,
     check_rtol,
     escalation,
     integration,
-    is_known,
 )
 from ..statistics import Moments
 from ._config import LARGEST_CHUNK, Study
 from ._cost import least_chunk
+from ._escapes import predict
 from ._kinds import KINDS, Settings, gaussian
 from ._observables import observe
 from ._store import Task
@@ -30,6 +31,8 @@ _DIM = 12
 _LARGEST_CHUNK, _CHUNK_ENTRIES = 1 << 16, 1 << 26
 # Chains are followed by a solver, each entry at the cost of so many of a state's.
 _CHAIN_COST = 1024
+# Networks of a chunk: each takes tenths of a second.
+_NETWORKS = 64
 # Trajectories cost about a hundred times what a blow-up time does.
 _COSTLY = ("onset", "counts")
 
@@ -56,6 +59,8 @@ def _affordable_chunk(study: Study) -> int:
     if study.kinds == {"file"}:
         p, q = study.stored.widths
         entries = p * q
+    if study.predicts_escapes:
+        return _NETWORKS
     if study.takes_chains:
         entries = _CHAIN_COST * max(settings.entries for _, settings in study.settings)
     size = _CHUNK_ENTRIES // entries
@@ -76,6 +81,8 @@ def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
 
 
 def _full_methods(study: Study, settings: Settings) -> tuple[str, ...]:
+    if settings.training is not None:
+        return ()
     if settings.depth == 2:
         return ("closed form",)
     if settings.depth > 3:
@@ -110,7 +117,9 @@ def _samples(study: Study, task: Task) -> Samples | ChainSamples:
             seed=_sobol_seed(study, task.point),
             num_replicates=study.replicates,
         )
-    return KINDS[kind].draw(settings, indices, key, study.reduced)
+    draw = KINDS[kind].draw
+    assert draw is not None
+    return draw(settings, indices, key, study.reduced)
 
 
 def compute(
@@ -122,18 +131,33 @@ def compute(
     any thread.
     """
     with jax.enable_x64(study.precision == "float64"):
-        samples = _samples(study, task)
-        found = blowup_times(samples, rtol=study.rtol, progress=progress)
-        fields = {
-            "blowup_time": found.time,
-            "lower": found.lower,
-            "upper": found.upper,
-            "error": found.error,
-            "status": found.status,
-            "num_steps": found.num_steps,
-            "stage": found.stage,
-        }
-        observed = observe(samples, study.observables, study.fractions)
-        arrays = {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}
-    known = is_known(arrays["blowup_time"], arrays["status"])
-    return arrays, Outcome(Moments.of(arrays["blowup_time"][known]), found.counts())
+        if study.predicts_escapes:
+            _, settings = study.settings[task.point]
+            assert settings.training is not None
+            indices, key = np.arange(task.start, task.stop), study.key(task.point)
+            arrays = predict(settings.training, indices, key, progress or (lambda _: None))
+        else:
+            arrays = _solved(study, task, progress)
+    quantity, status = study.quantity, arrays["status"]
+    values = arrays[quantity.field]
+    known = quantity.is_known(values, arrays[quantity.status_field])
+    counts = {code.name.lower(): int(np.sum(status == code)) for code in Status}
+    return arrays, Outcome(Moments.of(values[known]), counts)
+
+
+def _solved(
+    study: Study, task: Task, progress: Callable[[int], None] | None
+) -> dict[str, np.ndarray]:
+    samples = _samples(study, task)
+    found = blowup_times(samples, rtol=study.rtol, progress=progress)
+    fields = {
+        "blowup_time": found.time,
+        "lower": found.lower,
+        "upper": found.upper,
+        "error": found.error,
+        "status": found.status,
+        "num_steps": found.num_steps,
+        "stage": found.stage,
+    }
+    observed = observe(samples, study.observables, study.fractions)
+    return {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}

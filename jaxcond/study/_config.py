@@ -163,6 +163,7 @@ class Study:
             raise ValueError("Key `sweep.kind`: `file` cannot be swept.")
         _ = self.settings
         self._check_chains()
+        self._check_escapes()
         if reduced and not self._may_reduce:
             raise ValueError(f"Key `ensemble.reduced` cannot be true: {self._why_full}.")
         if self.sampling == "sobol" and (self.kinds != {"gaussian"} or not self.reduced):
@@ -197,6 +198,24 @@ class Study:
                 raise ValueError(
                     f"Key `observables`: `{name}` is one of states; chains have {can}."
                 )
+
+    def _check_escapes(self) -> None:
+        if not self.predicts_escapes and "escape" in self.observables:
+            raise ValueError("Key `observables`: `escape` is what an escape ensemble has.")
+        if not self.predicts_escapes:
+            return
+        for name in self.observables:
+            if name != "escape":
+                raise ValueError(
+                    f"Key `observables`: `{name}` is one of states; networks have escape."
+                )
+        if self.rtol is not None:
+            raise ValueError("Key `rtol`: predictions of an escape have a tolerance of their own.")
+        object.__setattr__(self, "observables", ("escape",))
+        if self._is_loaded:
+            for _, settings in self.settings:
+                assert settings.training is not None
+                settings.training.samples()
 
     # Sweep points.
 
@@ -259,6 +278,11 @@ class Study:
     def takes_chains(self) -> bool:
         """Whether samples are chains of any depth, not states."""
         return "chain" in self.kinds
+
+    @property
+    def predicts_escapes(self) -> bool:
+        """Whether samples are networks, whose escape from the plateau is predicted."""
+        return "escape" in self.kinds
 
     @property
     def quantity(self) -> Quantity:
@@ -331,12 +355,21 @@ class Study:
 
         **Raises:** `ValueError` for a study of a function or a file that is not loaded.
         """
-        if not self.kinds.isdisjoint(("file", "function")):
+        if not self.kinds.isdisjoint(("file", "function", "escape")):
             self._check_loaded()
         plain = self.to_dict()
         for name in _EXTENSIBLE:
             plain.pop(name, None)
         plain["ensemble"].pop("path", None)
+        if self.predicts_escapes:
+            for table in ("ensemble", "sweep"):
+                if "data" in plain[table]:
+                    given = plain[table]["data"]
+                    plain[table]["data"] = (
+                        file_digest(given)
+                        if isinstance(given, str)
+                        else list(map(file_digest, given))
+                    )
         if self.kinds == {"file"}:
             plain["ensemble"]["content"] = file_digest(self.ensemble["path"])
         if "function" in self.ensemble:
@@ -372,16 +405,19 @@ class Study:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file, with `ensemble.path` relative to its folder."""
+    """The keys of a TOML file, names of files in it relative to its folder."""
     path = Path(path)
     with open(path, "rb") as file:
         try:
             keys = tomllib.load(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
-    ensemble = keys.get("ensemble")
-    if isinstance(ensemble, dict) and isinstance(ensemble.get("path"), str):
-        ensemble["path"] = str(path.parent / ensemble["path"])
+    ensemble, sweep = keys.get("ensemble"), keys.get("sweep")
+    for name in ("path", "data"):
+        if isinstance(ensemble, dict) and isinstance(ensemble.get(name), str):
+            ensemble[name] = str(path.parent / ensemble[name])
+    if isinstance(sweep, dict) and isinstance(sweep.get("data"), list):
+        sweep["data"] = [str(path.parent / x) if isinstance(x, str) else x for x in sweep["data"]]
     return keys
 
 
@@ -404,11 +440,13 @@ def _axis(name: str, value: Any) -> list[Any]:
     """The values of an axis, from a list or from a range."""
     known([name], list(AXES), "sweep")
     key, axis = f"sweep.{name}", AXES[name]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and axis.type is not str:
         value = _range(key, value, whole_numbers=axis.type is int)
     values = sequence(key, value, "a list of values, or a table with start, stop and num")
     if not values:
         raise ValueError(f"Key `{key}` is empty: an axis needs at least one value.")
+    if name == "data":
+        values = [str(Path(axis.check(key, v)).absolute()) for v in values]
     return [axis.check(key, v) for v in values]
 
 

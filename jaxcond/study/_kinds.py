@@ -26,8 +26,9 @@ from ..ensembles import (
 )
 from ._axes import AXES
 from ._checks import known, real, sequence, whole, wrong
+from ._escapes import ESCAPE_KEYS, Training, read_training
 from ._functions import check_function, load_function
-from ._quantity import BLOWUP, CHAIN_BLOWUP, Quantity
+from ._quantity import BLOWUP, CHAIN_BLOWUP, ESCAPE, Quantity
 
 WIDTH_KEYS = ("width", "aspect", "p", "q")
 SCALE_KEYS = ("scales", "scale", "scale_a", "scale_b", "scale_c")
@@ -45,6 +46,7 @@ class Settings:
     noise: float
     function: Callable | str | None
     depth: int = 3
+    training: Training | None = None
 
     @property
     def entries(self) -> int:
@@ -58,7 +60,9 @@ class Settings:
 
     @property
     def rescaling(self) -> float:
-        r"""$q^{L/2-1}$, by which blow-up times are of order one at any width."""
+        r"""$q^{L/2-1}$, by which blow-up times are of order one at any width; of iterations 1."""
+        if self.training is not None:
+            return 1.0
         return math.sqrt(self.q) ** (self.depth - 2)
 
     def widths(self, arrays: bool) -> tuple[Any, Any]:
@@ -80,13 +84,14 @@ Draw = Callable[[Settings, np.ndarray, PRNGKeyArray, bool], Samples | ChainSampl
 class Kind:
     """An ensemble: the keys it takes, and how samples are drawn from it.
 
-    - `draw`: samples of these settings and indices with a random key, reduced or not.
+    - `draw`: samples of these settings and indices with a random key, reduced or not; `None` for
+      networks, whose escape is predicted.
     - `exact_reduction`: whether reduced samples cost the same at any width.
     - `quantity`: what a study of it is about.
     """
 
     keys: tuple[str, ...]
-    draw: Draw
+    draw: Draw | None
     exact_reduction: bool = False
     quantity: Quantity = BLOWUP
 
@@ -146,6 +151,7 @@ KINDS: dict[str, Kind] = {
         lambda s, arrays: LowRank(s.p, s.q, s.rank, jnp.asarray(s.noise), s.layer_scales()),
     ),
     "chain": Kind(("width", "depth", "scale"), _chains, quantity=CHAIN_BLOWUP),
+    "escape": Kind(ESCAPE_KEYS, None, quantity=ESCAPE),
     "function": _states(FromFunction, (*WIDTH_KEYS, "function"), _function),
 }
 FILE_KEYS = ("path", "names", "layers", "direction")
@@ -187,6 +193,8 @@ def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of an ensemble with its numbers as they are meant: 200.0 is the width 200."""
     plain = dict(keys)
     plain |= {name: AXES[name].type(keys[name]) for name in AXES if name in keys}
+    if "data" in keys:
+        plain["data"] = str(Path(keys["data"]).absolute())
     if "scales" in keys:
         plain["scales"] = [float(scale) for scale in keys["scales"]]
     return plain
@@ -227,12 +235,16 @@ def read_settings(
     joined.pop("reduced", None)
     for name in joined:
         if name not in keys_of(kind):
-            takes = ", ".join(keys_of(kind))
+            takes, article = ", ".join(keys_of(kind)), "an" if kind[0] in "aeo" else "a"
             raise ValueError(
-                f"Key `{where(name)}` is not one that a {kind} ensemble takes; it takes {takes}."
+                f"Key `{where(name)}` is not one that {article} {kind} ensemble takes; it takes {takes}."
             )
     if kind == "file":
         return kind, Settings(1, 1, (1.0, 1.0, 1.0), 1, 0.0, None)
+    if kind == "escape":
+        training = read_training(joined, where)
+        width, depth = training.width, training.depth
+        return kind, Settings(width, width, (1.0, 1.0, 1.0), 1, 0.0, None, depth, training)
     p, q = _widths(joined, where)
     function = joined.get("function")
     if kind == "function":

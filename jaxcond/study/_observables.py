@@ -18,6 +18,7 @@ from .._state import State
 from .._threads import map_on_threads, num_cores
 from .._trajectory import OnsetStatus, PointStatus
 from ..blowup import AbstractChainSource, AbstractSource, ChainSamples, Samples
+from ..networks import EscapeStatus, Limit
 from ..sampling import entry_names, leading_entries
 
 NUM_ENTRIES = 8
@@ -44,12 +45,13 @@ class Observable:
     - `fields`: the variables that it fills.
     - `needs_full`: whether the reduced form of a state does not have them.
     - `function`: of a state and the fractions of $T^*$ to look at; gives an array for each field.
+      `None` for what comes with the samples.
     - `takes_chains`: whether chains have it as well.
     """
 
     fields: tuple[Field, ...]
     needs_full: bool
-    function: Callable[[Any, Float[Array, " num"]], tuple[Array, ...]]
+    function: Callable[[Any, Float[Array, " num"]], tuple[Array, ...]] | None
     takes_chains: bool = False
 
 
@@ -145,6 +147,18 @@ OBSERVABLES: dict[str, Observable] = {
         True,
         _counts,
     ),
+    "escape": Observable(
+        (
+            Field("crossing", "iteration at which the loss of the network leaves the plateau"),
+            Field("correction", "what the effective model alone is off by, relative"),
+            Field("escape_status", "status of the prediction", "int8",
+                  flags=tuple(status.name.lower() for status in EscapeStatus)),
+            Field("limit", "why the effective model does not hold as far as the crossing", "int8",
+                  flags=tuple(limit.name.lower() for limit in Limit)),
+        ),
+        True,
+        None,
+    ),
 }  # fmt: skip
 
 
@@ -166,6 +180,7 @@ def _observe(
         found = {}
         for name in names:
             observable = OBSERVABLES[name]
+            assert observable.function is not None
             values = observable.function(state, fractions)
             found |= dict(zip((f.name for f in observable.fields), values, strict=True))
         return found

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from .._threads import chosen_device
-from ..blowup import Status, is_known
+from ..blowup import Status
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
@@ -257,10 +257,9 @@ def _read_tallies(store: Store) -> list[Tally]:
             if count == 0:
                 continue
             status = store.read("status", point, chunk, int(count))
-            times = store.read("blowup_time", point, chunk, int(count))
-            known = times[is_known(times, status)]
+            moments = _stored_moments(store, point, chunk, int(count))
             statuses = {s.name.lower(): int(np.sum(status == s)) for s in Status}
-            tally.add(Outcome(Moments.of(known), statuses))
+            tally.add(Outcome(moments, statuses))
         tallies.append(tally)
     return tallies
 
@@ -366,9 +365,10 @@ def _of_chunk(store: Store, task: Task, outcome: Outcome) -> Moments:
 
 
 def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments:
-    status = store.read("status", point, chunk, count)
-    times = store.read("blowup_time", point, chunk, count)
-    return Moments.of(times[is_known(times, status)])
+    quantity = store.study.quantity
+    status = store.read(quantity.status_field, point, chunk, count)
+    values = store.read(quantity.field, point, chunk, count)
+    return Moments.of(values[quantity.is_known(values, status)])
 
 
 def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Prefix]:

@@ -187,11 +187,14 @@ def limits_of(study: Study) -> np.ndarray:
 
 
 def converged_times(store: Store, point: int) -> Iterator[np.ndarray]:
-    """The finite blow-up times, of a known error, of a sweep point, a chunk at a time."""
-    for times, status in zip(
-        store.stream("blowup_time", point), store.stream("status", point), strict=True
-    ):
-        yield times[is_known(times, status)]
+    """What is known of the quantity of a study at a sweep point, a chunk at a time.
+
+    These are the finite blow-up times of a known error, or the iterations that are predicted.
+    """
+    quantity = store.study.quantity
+    names = (quantity.field, quantity.status_field)
+    for values, status in zip(*(store.stream(name, point) for name in names), strict=True):
+        yield values[quantity.is_known(values, status)]
 
 
 def _point_summary(
@@ -199,14 +202,19 @@ def _point_summary(
 ) -> PointSummary:
     study = store.study
     moments = Moments()
-    statuses = np.zeros(len(Status), int)
+    quantity = study.quantity
+    statuses = np.zeros(len(quantity.statuses), int)
     stages = np.zeros(128, int)
     bracket = error = math.nan
-    streams = (store.stream(n, point) for n in ("blowup_time", "status", "lower", "upper", "error"))
-    for times, status, lower, upper, errors in zip(*streams, strict=True):
+    for values in converged_times(store, point):
+        moments = moments.merge(Moments.of(values))
+    for status in store.stream(quantity.status_field, point):
+        statuses += np.bincount(np.maximum(status, 0), minlength=len(statuses))[: len(statuses)]
+    names = ("blowup_time", "status", "lower", "upper", "error")
+    for times, status, lower, upper, errors in zip(
+        *(store.stream(name, point) for name in names), strict=True
+    ):
         known = is_known(times, status)
-        moments = moments.merge(Moments.of(times[known]))
-        statuses += np.bincount(np.maximum(status, 0), minlength=len(Status))[: len(Status)]
         if known.any():
             t = times[known].astype(np.float64)
             width = (upper[known].astype(np.float64) - lower[known]) / t
@@ -225,7 +233,7 @@ def _point_summary(
         q=q,
         scale=_scale(study, point, q),
         num_samples=int(statuses.sum()),
-        statuses={status.name.lower(): int(statuses[status]) for status in Status},
+        statuses={code.name.lower(): int(statuses[code]) for code in quantity.statuses},
         settled_by=_settled_by(store, point, stages),
         moments=moments,
         mean=_best(store, point, plain, confidence),
