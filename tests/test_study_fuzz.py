@@ -93,8 +93,8 @@ STRANGE = [True, "", "5", "é\n", -1, 0, 2.5, 1e6, 1e308, -0.0, math.nan, math.i
 NAMES = ["samples", "seed", "chunk", "rtol", "precision", "combine", "sampling", "replicates",
          "observables", "fractions", "standard_error", "relative_error", "ensemble", "sweep",
          "no_such_key"]  # fmt: skip
-INNER = ["kind", "width", "aspect", "p", "q", "scale", "scales", "scale_a", "depth", "rank", "noise",
-         "reduced", "function", "path", "data", "std", "exponent", "loss", "learning_rate",
+INNER = ["kind", "width", "aspect", "p", "q", "scale", "scales", "scale_a", "depth", "rank",
+         "noise", "reduced", "function", "path", "data", "std", "exponent", "loss", "learning_rate",
          "fraction", "bias", "activation", "no_such_key"]  # fmt: skip
 
 

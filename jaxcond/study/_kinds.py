@@ -237,7 +237,8 @@ def read_settings(
         if name not in keys_of(kind):
             takes, article = ", ".join(keys_of(kind)), "an" if kind[0] in "aeo" else "a"
             raise ValueError(
-                f"Key `{where(name)}` is not one that {article} {kind} ensemble takes; it takes {takes}."
+                f"Key `{where(name)}` is not one that {article} {kind} ensemble takes; "
+                f"it takes {takes}."
             )
     if kind == "file":
         return kind, Settings(1, 1, (1.0, 1.0, 1.0), 1, 0.0, None)
