@@ -53,16 +53,17 @@ class Study:
 
     - `samples`: how many at each sweep point. May be raised later: a finished study is extended.
     - `ensemble`: a table. `kind`, one of `gaussian` (default), `uniform`, `orthogonal`, `balanced`,
-      `low_rank`, `function`, `file`; the widths as `width` (of both layers, default 200), `width`
+      `low_rank`, `chain`, `escape`, `function`, `file`; the widths as `width` (of both layers, default 200), `width`
       and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries of $a$, $b$, $c$ as
       `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`, `scale_c`; `rank` and `noise`
       of `low_rank`; `function`, a callable `(key, p, q) -> State` or its name as `module:name`;
-      `path`, `names`, `layers`, `direction` of `file` (see `read_states`). `reduced`: whether
+      `path`, `names`, `layers`, `direction` of `file` (see `read_states`); `depth` of `chain` and
+      `escape`; `data`, `targets`, `outputs`, `std` or `exponent`, `activation`, `bias`, `loss`,
+      `learning_rate`, `fraction` of `escape` (see `networks.predict_escape`). `reduced`: whether
       samples are drawn in their exact reduced form, at a cost that does not depend on the width;
       by default wherever there is one and no observable needs the full state.
-    - `sweep`: axes by name (`width`, `aspect`, `p`, `q`, `scale`, `scale_a`, `scale_b`, `scale_c`,
-      `rank`, `noise`, `kind`), each a list of values or a table `start`, `stop`, `num`, `spacing`
-      (`"linear"` or `"log"`).
+    - `sweep`: axes by name (see `AXES`), each a list of values or a table `start`, `stop`, `num`,
+      `spacing` (`"linear"` or `"log"`).
     - `combine`: `"product"` of the axes, or `"zip"` of axes of one length.
     - `seed`: between 0 and $2^{63}-1$.
     - `sampling`: `"random"`, or `"sobol"` for randomised quasi-Monte Carlo over the leading entries
@@ -283,6 +284,11 @@ class Study:
     def predicts_escapes(self) -> bool:
         """Whether samples are networks, whose escape from the plateau is predicted."""
         return "escape" in self.kinds
+
+    @property
+    def time_unit(self) -> str:
+        """What blow-up times are measured in."""
+        return "training time" if self.predicts_escapes else "time of the effective model"
 
     @property
     def quantity(self) -> Quantity:

@@ -34,7 +34,6 @@ from ._observables import OBSERVABLES, Field, entry_labels
 from ._trust import SEAL, seal
 
 FINISHED = "finished"
-_UNITS = "effective model"
 _TIME_FIELDS = (
     Field("blowup_time", "blow-up time T*"),
     Field("lower", "lower end of the bracket of T*"),
@@ -474,7 +473,7 @@ def create(
             described["flag_values"] = list(range(-1, len(field.flags)))
             described["flag_meanings"] = " ".join(("not_run", *field.flags))
         elif field.dtype == "float":
-            described["units"] = f"time of the {_UNITS}" if field.name in _TIMES else "1"
+            described["units"] = study.time_unit if field.name in _TIMES else "1"
         group.create_array(
             field.name,
             shape=(*shape, study.samples, *more),
