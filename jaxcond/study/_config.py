@@ -53,10 +53,11 @@ class Study:
 
     - `samples`: how many at each sweep point. May be raised later: a finished study is extended.
     - `ensemble`: a table. `kind`, one of `gaussian` (default), `uniform`, `orthogonal`, `balanced`,
-      `low_rank`, `chain`, `escape`, `function`, `file`; the widths as `width` (of both layers, default 200), `width`
-      and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries of $a$, $b$, $c$ as
-      `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`, `scale_c`; `rank` and `noise`
-      of `low_rank`; `function`, a callable `(key, p, q) -> State` or its name as `module:name`;
+      `low_rank`, `chain`, `escape`, `function`, `file`; the widths as `width` (of both layers,
+      default 200), `width` and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries
+      of $a$, $b$, $c$ as `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`,
+      `scale_c`; `rank` and `noise` of `low_rank`; `function`, a callable `(key, p, q) -> State` or
+      its name as `module:name`;
       `path`, `names`, `layers`, `direction` of `file` (see `read_states`); `depth` of `chain` and
       `escape`; `data`, `targets`, `outputs`, `std` or `exponent`, `activation`, `bias`, `loss`,
       `learning_rate`, `fraction` of `escape` (see `networks.predict_escape`). `reduced`: whether
