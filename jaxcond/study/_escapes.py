@@ -1,5 +1,7 @@
 """Predictions of when networks leave their plateau, as the samples of a study."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
