@@ -10,6 +10,7 @@ import pytest
 
 from jaxcond.cli import main
 from jaxcond.networks import MLP, EscapeStatus, Regression, predict_escape
+from jaxcond.plotting import study_map
 from jaxcond.sampling import sample_key
 from jaxcond.study import Study, open_store, open_study, run_study, summarise
 
@@ -81,6 +82,15 @@ def test_the_summary_is_that_of_the_iterations(store):
         assert point.mean.mean == pytest.approx(crossings.mean(), rel=1e-12)
         assert point.quantiles[2].value == pytest.approx(np.median(crossings), rel=1e-12)
         assert point.observables["correction"].count == 6
+    assert store.array("blowup_time").attrs["units"] == "training time"
+
+
+def test_text_is_no_axis_of_a_map(data):
+    ensemble = {"kind": "escape", "data": str(data), "width": 6, "learning_rate": 0.05}
+    sweep = {"loss": ["half_mse", "mse"], "std": [0.01]}
+    summary = summarise(run_study(Study(samples=1, ensemble=ensemble, sweep=sweep)))
+    with pytest.raises(ValueError, match="A map needs axes of numbers, but loss is not one"):
+        study_map(summary, "std", "loss")
 
 
 def test_networks_without_a_prediction_are_counted_and_left_out(data):
@@ -183,6 +193,7 @@ width = [6, 8]
     told = capsys.readouterr().out
     assert "mean iteration ± error" in told
     assert "T*" not in told
+    assert "Scaling" not in told
     found = json.loads((tmp_path / "a.json").read_text())
     assert [(point["width"], point["predicted"]) for point in found["points"]] == [(6, 5), (8, 5)]
     assert (tmp_path / "a.png").stat().st_size > 1000

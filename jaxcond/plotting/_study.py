@@ -213,7 +213,7 @@ def study_map(summary: StudySummary, x: str, y: str) -> Figure:
     """
     study = summary.study
     for name in (x, y):
-        if name not in study.sweep or name == "kind":
+        if name not in study.sweep or AXES[name].type is str:
             raise ValueError(f"A map needs axes of numbers, but {name} is not one of this sweep.")
     if x == y:
         raise ValueError("A map needs two different axes.")

@@ -357,7 +357,7 @@ def _scalings(
     study: Study, points: Sequence[PointSummary], confidence: float
 ) -> Iterator[tuple[dict[str, Any], Scaling]]:
     """The fit over the widths, for each combination of the other swept keys."""
-    if "width" not in study.sweep:
+    if "width" not in study.sweep or study.predicts_escapes:  # iterations follow no such law
         return
     groups: dict[tuple, list[PointSummary]] = {}
     for summary in points:
