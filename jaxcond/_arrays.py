@@ -9,7 +9,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 # NumPy's errors for files that are cut off, damaged, of another kind, or hold Python objects.
-_DAMAGED = (ValueError, EOFError, KeyError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    ValueError, EOFError, KeyError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+# A file may unpack to this many bytes, or to this many times its own size. Weights hardly compress,
+# so a file that compresses more was made to fill the memory.
+_HARMLESS, _LARGEST_RATIO = 1 << 28, 20
 
 
 def as_real(name: str, array: np.ndarray) -> np.ndarray:
@@ -47,13 +53,25 @@ def _load_npz(
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     with open(path, "rb") as stream:
         try:
-            with zipfile.ZipFile(stream):  # NumPy would read other formats under this name
+            with zipfile.ZipFile(stream) as archive:  # NumPy would read other formats, too
+                _check_unpacked(path, archive, wanted)
                 stream.seek(0)
             with np.load(stream, allow_pickle=False) as file:
                 names = file.files if wanted is None else wanted
                 return file.files, {name: file[name] for name in names if name in file.files}
         except _DAMAGED as error:
             raise ValueError(f"File {path} cannot be read as .npz: {error}") from error
+
+
+def _check_unpacked(path: Path, archive: zipfile.ZipFile, wanted: tuple[str, ...] | None) -> None:
+    """Refuse, from its headers, an archive that is small and unpacks to what fills the memory."""
+    members = [m for m in archive.infolist() if wanted is None or m.filename[:-4] in wanted]
+    unpacked = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    if unpacked > max(_HARMLESS, _LARGEST_RATIO * packed):
+        raise ValueError(
+            f"its {packed} bytes unpack to {unpacked}, more than {_LARGEST_RATIO} times as many"
+        )
 
 
 def _load_safetensors(

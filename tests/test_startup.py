@@ -126,3 +126,9 @@ def test_programs_are_kept(tmp_path):
     assert told.startswith("Warning: compiled programs are not kept:")
     assert ended(off) == (0, "")
     assert not (tmp_path / "none").exists()
+
+
+def test_studies_of_states_do_not_load_what_predicts_escapes():
+    code = "from jaxcond.study import Study, run_study, summarise; Study()"
+    tell = "\nimport sys\nprint('jaxcond.networks._prediction' in sys.modules)"
+    assert python(code + tell).stdout.strip() == "False"

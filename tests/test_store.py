@@ -168,7 +168,7 @@ def test_stores_read_without_the_package(whole):
     with xr.open_zarr(whole) as data:
         assert dict(data.sizes) == {"width": 2, "sample": 40, "chunk": 3}
         np.testing.assert_array_equal(data.width, [20, 50])
-        assert data.width.attrs["long_name"] == "width of both hidden layers"
+        assert data.width.attrs["long_name"] == "width of all hidden layers"
         for name in BASIC:
             assert data[name].dims == ("width", "sample")
             assert data[name].attrs["long_name"]

@@ -24,8 +24,7 @@ from ._common import (
 )
 
 _KINDS = ("distribution", "scaling", "convergence", "phase")
-_SYMBOLS = {"aspect": "$p/q$", "scale_a": "$s_a$", "scale_b": "$s_b$", "scale_c": "$s_c$"}
-_AXES = tuple(_SYMBOLS)
+_AXES = ("aspect", "scale_a", "scale_b", "scale_c")
 
 
 def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -157,14 +156,16 @@ def _phase(arguments: argparse.Namespace) -> int:
     known = np.asarray(found.status) == blowup.Status.CONVERGED
     values = np.where(known, np.asarray(found.time), np.nan)
     rest = ", ".join(
-        f"{_SYMBOLS[name]} = {fixed[name]:g}" for name in _AXES if name not in (x_name, y_name)
+        f"{study.AXES[name].symbol} = {fixed[name]:g}"
+        for name in _AXES
+        if name not in (x_name, y_name)
     )
     figure = plotting.phase_map(
         x,
         y,
         values,
-        x_label=plotting.axis_label(x_name),
-        y_label=plotting.axis_label(y_name),
+        x_label=study.AXES[x_name].label,
+        y_label=study.AXES[y_name].label,
         label=r"$\sqrt{q}\,T^*$ at infinite width",
         title=rest,
         log_x=not arguments.linear,

@@ -107,7 +107,7 @@ def print_summary(summary: studies.StudySummary, seconds: float | None = None) -
             total = sum(point.num_samples for point in summary.points)
             out.print(f"{total} samples in {seconds:.1f} s", highlight=False)
     for others, scaling in summary.scalings:
-        _print_scaling(others, scaling)
+        _print_scaling(others, scaling, summary.study.quantity.rescaled)
     if not summary.complete:
         out.print("The study is not complete.")
 
@@ -115,8 +115,11 @@ def print_summary(summary: studies.StudySummary, seconds: float | None = None) -
 def _print_point(
     summary: studies.StudySummary, point: studies.PointSummary, seconds: float | None
 ) -> None:
-    kind, _ = summary.study.settings[point.point]
-    title = f"Blow-up time T*, {kind}, width {point.p} x {point.q}, {point.num_samples} samples"
+    study, rescaled = summary.study, summary.study.quantity.rescaled
+    kind, settings = study.settings[point.point]
+    layers = f", {settings.depth} layers" if settings.depth != 3 else ""
+    title = f"{study.quantity.title}, {kind}, width {point.p} x {point.q}{layers}, "
+    title += f"{point.num_samples} samples"
     table = Table(title=title, show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
@@ -138,12 +141,16 @@ def _print_point(
         )
         for q in point.quantiles
     ]
-    rows += [
-        ("mean of √q·T*", _pair(root * best.mean, root * best.standard_error)),
-        ("√q·T* at infinite width", _number(point.limit)),
-        ("widest bracket, relative", _short(point.widest_bracket, 2)),
-        ("largest numerical error, relative", _short(point.largest_error, 2)),
-    ]
+    rows += (
+        []
+        if rescaled == study.quantity.symbol
+        else [
+            (f"mean of {rescaled}", _pair(root * best.mean, root * best.standard_error)),
+            (f"{rescaled} at infinite width", _number(point.limit)),
+            ("widest bracket, relative", _short(point.widest_bracket, 2)),
+            ("largest numerical error, relative", _short(point.largest_error, 2)),
+        ]
+    )
     total = max(point.num_samples, 1)
     shares = [(name, n) for name, n in point.statuses.items() if n or name == "converged"]
     rows += [(f"status {name}", f"{n}  ({n / total:.4%})") for name, n in shares]
@@ -171,14 +178,16 @@ def _pair(value: float, error: float) -> str:
 def _print_points(summary: studies.StudySummary) -> None:
     study = summary.study
     table = Table(
-        title=f"Blow-up time T*, {len(summary.points)} points, seed {study.seed}",
+        title=f"{study.quantity.title}, {len(summary.points)} points, seed {study.seed}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for name in study.sweep:
         table.add_column(name, justify="right")
     gains = any(point.mean.method != "plain" for point in summary.points)
-    names = ["samples", "mean T* ± error", "deviation", "√q·T*", "limit"]
+    symbol, rescaled = study.quantity.symbol, study.quantity.rescaled
+    names = ["samples", f"mean {symbol} ± error", "deviation"]
+    names += [] if rescaled == symbol else [rescaled, "limit"]
     for name in (*names, *(["gain"] if gains else []), "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for point in summary.points:
@@ -188,9 +197,15 @@ def _print_points(summary: studies.StudySummary) -> None:
             str(point.num_samples),
             f"{_number(best.mean, best.standard_error)} ± {_short(best.standard_error, 1)}",
             _short(point.moments.deviation, 3),
-            _number(point.scale * best.mean, point.scale * best.standard_error),
-            _short(point.limit, 6),
         ]
+        cells += (
+            []
+            if rescaled == symbol
+            else [
+                _number(point.scale * best.mean, point.scale * best.standard_error),
+                _short(point.limit, 6),
+            ]
+        )
         if gains:
             cells.append(_short(best.gain, 4))
         cells.append(str(point.num_samples - point.moments.count))
@@ -205,7 +220,7 @@ def _print_points(summary: studies.StudySummary) -> None:
         )
 
 
-def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
+def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling, rescaled: str) -> None:
     where = ", ".join(f"{name} {_text(value)}" for name, value in others.items())
     table = Table(
         title=f"Scaling with the width m{': ' + where if where else ''}",
@@ -215,7 +230,7 @@ def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling) -> None:
     for name in ("quantity", "value ± error", "interval", "fit"):
         table.add_column(name, justify="left" if name == "quantity" else "right")
     fits: list[tuple[str, statistics.Fitted]] = [
-        ("limit of √m·T*", scaling.limit),
+        (f"limit of {rescaled}", scaling.limit),
         ("its 1/m correction", scaling.correction),
         ("exponent α of the mean ~ m^-α", scaling.mean_exponent),
         ("β of the fluctuation ~ m^-β", scaling.fluctuation_exponent),

@@ -11,7 +11,6 @@ from ._phase import phase_map as phase_map
 from ._phase import phase_maps as phase_maps
 from ._similarity import similarity_map as similarity_map
 from ._steps import loss_steps as loss_steps
-from ._study import axis_label as axis_label
 from ._study import convergence as convergence
 from ._study import distributions as distributions
 from ._study import scaling as scaling

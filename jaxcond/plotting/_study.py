@@ -9,22 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..statistics import Scaling, quantiles, running_mean
-from ..study import PointSummary, Store, StudySummary, converged_times
+from ..study import AXES, PointSummary, Store, StudySummary, converged_times
 from ._phase import phase_maps
 
 _MOST_PANELS = 16
-_LABELS = {
-    "width": "width $m$",
-    "aspect": r"aspect ratio $p/q$",
-    "p": "width $p$",
-    "q": "width $q$",
-    "scale": "scale of all layers",
-    "scale_a": "scale $s_a$ of the output layer",
-    "scale_b": "scale $s_b$ of the middle layer",
-    "scale_c": "scale $s_c$ of the input layer",
-    "rank": "rank of the signal",
-    "noise": r"share of noise $\eta$",
-}
 _BARS = {"color": "0.75", "edgecolor": "0.45", "linewidth": 0.4}
 
 
@@ -98,7 +86,7 @@ def _distribution(axes: Axes, store: Store, point: PointSummary, *, alone: bool)
     beyond = int(point.moments.count - counts.sum())
     note = f"\n({beyond} of {point.moments.count} beyond the axis)" if beyond else ""
     size = 10 if alone else 7
-    axes.set_xlabel(rf"rescaled blow-up time $\sqrt{{q}}\,T^*${note}", fontsize=size)
+    axes.set_xlabel(f"{store.study.quantity.label}{note}", fontsize=size)
     axes.set_ylabel("probability density", fontsize=size)
     title = f"width {point.p} × {point.q}, {point.num_samples} samples"
     if point.coordinates and not alone:
@@ -124,6 +112,7 @@ def scaling(summary: StudySummary) -> Figure:
         raise ValueError("A plot of the scaling needs a sweep over at least two widths.")
     figure = Figure(figsize=(8.2, 3.6), dpi=160, layout="constrained")
     left, right = figure.subplots(1, 2)
+    symbol = summary.study.quantity.tex
     for number, (others, fit) in enumerate(summary.scalings):
         members = [
             p
@@ -131,8 +120,8 @@ def scaling(summary: StudySummary) -> Figure:
             if p.moments.count > 3 and all(p.coordinates[k] == v for k, v in others.items())
         ]
         _scaling(left, right, members, others, fit, f"C{number % 10}")
-    left.set_ylabel(r"$|\,$mean of $\sqrt{m}\,T^* - \tau\,|$")
-    right.set_ylabel(r"standard deviation of $\sqrt{m}\,T^*$")
+    left.set_ylabel(rf"distance of the mean of {symbol} from $\tau$")
+    right.set_ylabel(f"standard deviation of {symbol}")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -152,7 +141,7 @@ def _scaling(
     colour: str,
 ) -> None:
     m = np.array([float(p.q) for p in members])
-    root = np.sqrt(m)
+    root = np.array([p.scale for p in members])
     means = root * np.array([p.mean.mean for p in members])
     errors = root * np.array([p.mean.standard_error for p in members])
     told = f"{_name(others)}: " if others else ""
@@ -209,7 +198,7 @@ def convergence(store: Store, summary: StudySummary) -> Figure:
     axes.axhline(0, color="0.5", linewidth=0.6)
     axes.set_xscale("log")
     axes.set_xlabel("number of samples $n$")
-    axes.set_ylabel(r"mean $T^*$ of the first $n$ over that of all, less 1")
+    axes.set_ylabel("mean of the first $n$ over that of all, less 1")
     axes.legend(frameon=False, fontsize=7)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -226,7 +215,7 @@ def study_map(summary: StudySummary, x: str, y: str) -> Figure:
     """
     study = summary.study
     for name in (x, y):
-        if name not in study.sweep or name == "kind":
+        if name not in study.sweep or AXES[name].type is str:
             raise ValueError(f"A map needs axes of numbers, but {name} is not one of this sweep.")
     if x == y:
         raise ValueError("A map needs two different axes.")
@@ -248,15 +237,10 @@ def study_map(summary: StudySummary, x: str, y: str) -> Figure:
         differences["sampled / infinite width − 1"] = sampled / limit - 1
     return phase_maps(
         xs, ys, maps,
-        x_label=_LABELS[x], y_label=_LABELS[y], label=r"$\sqrt{q}\,T^*$",
+        x_label=AXES[x].label, y_label=AXES[y].label, label=study.quantity.tex,
         differences=differences, log_x=_is_log(xs), log_y=_is_log(ys),
     )  # fmt: skip
 
 
 def _is_log(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 8
-
-
-def axis_label(name: str) -> str:
-    """How a swept key is written at an axis."""
-    return _LABELS[name]

@@ -1,3 +1,4 @@
+from ._axes import AXES as AXES
 from ._config import Study as Study
 from ._config import read_toml as read_toml
 from ._observables import OBSERVABLES as OBSERVABLES

@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _LONGEST = 80
@@ -59,6 +60,13 @@ def choice(key: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise wrong(key, value, f"one of {', '.join(choices)}")
     return value
+
+
+def text(key: str, value: Any) -> str:
+    """Any text but none at all; also as a path."""
+    if not isinstance(value, str | Path) or not str(value):
+        raise wrong(key, value, "a text")
+    return str(value)
 
 
 def sequence(key: str, value: Any, what: str) -> list[Any]:

@@ -6,11 +6,22 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from ..blowup import Form, Samples, Stored, blowup_times, check_rtol, escalation, is_known
-from ..ensembles import Gaussian
+from ..blowup import (
+    ChainSamples,
+    Form,
+    Samples,
+    Status,
+    Stored,
+    blowup_times,
+    check_rtol,
+    escalation,
+    integration,
+)
 from ..statistics import Moments
-from ._config import Study
-from ._kinds import KINDS
+from ._config import LARGEST_CHUNK, Study
+from ._cost import least_chunk
+from ._escapes import predict
+from ._kinds import KINDS, Settings, gaussian
 from ._observables import observe
 from ._store import Task
 
@@ -18,7 +29,11 @@ from ._store import Task
 _DIM = 12
 # Samples of a chunk by default: up to some seconds of work, and so many bytes of full states.
 _LARGEST_CHUNK, _CHUNK_ENTRIES = 1 << 16, 1 << 26
-# What follows trajectories costs milliseconds a sample; fewer samples than the least are padded.
+# Chains are followed by a solver, each entry at the cost of so many of a state's.
+_CHAIN_COST = 1024
+# Networks of a chunk: each takes tenths of a second.
+_NETWORKS = 64
+# Trajectories cost milliseconds a sample. Fewer samples than the least chunk are padded to it.
 _COSTLY, _COSTLY_CHUNKS = ("onset", "counts"), (256, 512)
 
 
@@ -31,13 +46,23 @@ class Outcome:
 
 
 def default_chunk(study: Study) -> int:
-    """Samples of a chunk: a power of two, by what a sample of the study costs."""
+    """Samples of a chunk: a power of two, by what a sample of the study costs and how many are."""
+    size = _affordable_chunk(study)
+    least = 1 << (least_chunk(study) - 1).bit_length()
+    return min(max(size, least), LARGEST_CHUNK)
+
+
+def _affordable_chunk(study: Study) -> int:
     if study.reduced:
         return _LARGEST_CHUNK
     entries = max((settings.p * settings.q for _, settings in study.settings), default=1)
     if study.kinds == {"file"}:
         p, q = study.stored.widths
         entries = p * q
+    if study.predicts_escapes:
+        return _NETWORKS
+    if study.takes_chains:
+        entries = _CHAIN_COST * max(settings.entries for _, settings in study.settings)
     size = _CHUNK_ENTRIES // entries
     if _is_costly(study):
         least, most = _COSTLY_CHUNKS
@@ -50,21 +75,31 @@ def _is_costly(study: Study) -> bool:
 
 
 def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
-    """The methods that samples go through, by the widths of the states that are drawn."""
+    """The methods that samples go through, by the form of what is drawn."""
     with jax.enable_x64(study.precision == "float64"):
         if study.kinds == {"file"}:
-            shapes = {study.stored.widths: study.stored.rank}
-        elif study.reduced:
-            shapes = {(_DIM, _DIM): 1}
-        else:
-            shapes = {(settings.p, settings.q): 1 for _, settings in study.settings}
-        found = {}
-        for (p, q), rank in shapes.items():
-            dtype = np.dtype(study.precision)
-            rtol = float(check_rtol(study.rtol, dtype))
-            methods = escalation(Form(rank, (p, q), dtype), rtol, truncated=study.reduced)
-            found[f"{p}x{q}"] = tuple(method.label for method in methods)
-    return found
+            p, q = study.stored.widths
+            return {f"{p}x{q}": _state_methods(study, study.stored.rank, (p, q))}
+        if study.reduced:
+            return {f"{_DIM}x{_DIM}": _state_methods(study, 1, (_DIM, _DIM))}
+        return {settings.form: _full_methods(study, settings) for _, settings in study.settings}
+
+
+def _full_methods(study: Study, settings: Settings) -> tuple[str, ...]:
+    if settings.training is not None:
+        return ()
+    if settings.depth == 2:
+        return ("closed form",)
+    if settings.depth > 3:
+        return (integration.Direct().label,)
+    return _state_methods(study, 1, (settings.p, settings.q))
+
+
+def _state_methods(study: Study, rank: int, widths: tuple[int, int]) -> tuple[str, ...]:
+    dtype = np.dtype(study.precision)
+    rtol = float(check_rtol(study.rtol, dtype))
+    methods = escalation(Form(rank, widths, dtype), rtol, truncated=study.reduced)
+    return tuple(method.label for method in methods)
 
 
 def _sobol_seed(study: Study, point: int) -> int:
@@ -73,19 +108,23 @@ def _sobol_seed(study: Study, point: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _samples(study: Study, task: Task) -> Samples:
+def _samples(study: Study, task: Task) -> Samples | ChainSamples:
     """The samples of a task."""
     indices = np.arange(task.start, task.stop)
     kind, settings = study.settings[task.point]
     if kind == "file":
         return Samples(Stored(study.stored), indices.astype(np.int32))
-    ensemble = KINDS[kind].build(settings, study.reduced)
     key = study.key(task.point)
     if study.sampling == "sobol":
-        assert isinstance(ensemble, Gaussian)
-        seed = _sobol_seed(study, task.point)
-        return ensemble.quasi(indices, key=key, seed=seed, num_replicates=study.replicates)
-    return ensemble.draws(indices, key=key, reduced=study.reduced)
+        return gaussian(settings, study.reduced).quasi(
+            indices,
+            key=key,
+            seed=_sobol_seed(study, task.point),
+            num_replicates=study.replicates,
+        )
+    draw = KINDS[kind].draw
+    assert draw is not None
+    return draw(settings, indices, key, study.reduced)
 
 
 def compute(
@@ -97,22 +136,30 @@ def compute(
     any thread.
     """
     with jax.enable_x64(study.precision == "float64"):
-        samples = _samples(study, task)
-        # A sample that is followed further is finished once that is done.
-        costly = _is_costly(study)
-        found = blowup_times(samples, rtol=study.rtol, progress=None if costly else progress)
-        fields = {
-            "blowup_time": found.time,
-            "lower": found.lower,
-            "upper": found.upper,
-            "error": found.error,
-            "status": found.status,
-            "num_steps": found.num_steps,
-            "stage": found.stage,
-        }
-        observed = observe(samples, study.observables, study.fractions)
-        if costly and progress is not None:
-            progress(len(samples))
-        arrays = {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}
-    known = is_known(arrays["blowup_time"], arrays["status"])
-    return arrays, Outcome(Moments.of(arrays["blowup_time"][known]), found.counts())
+        if study.predicts_escapes:
+            _, settings = study.settings[task.point]
+            assert settings.training is not None
+            indices, key = np.arange(task.start, task.stop), study.key(task.point)
+            arrays = predict(settings.training, indices, key, progress or (lambda _: None))
+        else:
+            arrays = _solved(study, task, progress)
+    quantity, status = study.quantity, arrays["status"]
+    values = arrays[quantity.field]
+    known = quantity.is_known(values, arrays[quantity.status_field])
+    counts = {code.name.lower(): int(np.sum(status == code)) for code in Status}
+    return arrays, Outcome(Moments.of(values[known]), counts)
+
+
+def _solved(
+    study: Study, task: Task, progress: Callable[[int], None] | None
+) -> dict[str, np.ndarray]:
+    samples = _samples(study, task)
+    # A sample with a trajectory is finished once the trajectory is.
+    costly = _is_costly(study)
+    blowup = blowup_times(samples, rtol=study.rtol, progress=None if costly else progress)
+    names = ("lower", "upper", "error", "status", "num_steps", "stage")
+    fields = {"blowup_time": blowup.time} | {name: getattr(blowup, name) for name in names}
+    observed = observe(samples, study.observables, study.fractions)
+    if costly and progress is not None:
+        progress(len(samples))
+    return {name: np.asarray(values) for name, values in (fields | dict(observed)).items()}

@@ -19,28 +19,24 @@ from jaxtyping import PRNGKeyArray
 from .._state import State
 from ..blowup import resolve_rtol
 from ..sampling import check_seed, seed_key
+from ._axes import AXES
 from ._checks import choice, known, real, sequence, whole, wrong
+from ._functions import function_digest, function_name, load_function
 from ._kinds import (
     KINDS,
     NAMES,
     Settings,
     check_file,
     file_digest,
-    function_digest,
-    function_name,
     keys_of,
     load_file,
-    load_function,
     plain_keys,
     read_settings,
 )
 from ._observables import OBSERVABLES
+from ._quantity import BLOWUP, Quantity
 
-# Axes by which an ensemble may be swept, besides its kind.
-_AXES = (
-    "kind", "width", "aspect", "p", "q", "scale", "scale_a", "scale_b", "scale_c", "rank", "noise",
-)  # fmt: skip
-_LARGEST_POINTS = 10**6
+LARGEST_POINTS, LARGEST_CHUNK = 1 << 17, 1 << 26
 _TUPLES = ("observables", "fractions")
 # What may change between two runs on one store: the samples that there are stay what they are.
 _EXTENSIBLE = ("samples", "standard_error", "relative_error", "chunk")
@@ -57,16 +53,18 @@ class Study:
 
     - `samples`: how many at each sweep point. May be raised later: a finished study is extended.
     - `ensemble`: a table. `kind`, one of `gaussian` (default), `uniform`, `orthogonal`, `balanced`,
-      `low_rank`, `function`, `file`; the widths as `width` (of both layers, default 200), `width`
-      and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries of $a$, $b$, $c$ as
-      `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`, `scale_c`; `rank` and `noise`
-      of `low_rank`; `function`, a callable `(key, p, q) -> State` or its name as `module:name`;
-      `path`, `names`, `layers`, `direction` of `file` (see `read_states`). `reduced`: whether
+      `low_rank`, `chain`, `escape`, `function`, `file`; the widths as `width` (of both layers,
+      default 200), `width` and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries
+      of $a$, $b$, $c$ as `scales` (three numbers), `scale` (one) or `scale_a`, `scale_b`,
+      `scale_c`; `rank` and `noise` of `low_rank`; `function`, a callable `(key, p, q) -> State` or
+      its name as `module:name`;
+      `path`, `names`, `layers`, `direction` of `file` (see `read_states`); `depth` of `chain` and
+      `escape`; `data`, `targets`, `outputs`, `std` or `exponent`, `activation`, `bias`, `loss`,
+      `learning_rate`, `fraction` of `escape` (see `networks.predict_escape`). `reduced`: whether
       samples are drawn in their exact reduced form, at a cost that does not depend on the width;
       by default wherever there is one and no observable needs the full state.
-    - `sweep`: axes by name (`width`, `aspect`, `p`, `q`, `scale`, `scale_a`, `scale_b`, `scale_c`,
-      `rank`, `noise`, `kind`), each a list of values or a table `start`, `stop`, `num`, `spacing`
-      (`"linear"` or `"log"`).
+    - `sweep`: axes by name (see `AXES`), each a list of values or a table `start`, `stop`, `num`,
+      `spacing` (`"linear"` or `"log"`).
     - `combine`: `"product"` of the axes, or `"zip"` of axes of one length.
     - `seed`: between 0 and $2^{63}-1$.
     - `sampling`: `"random"`, or `"sobol"` for randomised quasi-Monte Carlo over the leading entries
@@ -111,7 +109,7 @@ class Study:
         check_seed(self.seed)
         put("replicates", whole("replicates", self.replicates, 2, 1024))
         if self.chunk is not None:
-            put("chunk", whole("chunk", self.chunk, 1, 2**26))
+            put("chunk", whole("chunk", self.chunk, 1, LARGEST_CHUNK))
         for name, choices in (
             ("combine", ("product", "zip")),
             ("sampling", ("random", "sobol")),
@@ -166,6 +164,8 @@ class Study:
         elif "file" in self.kinds:
             raise ValueError("Key `sweep.kind`: `file` cannot be swept.")
         _ = self.settings
+        self._check_chains()
+        self._check_escapes()
         if reduced and not self._may_reduce:
             raise ValueError(f"Key `ensemble.reduced` cannot be true: {self._why_full}.")
         if self.sampling == "sobol" and (self.kinds != {"gaussian"} or not self.reduced):
@@ -186,6 +186,38 @@ class Study:
                 "Key `sampling`: a 'sobol' study cannot end early at a standard error, which only "
                 "its replicates tell."
             )
+
+    def _check_chains(self) -> None:
+        if not self.takes_chains:
+            return
+        if len(self.kinds) > 1:
+            raise ValueError(
+                "Key `sweep.kind`: `chain` cannot be swept together with ensembles of states."
+            )
+        for name in self.observables:
+            if not OBSERVABLES[name].takes_chains:
+                can = ", ".join(n for n, o in OBSERVABLES.items() if o.takes_chains)
+                raise ValueError(
+                    f"Key `observables`: `{name}` is one of states; chains have {can}."
+                )
+
+    def _check_escapes(self) -> None:
+        if not self.predicts_escapes and "escape" in self.observables:
+            raise ValueError("Key `observables`: `escape` is what an escape ensemble has.")
+        if not self.predicts_escapes:
+            return
+        for name in self.observables:
+            if name != "escape":
+                raise ValueError(
+                    f"Key `observables`: `{name}` is one of states; networks have escape."
+                )
+        if self.rtol is not None:
+            raise ValueError("Key `rtol`: predictions of an escape have a tolerance of their own.")
+        object.__setattr__(self, "observables", ("escape",))
+        if self._is_loaded:
+            for _, settings in self.settings:
+                assert settings.training is not None
+                settings.training.samples()
 
     # Sweep points.
 
@@ -211,13 +243,13 @@ class Study:
             if len(set(lengths.values())) > 1:
                 told = ", ".join(f"{name} {count}" for name, count in lengths.items())
                 raise ValueError(f"Key `sweep`: zipped axes differ in length: {told}.")
+            _check_points(max(lengths.values(), default=1))
             rows = list(zip(*self.sweep.values(), strict=True)) if self.sweep else [()]
         else:
             for name, values in self.sweep.items():
                 if len(set(values)) < len(values):
                     raise ValueError(f"Key `sweep.{name}` holds a value twice.")
-            if math.prod(map(len, self.sweep.values())) > _LARGEST_POINTS:
-                raise ValueError(f"Key `sweep` gives more than {_LARGEST_POINTS} points.")
+            _check_points(math.prod(map(len, self.sweep.values())))
             rows = itertools.product(*self.sweep.values())
         return tuple(dict(zip(self.sweep, row, strict=True)) for row in rows)
 
@@ -243,6 +275,26 @@ class Study:
     def kinds(self) -> set[str]:
         """The kinds of ensemble that the study samples."""
         return set(self.sweep.get("kind", (self.ensemble.get("kind", "gaussian"),)))
+
+    @property
+    def takes_chains(self) -> bool:
+        """Whether samples are chains of any depth, not states."""
+        return "chain" in self.kinds
+
+    @property
+    def predicts_escapes(self) -> bool:
+        """Whether samples are networks, whose escape from the plateau is predicted."""
+        return "escape" in self.kinds
+
+    @property
+    def time_unit(self) -> str:
+        """What blow-up times are measured in."""
+        return "training time" if self.predicts_escapes else "time of the effective model"
+
+    @property
+    def quantity(self) -> Quantity:
+        """What the study is about."""
+        return BLOWUP if self.kinds == {"file"} else KINDS[min(self.kinds)].quantity
 
     @functools.cached_property
     def stored(self) -> State:
@@ -310,12 +362,21 @@ class Study:
 
         **Raises:** `ValueError` for a study of a function or a file that is not loaded.
         """
-        if not self.kinds.isdisjoint(("file", "function")):
+        if not self.kinds.isdisjoint(("file", "function", "escape")):
             self._check_loaded()
         plain = self.to_dict()
         for name in _EXTENSIBLE:
             plain.pop(name, None)
         plain["ensemble"].pop("path", None)
+        if self.predicts_escapes:
+            for table in ("ensemble", "sweep"):
+                if "data" in plain[table]:
+                    given = plain[table]["data"]
+                    plain[table]["data"] = (
+                        file_digest(given)
+                        if isinstance(given, str)
+                        else list(map(file_digest, given))
+                    )
         if self.kinds == {"file"}:
             plain["ensemble"]["content"] = file_digest(self.ensemble["path"])
         if "function" in self.ensemble:
@@ -351,16 +412,19 @@ class Study:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file, with `ensemble.path` relative to its folder."""
+    """The keys of a TOML file, names of files in it relative to its folder."""
     path = Path(path)
     with open(path, "rb") as file:
         try:
             keys = tomllib.load(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML file: {error}") from error
-    ensemble = keys.get("ensemble")
-    if isinstance(ensemble, dict) and isinstance(ensemble.get("path"), str):
-        ensemble["path"] = str(path.parent / ensemble["path"])
+    ensemble, sweep = keys.get("ensemble"), keys.get("sweep")
+    for name in ("path", "data"):
+        if isinstance(ensemble, dict) and isinstance(ensemble.get(name), str):
+            ensemble[name] = str(path.parent / ensemble[name])
+    if isinstance(sweep, dict) and isinstance(sweep.get("data"), list):
+        sweep["data"] = [str(path.parent / x) if isinstance(x, str) else x for x in sweep["data"]]
     return keys
 
 
@@ -381,20 +445,21 @@ def _fractions(value: Any) -> tuple[float, ...]:
 
 def _axis(name: str, value: Any) -> list[Any]:
     """The values of an axis, from a list or from a range."""
-    known([name], _AXES, "sweep")
-    key = f"sweep.{name}"
-    if isinstance(value, Mapping):
-        value = _range(key, value, whole_numbers=name in ("width", "p", "q", "rank"))
+    known([name], list(AXES), "sweep")
+    key, axis = f"sweep.{name}", AXES[name]
+    if isinstance(value, Mapping) and axis.type is not str:
+        value = _range(key, value, whole_numbers=axis.type is int)
     values = sequence(key, value, "a list of values, or a table with start, stop and num")
     if not values:
         raise ValueError(f"Key `{key}` is empty: an axis needs at least one value.")
-    if name == "kind":
-        values = [choice(key, v, NAMES) for v in values]
-    elif name in ("width", "p", "q", "rank"):
-        values = [whole(key, v) for v in values]
-    else:
-        values = [real(key, v, strict=False) for v in values]
-    return values
+    if name == "data":
+        values = [str(Path(axis.check(key, v)).absolute()) for v in values]
+    return [axis.check(key, v) for v in values]
+
+
+def _check_points(count: int) -> None:
+    if count > LARGEST_POINTS:
+        raise ValueError(f"Key `sweep` gives {count} points, more than {LARGEST_POINTS}.")
 
 
 def _range(key: str, table: Mapping[str, Any], *, whole_numbers: bool) -> list[Any]:
@@ -403,7 +468,7 @@ def _range(key: str, table: Mapping[str, Any], *, whole_numbers: bool) -> list[A
         if part not in table:
             raise ValueError(f"Key `{key}.{part}` is missing.")
     spacing = choice(f"{key}.spacing", table.get("spacing", "linear"), ("linear", "log"))
-    num = whole(f"{key}.num", table["num"], 1, _LARGEST_POINTS)
+    num = whole(f"{key}.num", table["num"], 1, LARGEST_POINTS)
     ends = [
         real(f"{key}.{part}", table[part], strict=spacing == "log") for part in ("start", "stop")
     ]

@@ -1,9 +1,6 @@
 """Ensembles by name, from the keys of a configuration."""
 
-import functools
 import hashlib
-import importlib
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,23 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from .._state import State
+from ..blowup import ChainSamples, Samples
 from ..ensembles import (
     AbstractEnsemble,
     Balanced,
     FromFunction,
     Gaussian,
+    GaussianChain,
     LowRank,
     Orthogonal,
     Uniform,
     read_states,
 )
-from ._checks import choice, known, real, sequence, whole, wrong
+from ._axes import AXES
+from ._checks import known, real, sequence, whole, wrong
+from ._escapes import ESCAPE_KEYS, Training, read_training
+from ._functions import check_function, load_function
+from ._quantity import BLOWUP, CHAIN_BLOWUP, ESCAPE, Quantity
 
 WIDTH_KEYS = ("width", "aspect", "p", "q")
 SCALE_KEYS = ("scales", "scale", "scale_a", "scale_b", "scale_c")
-_LARGEST_WIDTH = 10**18
+_LARGEST_WIDTH = int(AXES["width"].most)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,25 @@ class Settings:
     rank: int
     noise: float
     function: Callable | str | None
+    depth: int = 3
+    training: Training | None = None
+
+    @property
+    def entries(self) -> int:
+        """The numbers that a full state holds."""
+        return self.p * self.q * (self.depth - 2) + self.p + self.q
+
+    @property
+    def form(self) -> str:
+        """The shape of a full state in words."""
+        return f"{self.p}x{self.q}" + ("" if self.depth == 3 else f", {self.depth} layers")
+
+    @property
+    def rescaling(self) -> float:
+        r"""$q^{L/2-1}$, by which blow-up times are of order one at any width; of iterations 1."""
+        if self.training is not None:
+            return 1.0
+        return math.sqrt(self.q) ** (self.depth - 2)
 
     def widths(self, arrays: bool) -> tuple[Any, Any]:
         """The widths, as arrays where a sweep over them shall compile once."""
@@ -53,56 +77,85 @@ class Settings:
         return a, b, c
 
 
+Draw = Callable[[Settings, np.ndarray, PRNGKeyArray, bool], Samples | ChainSamples]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An ensemble: the keys it takes, and how samples are drawn from it.
+
+    - `draw`: samples of these settings and indices with a random key, reduced or not; `None` for
+      networks, whose escape is predicted.
+    - `exact_reduction`: whether reduced samples cost the same at any width.
+    - `quantity`: what a study of it is about.
+    """
+
+    keys: tuple[str, ...]
+    draw: Draw | None
+    exact_reduction: bool = False
+    quantity: Quantity = BLOWUP
+
+
+def _states(
+    ensemble: type[AbstractEnsemble],
+    keys: tuple[str, ...],
+    build: Callable[[Settings, bool], AbstractEnsemble],
+) -> Kind:
+    """A kind whose samples are states, from how its ensemble is built."""
+
+    def draw(settings: Settings, indices: np.ndarray, key: PRNGKeyArray, reduced: bool) -> Samples:
+        return build(settings, reduced).draws(indices, key=key, reduced=reduced)
+
+    return Kind(keys, draw, exact_reduction=ensemble.exact_reduction)
+
+
+def gaussian(settings: Settings, arrays: bool) -> Gaussian:
+    """The ensemble of the kind `gaussian`."""
+    return Gaussian(*settings.widths(arrays), settings.layer_scales())
+
+
 def _function(settings: Settings, arrays: bool) -> AbstractEnsemble:
     del arrays
     assert callable(settings.function)
     return FromFunction(settings.function, settings.p, settings.q)
 
 
-@dataclass(frozen=True)
-class Kind:
-    """An ensemble: its class, the keys it takes, and how it is built from them."""
-
-    ensemble: type[AbstractEnsemble]
-    keys: tuple[str, ...]
-    build: Callable[[Settings, bool], AbstractEnsemble]
-
-    @property
-    def exact_reduction(self) -> bool:
-        """Whether reduced samples cost the same at any width."""
-        return self.ensemble.exact_reduction
+def _chains(
+    settings: Settings, indices: np.ndarray, key: PRNGKeyArray, reduced: bool
+) -> ChainSamples:
+    del reduced
+    widths = (1, *(settings.q,) * (settings.depth - 1), 1)
+    return GaussianChain(widths, settings.layer_scales()[0]).draws(indices, key=key)
 
 
 KINDS: dict[str, Kind] = {
-    "gaussian": Kind(
-        Gaussian,
-        WIDTH_KEYS + SCALE_KEYS,
-        lambda s, arrays: Gaussian(*s.widths(arrays), s.layer_scales()),
-    ),
-    "uniform": Kind(
+    "gaussian": _states(Gaussian, WIDTH_KEYS + SCALE_KEYS, gaussian),
+    "uniform": _states(
         Uniform,
         WIDTH_KEYS + SCALE_KEYS,
         lambda s, arrays: Uniform(s.p, s.q, s.layer_scales()),
     ),
-    "orthogonal": Kind(
+    "orthogonal": _states(
         Orthogonal,
         WIDTH_KEYS + SCALE_KEYS,
         lambda s, arrays: Orthogonal(*s.widths(arrays), s.layer_scales()),
     ),
-    "balanced": Kind(
+    "balanced": _states(
         Balanced,
         (*WIDTH_KEYS, "scale"),
         lambda s, arrays: Balanced(*s.widths(arrays), s.layer_scales()[0]),
     ),
-    "low_rank": Kind(
+    "low_rank": _states(
         LowRank,
         (*WIDTH_KEYS, *SCALE_KEYS, "rank", "noise"),
         lambda s, arrays: LowRank(s.p, s.q, s.rank, jnp.asarray(s.noise), s.layer_scales()),
     ),
-    "function": Kind(FromFunction, (*WIDTH_KEYS, "function"), _function),
+    "chain": Kind(("width", "depth", "scale"), _chains, quantity=CHAIN_BLOWUP),
+    "escape": Kind(ESCAPE_KEYS, None, quantity=ESCAPE),
+    "function": _states(FromFunction, (*WIDTH_KEYS, "function"), _function),
 }
 FILE_KEYS = ("path", "names", "layers", "direction")
-NAMES = (*KINDS, "file")
+NAMES = AXES["kind"].words
 
 
 def keys_of(kind: str) -> tuple[str, ...]:
@@ -114,7 +167,7 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
     given = {name: keys[name] for name in WIDTH_KEYS if name in keys}
     for name in ("width", "p", "q"):
         if name in given:
-            given[name] = whole(where(name), given[name], 1, _LARGEST_WIDTH)
+            given[name] = AXES[name].check(where(name), given[name])
     if "width" in given and ("p" in given or "q" in given):
         raise ValueError(
             f"Key `{where('width')}` gives both widths: `p` and `q` cannot be given as well."
@@ -127,7 +180,7 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
             raise ValueError(f"Key `ensemble.{missing[0]}` is missing: `p` and `q` go together.")
         return given["p"], given["q"]
     width = given.get("width", 200)
-    aspect = real(where("aspect"), given.get("aspect", 1.0))
+    aspect = AXES["aspect"].check(where("aspect"), given.get("aspect", 1.0))
     p = width if aspect == 1 else aspect * width
     if not 1 <= round(min(p, 2 * _LARGEST_WIDTH)) <= _LARGEST_WIDTH:
         raise ValueError(
@@ -138,10 +191,10 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
 
 def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of an ensemble with its numbers as they are meant: 200.0 is the width 200."""
-    whole_ones, real_ones = ("width", "p", "q", "rank"), ("aspect", "noise", *SCALE_KEYS[1:])
     plain = dict(keys)
-    plain |= {name: int(keys[name]) for name in whole_ones if name in keys}
-    plain |= {name: float(keys[name]) for name in real_ones if name in keys}
+    plain |= {name: AXES[name].type(keys[name]) for name in AXES if name in keys}
+    if "data" in keys:
+        plain["data"] = str(Path(keys["data"]).absolute())
     if "scales" in keys:
         plain["scales"] = [float(scale) for scale in keys["scales"]]
     return plain
@@ -156,10 +209,10 @@ def _scales(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[float
             raise wrong(where("scales"), keys["scales"], "three numbers, of a, b and c")
         scales = [real(where("scales"), value, strict=False) for value in values]
     else:
-        scales = [real(where("scale"), keys.get("scale", 1.0), strict=False)] * 3
+        scales = [AXES["scale"].check(where("scale"), keys.get("scale", 1.0))] * 3
     for place, name in enumerate(("scale_a", "scale_b", "scale_c")):
         if name in keys:
-            scales[place] = real(where(name), keys[name], strict=False)
+            scales[place] = AXES[name].check(where(name), keys[name])
     return scales[0], scales[1], scales[2]
 
 
@@ -178,16 +231,21 @@ def read_settings(
         return f"sweep.{name}" if name in swept else f"ensemble.{name}"
 
     joined = {**keys, **swept}
-    kind = choice(where("kind"), joined.pop("kind", "gaussian"), NAMES)
+    kind = AXES["kind"].check(where("kind"), joined.pop("kind", "gaussian"))
     joined.pop("reduced", None)
     for name in joined:
         if name not in keys_of(kind):
-            takes = ", ".join(keys_of(kind))
+            takes, article = ", ".join(keys_of(kind)), "an" if kind[0] in "aeo" else "a"
             raise ValueError(
-                f"Key `{where(name)}` is not one that a {kind} ensemble takes; it takes {takes}."
+                f"Key `{where(name)}` is not one that {article} {kind} ensemble takes; "
+                f"it takes {takes}."
             )
     if kind == "file":
         return kind, Settings(1, 1, (1.0, 1.0, 1.0), 1, 0.0, None)
+    if kind == "escape":
+        training = read_training(joined, where)
+        width, depth = training.width, training.depth
+        return kind, Settings(width, width, (1.0, 1.0, 1.0), 1, 0.0, None, depth, training)
     p, q = _widths(joined, where)
     function = joined.get("function")
     if kind == "function":
@@ -198,51 +256,10 @@ def read_settings(
         q,
         _scales(joined, where),
         whole(where("rank"), joined.get("rank", 1), 1, min(p, q)),
-        real(where("noise"), joined.get("noise", 0.1), 0.0, 1.0, strict=False),
+        AXES["noise"].check(where("noise"), joined.get("noise", 0.1)),
         function,
+        AXES["depth"].check(where("depth"), joined.get("depth", 3)),
     )
-
-
-_FUNCTION = "a function or its name as `module:name`"
-
-
-def check_function(key: str, value: Any) -> Callable | str:
-    """A function, or what may be the name of one; nothing is imported."""
-    if not callable(value) and not (isinstance(value, str) and value.count(":") == 1):
-        raise wrong(key, value, _FUNCTION)
-    return value
-
-
-def load_function(key: str, value: Any) -> Callable:
-    """A function, given as such or as `module:name`, which is imported."""
-    value = check_function(key, value)
-    if callable(value):
-        return value
-    module, name = value.split(":")
-    try:
-        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except Exception as error:  # whatever the module raises
-        raise ValueError(f"Key `{key}`: {value!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise wrong(key, value, _FUNCTION)
-    return found
-
-
-def function_name(function: Any) -> str:
-    """What `load_function` would find a function by."""
-    if isinstance(function, str):
-        return function
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{getattr(function, '__module__', '')}:{name}"
-
-
-def function_digest(function: Callable) -> str:
-    """A hash of a function's source, where there is one."""
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        return "unknown"
-    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:

@@ -12,11 +12,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .. import _trajectory  # pyright: ignore[reportPrivateUsage]
+from .._chain import Chain
 from .._energy import energy, vector_field
 from .._state import State
 from .._threads import map_on_threads, num_cores
 from .._trajectory import OnsetStatus, PointStatus
-from ..blowup import AbstractSource, Samples
+from ..blowup import AbstractChainSource, AbstractSource, ChainSamples, Samples
+from ..networks import EscapeStatus, Limit
 from ..sampling import entry_names, leading_entries
 
 NUM_ENTRIES = 8
@@ -43,21 +45,23 @@ class Observable:
     - `fields`: the variables that it fills.
     - `needs_full`: whether the reduced form of a state does not have them.
     - `function`: of a state and the fractions of $T^*$ to look at; gives an array for each field.
+      `None` for what comes with the samples.
+    - `takes_chains`: whether chains have it as well.
     """
 
     fields: tuple[Field, ...]
     needs_full: bool
-    function: Callable[[State, Float[Array, " num"]], tuple[Array, ...]]
+    function: Callable[[Any, Float[Array, " num"]], tuple[Array, ...]] | None
+    takes_chains: bool = False
 
 
 def _norm(x: Array) -> Array:
     return jnp.sqrt(jnp.sum(x * x))
 
 
-def _gradient_norm(state: State, fractions: Array) -> tuple[Array, ...]:
+def _gradient_norm(point: State | Chain, fractions: Array) -> tuple[Array, ...]:
     del fractions
-    field = vector_field(state)
-    return (jnp.sqrt(sum(jnp.sum(layer**2) for layer in (field.a, field.b, field.c))),)
+    return (jnp.sqrt(sum(jnp.sum(layer**2) for layer in vector_field(point).layers)),)
 
 
 def _onset(state: State, fractions: Array) -> tuple[Array, ...]:
@@ -84,7 +88,8 @@ OBSERVABLES: dict[str, Observable] = {
     "energy": Observable(
         (Field("energy", "energy E = a^T b c of the initial state"),),
         False,
-        lambda state, fractions: (energy(state),),
+        lambda point, fractions: (energy(point),),
+        takes_chains=True,
     ),
     "norms": Observable(
         (
@@ -103,6 +108,7 @@ OBSERVABLES: dict[str, Observable] = {
         (Field("gradient_norm", "norm of the gradient of the energy at the initial state"),),
         False,
         _gradient_norm,
+        takes_chains=True,
     ),
     "entries": Observable(
         (Field("entries", "leading entries of the reduced state", dim="entry"),),
@@ -141,6 +147,18 @@ OBSERVABLES: dict[str, Observable] = {
         True,
         _counts,
     ),
+    "escape": Observable(
+        (
+            Field("crossing", "iteration at which the loss of the network leaves the plateau"),
+            Field("correction", "what the effective model alone is off by, relative"),
+            Field("escape_status", "status of the prediction", "int8",
+                  flags=tuple(status.name.lower() for status in EscapeStatus)),
+            Field("limit", "why the effective model does not hold as far as the crossing", "int8",
+                  flags=tuple(limit.name.lower() for limit in Limit)),
+        ),
+        True,
+        None,
+    ),
 }  # fmt: skip
 
 
@@ -151,7 +169,7 @@ def entry_labels() -> tuple[str, ...]:
 
 @eqx.filter_jit
 def _observe(
-    source: AbstractSource,
+    source: AbstractSource | AbstractChainSource,
     indices: Array,
     fractions: Array,
     names: tuple[str, ...],
@@ -162,6 +180,7 @@ def _observe(
         found = {}
         for name in names:
             observable = OBSERVABLES[name]
+            assert observable.function is not None
             values = observable.function(state, fractions)
             found |= dict(zip((f.name for f in observable.fields), values, strict=True))
         return found
@@ -171,7 +190,7 @@ def _observe(
 
 
 def observe(
-    samples: Samples,
+    samples: Samples | ChainSamples,
     names: tuple[str, ...],
     fractions: tuple[float, ...],
 ) -> Mapping[str, np.ndarray]:

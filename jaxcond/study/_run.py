@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from .._threads import chosen_device
-from ..blowup import Status, is_known
+from ..blowup import Status
 from ..statistics import Moments
 from ._compute import Outcome, compute, default_chunk, methods_of
 from ._config import Study
-from ._kinds import function_name
+from ._cost import check_cost
+from ._functions import function_name
 from ._store import (
     Store,
     StoreError,
@@ -267,6 +268,7 @@ def _alone(path: Path | None) -> Iterator[None]:
 def _open(study: Study, path: Path | None, any_version: bool) -> Store:
     if path is None or not path.exists():
         chunk = default_chunk(study) if study.chunk is None else study.chunk
+        check_cost(study, chunk, path)
         if path is None:
             return create(study, None, chunk, methods_of(study))
         # Made beside and renamed: a store is there whole, or not at all.
@@ -290,6 +292,7 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
         )
     store.clean()
     if study.samples > store.samples:
+        check_cost(study, store.chunk, path)
         store.describe(complete=False)
     store.describe(**attributes_of(study))
     store.grow(study.samples)
@@ -317,10 +320,9 @@ def _read_tallies(store: Store) -> list[Tally]:
             if count == 0:
                 continue
             status = store.read("status", point, chunk, int(count))
-            times = store.read("blowup_time", point, chunk, int(count))
-            known = times[is_known(times, status)]
+            moments = _stored_moments(store, point, chunk, int(count))
             statuses = {s.name.lower(): int(np.sum(status == s)) for s in Status}
-            tally.add(Outcome(Moments.of(known), statuses))
+            tally.add(Outcome(moments, statuses))
         tallies.append(tally)
     return tallies
 
@@ -426,9 +428,10 @@ def _of_chunk(store: Store, task: Task, outcome: Outcome) -> Moments:
 
 
 def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments:
-    status = store.read("status", point, chunk, count)
-    times = store.read("blowup_time", point, chunk, count)
-    return Moments.of(times[is_known(times, status)])
+    quantity = store.study.quantity
+    status = store.read(quantity.status_field, point, chunk, count)
+    values = store.read(quantity.field, point, chunk, count)
+    return Moments.of(values[quantity.is_known(values, status)])
 
 
 def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Prefix]:

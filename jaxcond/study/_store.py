@@ -27,13 +27,13 @@ from zarr.storage import LocalStore, MemoryStore
 
 from .._threads import chosen_device
 from ..blowup import Status
+from ._axes import AXES
 from ._config import Study
-from ._kinds import function_name
+from ._functions import function_name
 from ._observables import OBSERVABLES, Field, entry_labels
 from ._trust import SEAL, seal
 
 FINISHED = "finished"
-_UNITS = "effective model"
 _TIME_FIELDS = (
     Field("blowup_time", "blow-up time T*"),
     Field("lower", "lower end of the bracket of T*"),
@@ -55,19 +55,6 @@ _MARKS = 256
 _VERSIONS = ("jaxcond", "jax", "jaxlib", "diffrax", "equinox", "numpy", "scipy")
 # What reading raises for a file whose checksum or content is wrong.
 _UNREADABLE = (ValueError, RuntimeError)
-_DESCRIPTIONS = {
-    "kind": "ensemble of initial states",
-    "width": "width of both hidden layers",
-    "aspect": "ratio p/q of the widths",
-    "p": "width of the layer next to the output",
-    "q": "width of the layer next to the input",
-    "scale": "standard deviation of the entries of a, b, c",
-    "scale_a": "standard deviation of the entries of a (output)",
-    "scale_b": "standard deviation of the entries of b",
-    "scale_c": "standard deviation of the entries of c (input)",
-    "rank": "rank of the signal in b",
-    "noise": "share of noise in b",
-}
 
 
 # Without these attributes, and of these types, a group is no store of a study.
@@ -486,7 +473,7 @@ def create(
             described["flag_values"] = list(range(-1, len(field.flags)))
             described["flag_meanings"] = " ".join(("not_run", *field.flags))
         elif field.dtype == "float":
-            described["units"] = f"time of the {_UNITS}" if field.name in _TIMES else "1"
+            described["units"] = study.time_unit if field.name in _TIMES else "1"
         group.create_array(
             field.name,
             shape=(*shape, study.samples, *more),
@@ -520,7 +507,7 @@ def _coordinates(study: Study) -> dict[str, tuple[str, list[Any], str]]:
     columns: dict[str, tuple[str, list[Any], str]] = {}
     for name, values in study.axes.items():
         dim = "point" if study.combine == "zip" else name
-        columns[name] = (dim, list(values), _DESCRIPTIONS[name])
+        columns[name] = (dim, list(values), AXES[name].help)
     if "counts" in study.observables:
         columns["fraction"] = ("fraction", list(study.fractions), "fraction of T*")
     if "entries" in study.observables:

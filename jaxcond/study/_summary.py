@@ -55,7 +55,8 @@ class Estimate:
 class PointSummary:
     r"""Statistics of the samples of one sweep point.
 
-    - `point`: its number; `coordinates`: its values of the swept keys; `p`, `q`: the widths.
+    - `point`: its number; `coordinates`: its values of the swept keys; `p`, `q`: the widths;
+      `scale`: $\sqrt q$, of chains $q^{L/2-1}$, by which times are of order one at any width.
     - `num_samples`: those in the store; `statuses`, `settled_by`: how many of each. The rest is
       over the `moments.count` of them that converged.
     - `moments` of $T^*$; `mean`: the best estimate that the study allows, and `plain`: the plain
@@ -71,6 +72,7 @@ class PointSummary:
     coordinates: dict[str, Any]
     p: int
     q: int
+    scale: float
     num_samples: int
     statuses: dict[str, int]
     settled_by: dict[str, int]
@@ -83,11 +85,6 @@ class PointSummary:
     widest_bracket: float
     largest_error: float
     observables: dict[str, Moments]
-
-    @property
-    def scale(self) -> float:
-        r"""$\sqrt q$, by which times are of order one at any width."""
-        return math.sqrt(self.q)
 
 
 @dataclass(frozen=True)
@@ -190,11 +187,14 @@ def limits_of(study: Study) -> np.ndarray:
 
 
 def converged_times(store: Store, point: int) -> Iterator[np.ndarray]:
-    """The finite blow-up times, of a known error, of a sweep point, a chunk at a time."""
-    for times, status in zip(
-        store.stream("blowup_time", point), store.stream("status", point), strict=True
-    ):
-        yield times[is_known(times, status)]
+    """What is known of the quantity of a study at a sweep point, a chunk at a time.
+
+    These are the finite blow-up times of a known error, or the iterations that are predicted.
+    """
+    quantity = store.study.quantity
+    names = (quantity.field, quantity.status_field)
+    for values, status in zip(*(store.stream(name, point) for name in names), strict=True):
+        yield values[quantity.is_known(values, status)]
 
 
 def _point_summary(
@@ -202,14 +202,19 @@ def _point_summary(
 ) -> PointSummary:
     study = store.study
     moments = Moments()
-    statuses = np.zeros(len(Status), int)
+    quantity = study.quantity
+    statuses = np.zeros(len(quantity.statuses), int)
     stages = np.zeros(128, int)
     bracket = error = math.nan
-    streams = (store.stream(n, point) for n in ("blowup_time", "status", "lower", "upper", "error"))
-    for times, status, lower, upper, errors in zip(*streams, strict=True):
+    for values in converged_times(store, point):
+        moments = moments.merge(Moments.of(values))
+    for status in store.stream(quantity.status_field, point):
+        statuses += np.bincount(np.maximum(status, 0), minlength=len(statuses))[: len(statuses)]
+    names = ("blowup_time", "status", "lower", "upper", "error")
+    for times, status, lower, upper, errors in zip(
+        *(store.stream(name, point) for name in names), strict=True
+    ):
         known = is_known(times, status)
-        moments = moments.merge(Moments.of(times[known]))
-        statuses += np.bincount(np.maximum(status, 0), minlength=len(Status))[: len(Status)]
         if known.any():
             t = times[known].astype(np.float64)
             width = (upper[known].astype(np.float64) - lower[known]) / t
@@ -226,9 +231,10 @@ def _point_summary(
         coordinates=dict(study.points[point]),
         p=p,
         q=q,
+        scale=_scale(study, point, q),
         num_samples=int(statuses.sum()),
-        statuses={status.name.lower(): int(statuses[status]) for status in Status},
-        settled_by=_settled_by(store, (p, q), stages),
+        statuses={code.name.lower(): int(statuses[code]) for code in quantity.statuses},
+        settled_by=_settled_by(store, point, stages),
         moments=moments,
         mean=_best(store, point, plain, confidence),
         plain=plain,
@@ -241,9 +247,15 @@ def _point_summary(
     )
 
 
-def _settled_by(store: Store, widths: tuple[int, int], stages: np.ndarray) -> dict[str, int]:
+def _scale(study: Study, point: int, q: int) -> float:
+    kind, settings = study.settings[point]
+    return math.sqrt(q) if kind == "file" else settings.rescaling
+
+
+def _settled_by(store: Store, point: int, stages: np.ndarray) -> dict[str, int]:
     methods = json.loads(str(store.group.attrs.get("methods", "{}")))
-    labels = methods.get(f"{widths[0]}x{widths[1]}", next(iter(methods.values()), []))
+    _, settings = store.study.settings[point]
+    labels = methods.get(settings.form, next(iter(methods.values()), []))
     return {label: int(stages[i]) for i, label in enumerate(labels)}
 
 
@@ -345,7 +357,7 @@ def _scalings(
     study: Study, points: Sequence[PointSummary], confidence: float
 ) -> Iterator[tuple[dict[str, Any], Scaling]]:
     """The fit over the widths, for each combination of the other swept keys."""
-    if "width" not in study.sweep:
+    if "width" not in study.sweep or study.predicts_escapes:  # iterations follow no such law
         return
     groups: dict[tuple, list[PointSummary]] = {}
     for summary in points:
@@ -356,18 +368,29 @@ def _scalings(
         if len({s.q for s in usable}) < 2:
             continue
         limit = usable[0].limit
-        yield (
-            dict(others),
-            fit_scaling(
-                [float(s.q) for s in usable],
-                [s.mean.mean for s in usable],
-                [s.mean.standard_error for s in usable],
-                [s.moments.deviation for s in usable],
-                [s.moments.wide_deviation_error(confidence) for s in usable],
-                limit if math.isfinite(limit) else None,
-                confidence,
-            ),
+        # The fit takes times that go like one over the root of the width.
+        factors = [s.scale / math.sqrt(s.q) for s in usable]
+        found = fit_scaling(
+            [float(s.q) for s in usable],
+            [f * s.mean.mean for f, s in zip(factors, usable, strict=True)],
+            [f * s.mean.standard_error for f, s in zip(factors, usable, strict=True)],
+            [f * s.moments.deviation for f, s in zip(factors, usable, strict=True)],
+            [
+                f * s.moments.wide_deviation_error(confidence)
+                for f, s in zip(factors, usable, strict=True)
+            ],
+            limit if math.isfinite(limit) else None,
+            confidence,
         )
+        _, settings = study.settings[usable[0].point]
+        yield dict(others), _of_depth(found, settings.depth)
+
+
+def _of_depth(scaling: Scaling, depth: int) -> Scaling:
+    """The scaling whose exponent is that of the mean itself: of three layers, 1/2."""
+    alpha, more = scaling.mean_exponent, (depth - 3) / 2
+    moved = {name: getattr(alpha, name) + more for name in ("value", "lower", "upper")}
+    return dataclasses.replace(scaling, mean_exponent=dataclasses.replace(alpha, **moved))
 
 
 def _row(point: PointSummary) -> dict[str, Any]:

@@ -32,10 +32,10 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f}/s")
 
 
-def _estimate(tally: Tally) -> str:
+def _estimate(tally: Tally, study: Study) -> str:
     if not tally.moments.count:
         return ""
-    return f"T* {tally.moments.mean:.6g} ± {tally.moments.standard_error:.1g}"
+    return f"{study.quantity.symbol} {tally.moments.mean:.6g} ± {tally.moments.standard_error:.1g}"
 
 
 class Bars(Watcher):
@@ -94,9 +94,9 @@ class Bars(Watcher):
         bar = self._bar(task.point)
         done = tally.done >= self._study.samples or tally.enough is not None
         if bar is None:
-            self.progress.update(self._whole, estimate=_estimate(tally))
+            self.progress.update(self._whole, estimate=_estimate(tally, self._study))
             return
-        self.progress.update(bar, estimate=_estimate(tally), completed=tally.done)
+        self.progress.update(bar, estimate=_estimate(tally, self._study), completed=tally.done)
         if done:
             self.progress.update(bar, total=tally.done)
             over = [b for b in self._points.values() if self.progress.tasks[b].finished]
@@ -136,6 +136,6 @@ class Lines(Watcher):
         name = self._study.name(task.point)
         err.print(
             f"{self._done} of {self._total} samples, {rate:,.0f}/s, {left:,.0f} s left"
-            f"{'; ' + name if name else ''}; {_estimate(tally)}",
+            f"{'; ' + name if name else ''}; {_estimate(tally, self._study)}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

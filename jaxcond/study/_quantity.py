@@ -1,0 +1,61 @@
+"""What a study is about: the number of each sample whose law is summarised and drawn."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..blowup import Status, is_known
+from ..networks import EscapeStatus
+
+
+@dataclass(frozen=True)
+class Quantity:
+    r"""A variable of the store, and how it is told of.
+
+    - `field`, `status_field`: its name in the store, and that of the status that goes with it.
+    - `statuses`: what the codes of the status mean.
+    - `is_known`: of values and statuses, which samples have a value that statistics take.
+    - `title`, `symbol`: what it is, in words and in tables.
+    - `rescaled`: the symbol times `Settings.rescaling`, of order one at any width; `tex`: the same
+      in figures, with its name in `label`.
+    """
+
+    field: str
+    status_field: str
+    statuses: type[enum.IntEnum]
+    is_known: Callable[[Any, Any], Any]
+    title: str
+    symbol: str
+    rescaled: str
+    tex: str
+    label: str
+
+
+def _blowup(rescaled: str, tex: str) -> Quantity:
+    return Quantity(
+        field="blowup_time",
+        status_field="status",
+        statuses=Status,
+        is_known=is_known,
+        title="Blow-up time T*",
+        symbol="T*",
+        rescaled=rescaled,
+        tex=tex,
+        label=f"rescaled blow-up time {tex}",
+    )
+
+
+BLOWUP = _blowup("√q·T*", r"$\sqrt{q}\,T^*$")
+CHAIN_BLOWUP = _blowup("m^(L/2-1)·T*", r"$m^{L/2-1}\,T^*$")
+ESCAPE = Quantity(
+    field="crossing",
+    status_field="escape_status",
+    statuses=EscapeStatus,
+    is_known=lambda values, status: status == EscapeStatus.PREDICTED,
+    title="Iteration at which the plateau ends",
+    symbol="iteration",
+    rescaled="iteration",
+    tex="iteration at which the plateau ends",
+    label="iteration at which the plateau ends",
+)
