@@ -1,5 +1,7 @@
 """What a study found, in a few plain sentences before its tables."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
