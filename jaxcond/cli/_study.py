@@ -185,6 +185,8 @@ def _study(arguments: argparse.Namespace) -> int:
 
 def _resume(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
+    if arguments.repair:
+        studies.restore_attributes(arguments.store)
     store = studies.open_store(arguments.store)
     keys = store.study.to_dict()
     _check_trust(store, keys, arguments)

@@ -24,10 +24,11 @@ _COSTLY = ("onset", "counts")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is told of a task: its moments of $T^*$, and statuses."""
+    """What is told of a task: its moments of $T^*$, statuses, and, once written, its digests."""
 
     moments: Moments
     statuses: dict[str, int]
+    seals: tuple[int, ...] = ()
 
 
 def default_chunk(study: Study) -> int:

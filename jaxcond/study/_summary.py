@@ -132,7 +132,9 @@ def open_store(path: str | Path) -> Store:
     """
     path = Path(path)
     study, group = read_configuration(path)
-    return Store(study, group, path)
+    store = Store(study, group, path)
+    store.check_coordinates()
+    return store
 
 
 def open_study(path: str | Path) -> xr.Dataset:
@@ -205,8 +207,8 @@ def _point_summary(
     statuses = np.zeros(len(Status), int)
     stages = np.zeros(128, int)
     bracket = error = math.nan
-    streams = (store.stream(n, point) for n in ("blowup_time", "status", "lower", "upper", "error"))
-    for times, status, lower, upper, errors in zip(*streams, strict=True):
+    streams = (store.brackets(point), store.stream("status", point), store.stream("error", point))
+    for (times, lower, upper), status, errors in zip(*streams, strict=True):
         known = is_known(times, status)
         moments = moments.merge(Moments.of(times[known]))
         statuses += np.bincount(np.maximum(status, 0), minlength=len(Status))[: len(Status)]
