@@ -85,7 +85,7 @@ def differences(path: Path, other: Path) -> list[str]:
         return {
             str(file.relative_to(store)): file.read_bytes()
             for file in store.rglob("*")
-            if file.is_file() and file.name != "zarr.json"
+            if file.is_file() and file.suffix != ".json"
         }
 
     found, expected = files(path), files(other)

@@ -25,13 +25,17 @@ from helpers import gaussian_states
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
 from jaxcond.study import (
+    Damage,
     Interrupted,
     Store,
     StoreError,
     Study,
     Task,
     Watcher,
+    damages,
+    open_store,
     open_study,
+    restore_attributes,
     run_study,
     summarise,
 )
@@ -39,7 +43,14 @@ from jaxcond.study import _store as store_module
 from jaxcond.study import run_study as run
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
-from jaxcond.study._store import create, damages, fields_of, locked, open_group, read_configuration
+from jaxcond.study._store import (
+    Kind,
+    create,
+    fields_of,
+    locked,
+    open_group,
+    read_configuration,
+)
 
 SWEEP = {"width": [20, 50]}
 # Two points of two whole chunks and a part of one.
@@ -1030,6 +1041,229 @@ def test_missing_attributes_are_named(copy, name):
     file.write_text(json.dumps(data))
     with pytest.raises(StoreError, match=f"attribute `{name}` is missing"):
         run(study(), copy)
+
+
+def swapped(first, second):
+    a, b = first.read_bytes(), second.read_bytes()
+    assert a != b
+    first.write_bytes(b)
+    second.write_bytes(a)
+
+
+def edited(path, name, where, value):
+    """Values as Zarr writes them, with a checksum that holds."""
+    zarr.open_group(path, mode="r+")[name][where] = value
+
+
+def altered(point, chunk, name):
+    return Damage(point, chunk, name, Kind.ALTERED)
+
+
+WRONG = {
+    "swapped within a point": (
+        lambda path, _: swapped(*(chunk_file(path, "blowup_time", 1, c) for c in (0, 1))),
+        [altered(1, 0, "blowup_time"), altered(1, 1, "blowup_time")],
+    ),
+    "swapped between points": (
+        lambda path, _: swapped(*(chunk_file(path, "upper", p, 1) for p in (0, 1))),
+        [altered(0, 1, "upper"), altered(1, 1, "upper")],
+    ),
+    "of a store of fewer samples": (
+        lambda path, old: shutil.copy(*(chunk_file(p, "error", 1, 2) for p in (old, path))),
+        [altered(1, 2, "error")],
+    ),
+    "a time edited": (
+        lambda path, _: edited(path, "blowup_time", (0, 20), 0.3),
+        [altered(0, 1, "blowup_time")],
+    ),
+    "a count of steps edited": (
+        lambda path, _: edited(path, "num_steps", (0, 20), 1000),
+        [altered(0, 1, "num_steps")],
+    ),
+    "a status edited": (
+        lambda path, _: edited(path, "status", (1, 3), 99),
+        [altered(1, 0, "status")],
+    ),
+    "a digest edited": (
+        lambda path, _: edited(path, "marks", (1, 0, 5), 1),
+        [altered(1, 0, "status")],
+    ),
+    "a mark zero": (
+        lambda path, _: edited(path, "marks", (1, 0), 0),
+        [altered(1, 0, "marks")],
+    ),
+    **{
+        f"a mark of {count}": (
+            lambda path, _, count=count: edited(path, "marks", (0, 2, 0), count),
+            [altered(0, 2, "marks")],
+        )
+        for count in (0, 51, 20, -5, 10**6)
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shorter(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shorter") / "shorter.zarr"
+    run(study(samples=37), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_whole_chunks_that_are_wrong_are_named_and_repaired(copy, whole, shorter, kind):
+    strike, expected = WRONG[kind]
+    strike(copy, shorter)
+    assert damages(open_store(copy)) == expected
+    if expected[0].variable != "num_steps":  # of which a summary tells nothing
+        with pytest.raises(
+            StoreError, match=f"variable `{expected[0].variable}` is damaged"
+        ) as caught:
+            summarise(copy)
+        assert caught.value.damage == expected[0]
+        assert "--repair" in one_line(caught)
+    run(study(), copy, repair=True)
+    assert damages(open_store(copy)) == []
+    assert_same(copy, whole)
+
+
+def test_a_mark_of_fewer_samples_is_no_mark(copy, whole):
+    edited(copy, "marks", (0, 2, 0), 5)
+    assert {damage.variable for damage in damages(open_store(copy))} == set(BASIC)
+    with pytest.raises(StoreError, match="`blowup_time` is damaged"):
+        summarise(copy)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize(("name", "value"), [("upper", 0.0), ("lower", 9.0), ("status", 99)])
+def test_values_without_a_meaning_are_refused_also_with_their_digest(tmp_path, name, value):
+    asked = Study(samples=4, chunk=4)
+    store = create(asked, tmp_path / "study.zarr", 4, {})
+    fields = {field.name: np.ones(4) for field in fields_of(asked)} | {"status": np.zeros(4)}
+    store.mark(Task(0, 0, 0, 4), store.write(Task(0, 0, 0, 4), fields))
+    assert damages(store) == []
+    fields[name] = np.array([*fields[name][:3], value])
+    store.mark(Task(0, 0, 0, 4), store.write(Task(0, 0, 0, 4), fields))
+    variable = "status" if name == "status" else "blowup_time"
+    assert damages(store) == [Damage(0, 0, variable, Kind.ILLEGAL)]
+    with pytest.raises(StoreError, match="its values have no meaning"):
+        summarise(store)
+
+
+@pytest.mark.parametrize("name", ["chunk", "samples", "complete", "configuration", "identity",
+                                  "configuration_hash", "versions", "methods", "seed", "created",
+                                  "format"])  # fmt: skip
+@pytest.mark.parametrize("removed", [True, False])
+def test_attributes_that_were_edited_are_refused_and_restored(copy, whole, name, removed):
+    file = copy / "zarr.json"
+    before = file.read_bytes()
+    data = json.loads(before)
+    values = {"chunk": 7, "samples": 30, "complete": False, "seed": 4, "format": 1,
+              "configuration": json.dumps(study(seed=4).to_dict())}  # fmt: skip
+    if removed:
+        del data["attributes"][name]
+    else:
+        data["attributes"][name] = values.get(name, "{}")
+    file.write_text(json.dumps(data))
+    for read in (open_store, summarise, open_study, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match="attribute") as caught:
+            read(copy)
+        assert "Traceback" not in one_line(caught)
+    run(study(), copy, repair=True)
+    assert json.loads(file.read_bytes()) == json.loads(before)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize("name", [".", "lower", "marks", "width"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"zarr_format": 3}', "folder", None])
+def test_descriptions_are_restored(copy, whole, name, text):
+    file = copy / name / "zarr.json"
+    before = file.read_bytes()
+    file.unlink()
+    if text == "folder":
+        file.mkdir()
+    elif text is not None:
+        file.write_text(text)
+    restore_attributes(copy)
+    if name != ".":
+        assert altered(None, None, name) in damages(Store(*read_configuration(copy), copy))
+    run(study(), copy, repair=True)
+    assert json.loads(file.read_bytes()) == json.loads(before)
+    assert_same(copy, whole)
+
+
+def test_what_cannot_be_restored_is_said(copy):
+    for name in ("zarr.json", "marks/description.json"):
+        (copy / name).write_text("{")
+    with pytest.raises(
+        StoreError, match=r"the copy of the attributes, marks/description\.json, is"
+    ):
+        run(study(), copy, repair=True)
+
+
+def test_a_damaged_copy_of_the_attributes_is_written_again(copy, whole):
+    file = copy / "marks" / "description.json"
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+    assert damages(open_store(copy)) == [altered(None, None, "marks/description.json")]
+    run(study(), copy, repair=True)
+    assert damages(open_store(copy)) == []
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize("place", ["lower/c/1/2", "marks/c/0/0/0", "width/c/0"])
+def test_a_folder_in_the_place_of_a_file_is_replaced(copy, whole, place):
+    (copy / place).unlink()
+    (copy / place / "inner").mkdir(parents=True)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+def test_a_folder_in_the_place_of_a_chunk_that_is_not_marked_is_replaced(whole, tmp_path):
+    path = tmp_path / "study.zarr"
+    with pytest.raises(Died):
+        run(study(), path, watcher=Dies(2))
+    chunk_file(path, "upper", 1, 2).mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be written"):
+        run(study(), path)
+    run(study(), path, repair=True)
+    assert_same(path, whole)
+
+
+def test_a_missing_coordinate_is_noticed(copy, whole):
+    shutil.rmtree(copy / "width")
+    for read in (open_store, summarise, open_study, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match=r"`width` is (damaged or missing|missing or damaged)"):
+            read(copy)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("study.toml", "; `jaxcond study .*study.toml` runs"), ("file", "folder$")]
+)
+def test_a_file_is_no_store(tmp_path, name, hint):
+    (tmp_path / name).write_text("samples = 10")
+    for read in (open_store, summarise, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match=f"is no Zarr store: it is a file.*{hint}"):
+            read(tmp_path / name)
+
+
+def test_stores_of_an_earlier_form_are_refused(copy):
+    store = open_store(copy)
+    store.describe(format=None)
+    with pytest.raises(StoreError, match="is of format 1, not 2, which this version"):
+        open_store(copy)
+
+
+def test_marks_of_many_points_are_opened_in_few_reads(tmp_path, monkeypatch):
+    asked = Study(samples=2, chunk=1, sweep={"width": list(range(10, 910))})
+    create(asked, tmp_path / "study.zarr", 1, {})
+    reads, get = [], zarr.storage._local._get
+    monkeypatch.setattr(
+        zarr.storage._local, "_get", lambda path, *rest: reads.append(path) or get(path, *rest)
+    )
+    assert open_store(tmp_path / "study.zarr").finished().shape == (900, 2)
+    assert 0 < len([path for path in reads if "marks" in path.parts]) < 20
 
 
 # Disks.

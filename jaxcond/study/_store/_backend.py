@@ -52,23 +52,22 @@ class AbstractBackend(abc.ABC):
 class Folder(AbstractBackend):
     """The files of a store on disk."""
 
-    path: Path
-
     def __init__(self, path: Path):
-        self.path = path
+        self.path: Path | None = path
+        self._folder = path
         self.zarr = LocalStore(path)
 
     def exists(self, key: str) -> bool:
         """Whether there is a file."""
-        return (self.path / key).is_file()
+        return (self._folder / key).is_file()
 
     def blocked(self, key: str) -> bool:
         """Whether a folder stands in the place of a file."""
-        return (self.path / key).is_dir()
+        return (self._folder / key).is_dir()
 
     def remove(self, key: str) -> None:
         """Remove a file, or a folder in its place."""
-        place = self.path / key
+        place = self._folder / key
         with written(self.path):
             if place.is_dir() and not place.is_symlink():
                 shutil.rmtree(place)
@@ -78,7 +77,7 @@ class Folder(AbstractBackend):
 
     def clean(self) -> None:
         """Remove what a killed process was writing."""
-        for leftover in self.path.rglob("*.partial"):
+        for leftover in self._folder.rglob("*.partial"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
 
@@ -86,9 +85,8 @@ class Folder(AbstractBackend):
 class Memory(AbstractBackend):
     """The files of a store in memory, which end with it."""
 
-    path: None = None
-
     def __init__(self, store: MemoryStore | None = None):
+        self.path = None
         self.zarr = MemoryStore() if store is None else store
 
     def exists(self, key: str) -> bool:

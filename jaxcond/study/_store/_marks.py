@@ -98,15 +98,16 @@ class Marks:
         return DamageError(told, Damage(point, chunk, MARKS, Kind.ALTERED))
 
     def put(self, point: int, chunk: int, row: np.ndarray) -> None:
-        """Replace a row, and with it its file."""
-        self.rows[point, chunk] = row
-        self.legal[point, chunk] = self._are_legal(row[None, None], chunk)[0, 0]
+        """Replace a row, and with it its file; there must be no other writer."""
         points, chunks = self._layout.mark_files
         last = self._layout.shape[-1] if self._layout.dims else 1
         begin, first = point - point % last % points, chunk - chunk % chunks
         end = min(begin + points, begin - begin % last + last)
-        rows = self.rows[begin:end, first : first + chunks]
+        rows = self.rows[begin:end, first : first + chunks].copy()
+        rows[point - begin, chunk - first] = row
         self._backend.write(self._layout.mark_key(point, chunk), self._encoded(rows))
+        self.rows[point, chunk] = row
+        self.legal[point, chunk] = self._are_legal(row[None, None], chunk)[0, 0]
 
     def unmark(self, point: int, chunk: int) -> None:
         """Say that no samples of a chunk are there."""
