@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from rich.console import Console
 
-SAMPLES, CHUNK, WIDTHS = 200_000, 10_000, (50, 200)
+SAMPLES, CHUNK, WIDTHS = 1_000_000, 10_000, (50, 200)
 KILLS, QUICK = 20, 2
 
 
