@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from rich.console import Console
 
-SAMPLES, CHUNK, WIDTHS = 200_000, 10_000, (50, 200)
+SAMPLES, CHUNK, WIDTHS = 1_000_000, 10_000, (50, 200)
 KILLS, QUICK = 20, 2
 
 
@@ -34,7 +34,7 @@ def work(path: str) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from jaxcond.study import Study, Watcher, run
+    from jaxcond.study import Study, Watcher, run_study
 
     class Tells(Watcher):
         def start(self, *_: Any) -> None:
@@ -44,7 +44,7 @@ def work(path: str) -> None:
             print("chunk", flush=True)
 
     study = Study(samples=SAMPLES, chunk=CHUNK, sweep={"width": list(WIDTHS)}, seed=11)
-    run(study, path, watcher=Tells())
+    run_study(study, path, watcher=Tells())
 
 
 def start(path: Path, cache: Path) -> subprocess.Popen[str]:
@@ -75,7 +75,7 @@ def finished(path: Path) -> int:
     if not path.exists():
         return 0
     with xr.open_zarr(path) as data:
-        return int((data["finished"].to_numpy() > 0).sum())
+        return int((data["marks"].to_numpy()[..., 0] > 0).sum())
 
 
 def differences(path: Path, other: Path) -> list[str]:
@@ -85,7 +85,7 @@ def differences(path: Path, other: Path) -> list[str]:
         return {
             str(file.relative_to(store)): file.read_bytes()
             for file in store.rglob("*")
-            if file.is_file() and file.name != "zarr.json"
+            if file.is_file() and file.suffix != ".json"
         }
 
     found, expected = files(path), files(other)

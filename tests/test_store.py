@@ -26,6 +26,7 @@ from helpers import gaussian_states, random_state
 import jaxcond as jc
 from jaxcond.sampling import Draws, leading_entries
 from jaxcond.study import (
+    Damage,
     Interrupted,
     SampleError,
     Store,
@@ -33,7 +34,10 @@ from jaxcond.study import (
     Study,
     Task,
     Watcher,
+    damages,
+    open_store,
     open_study,
+    restore_attributes,
     run_study,
     summarise,
 )
@@ -41,7 +45,14 @@ from jaxcond.study import _store as store_module
 from jaxcond.study import run_study as run
 from jaxcond.study._compute import _sobol_seed, compute
 from jaxcond.study._run import AbstractCrew
-from jaxcond.study._store import create, fields_of, locked, open_group, read_configuration
+from jaxcond.study._store import (
+    Kind,
+    create,
+    fields_of,
+    locked,
+    open_group,
+    read_configuration,
+)
 
 SWEEP = {"width": [20, 50]}
 # Two points of two whole chunks and a part of one.
@@ -87,11 +98,11 @@ def contents(path):
     for file in sorted(path.rglob("*")):
         if file.is_file():
             data = file.read_bytes()
-            if file.name == "zarr.json":
+            if file.suffix == ".json":
                 data = json.loads(data)
-                for name in ("created", "configuration"):
-                    data.get("attributes", {}).pop(name, None)
-                data.get("consolidated_metadata", {}).get("metadata", {})
+                attributes = data.get("attributes", {}) if file.name == "zarr.json" else data
+                for name in ("created", "configuration", "checksum"):
+                    attributes.pop(name, None)
                 data = json.dumps(data, sort_keys=True)
             found[str(file.relative_to(path))] = data
     return found
@@ -145,7 +156,14 @@ def full_disk():
 
 def chunk_file(path, name, point=0, chunk=0):
     rest = "/0" if name == "entries" else ""
+    if name == "marks":  # those of all points and chunks are in one file
+        return path / "marks" / "c" / "0" / "0" / "0"
     return path / name / "c" / str(point) / f"{chunk}{rest}"
+
+
+def mark_counts(data):
+    """How many samples of each chunk are there, in a store as xarray gives it."""
+    return data.marks.values[..., 0]
 
 
 def flip(file):
@@ -166,7 +184,7 @@ def one_line(caught):
 
 def test_stores_read_without_the_package(whole):
     with xr.open_zarr(whole) as data:
-        assert dict(data.sizes) == {"width": 2, "sample": 40, "chunk": 3}
+        assert dict(data.sizes) == {"width": 2, "sample": 40, "chunk": 3, "mark": 8}
         np.testing.assert_array_equal(data.width, [20, 50])
         assert data.width.attrs["long_name"] == "width of all hidden layers"
         for name in BASIC:
@@ -182,7 +200,7 @@ def test_stores_read_without_the_package(whole):
         assert data.status.attrs["flag_meanings"].split()[:3] == [
             "not_run", "converged", "no_blow_up"
         ]  # fmt: skip
-        np.testing.assert_array_equal(data.finished, [[16, 16, 8]] * 2)
+        np.testing.assert_array_equal(mark_counts(data), [[16, 16, 8]] * 2)
         assert (data.status == 0).all()
         slack = 1e-14 * data.blowup_time
         assert (data.lower <= data.blowup_time + slack).all()
@@ -218,7 +236,7 @@ def test_zipped_axes_are_coordinates_of_the_points():
 
 def test_no_sweep_leaves_the_samples_alone():
     data = run(study(sweep={}, samples=20)).dataset()
-    assert dict(data.sizes) == {"sample": 20, "chunk": 2}
+    assert dict(data.sizes) == {"sample": 20, "chunk": 2, "mark": 8}
 
 
 # The samples.
@@ -403,7 +421,7 @@ def test_a_study_without_any_blow_up_time_is_finished(tmp_path):
     with pytest.raises(Died):
         run(asked, path, watcher=Dies(1))
     store = run(asked, path)
-    assert store.damaged() == []
+    assert damages(store) == []
     assert store.finished().tolist() == [[32, 32]]
     assert store.group.attrs["complete"]
     assert np.isnan(np.concatenate(list(store.stream("blowup_time", 0)))).all()
@@ -411,7 +429,7 @@ def test_a_study_without_any_blow_up_time_is_finished(tmp_path):
     # Written by another run, also into the second half of a chunk.
     longer = dataclasses.replace(asked, samples=80)
     run(longer, path)
-    assert run(dataclasses.replace(asked, samples=96), path).damaged() == []
+    assert damages(run(dataclasses.replace(asked, samples=96), path)) == []
 
 
 @pytest.mark.parametrize("value", ["fill value", 0])
@@ -425,10 +443,10 @@ def test_chunks_of_one_value_are_written(tmp_path, reopened, value):
     task, fields = Task(0, 1, 4, 8), {}
     for field in fields_of(asked):
         array = store.array(field.name)
-        one = array.fill_value if value == "fill value" else 0
+        # Statuses that are not of any sample would be refused.
+        one = array.fill_value if value == "fill value" and not field.flags else 0
         fields[field.name] = np.full((4, *array.shape[1:]), one, array.dtype)
-    store.write(task, fields)
-    store.mark(task)
+    store.mark(task, store.write(task, fields))
     again = Store(asked, open_group(path), path)
     for name, values in fields.items():
         np.testing.assert_array_equal(again.read(name, 0, 1, 4), values)
@@ -471,7 +489,7 @@ def test_what_is_finished_stays_and_the_rest_follows(whole, tmp_path, after):
         run(study(), path, watcher=first)
     with xr.open_zarr(path) as data:
         assert not data.attrs["complete"]
-        assert data.finished.values.sum() == sum(t.stop - t.start for t in first.tasks)
+        assert mark_counts(data).sum() == sum(t.stop - t.start for t in first.tasks)
         assert np.isnan(data.blowup_time.values).sum() == (data.status.values == -1).sum()
     run(study(), path, watcher=second)
     assert len(second.tasks) == 6 - after
@@ -589,7 +607,7 @@ def test_ctrl_c_ends_after_the_chunk_in_flight(whole, tmp_path, number):
     assert signal.getsignal(number) is before
     assert [file.name for file in tmp_path.iterdir()] == ["study.zarr"]
     with xr.open_zarr(path) as data:
-        assert (data.finished.values > 0).sum() == len(watcher.tasks) == 2
+        assert (mark_counts(data) > 0).sum() == len(watcher.tasks) == 2
         assert not data.attrs["complete"]
     run(study(), path)
     assert_same(path, whole)
@@ -653,8 +671,8 @@ class Jumbled(AbstractCrew):
         task = self.waiting.pop(self.random.integers(len(self.waiting)))
         with jax.default_device(jax.local_devices()[0]):
             fields, outcome = compute(self.study, task)
-        self.store.write(task, fields)
-        return [(task, outcome)]
+        seals = self.store.write(task, fields)
+        return [(task, dataclasses.replace(outcome, seals=seals))]
 
     def close(self, *, wait=True):
         pass
@@ -677,7 +695,7 @@ def early(tmp_path_factory):
 
 def test_a_point_ends_once_it_is_precise_enough(early):
     with xr.open_zarr(early) as data:
-        finished = data.finished.values
+        finished = mark_counts(data)
         for point, marks in enumerate(finished):
             ended = int(np.count_nonzero(marks))
             assert 1 < ended < marks.size
@@ -708,7 +726,7 @@ def test_the_end_does_not_depend_on_who_is_first(early, tmp_path, seed):
     run(study(**EARLY), path, crew=jumbled(seed), watcher=watcher)
     assert_same(path, early)
     with xr.open_zarr(path) as data:
-        assert len(watcher.tasks) == (data.finished.values > 0).sum()
+        assert len(watcher.tasks) == (mark_counts(data) > 0).sum()
 
 
 @pytest.mark.parametrize("after", [1, 4, 6])
@@ -917,7 +935,9 @@ def test_damaged_chunks_are_named_and_repaired(copy, whole, name, damage):
     with pytest.raises(StoreError, match=told) as caught:
         store.read(name, 1, 2, 8)
     assert "--repair" in one_line(caught)
-    assert [(point, chunk) for point, chunk, _ in store.damaged()] == [(1, 2)]
+    assert [(point, chunk) for d in damages(store) for point, chunk in [(d.point, d.chunk)]] == [
+        (1, 2)
+    ]
     if name in ("status", "blowup_time"):
         with pytest.raises(StoreError, match=told):
             run(study(), copy)
@@ -930,20 +950,22 @@ def test_damaged_chunks_are_named_and_repaired(copy, whole, name, damage):
 def test_holes_in_finished_chunks_are_repaired(copy, whole):
     store = Store(study(), open_group(copy), copy)
     store.array("status")[0, 3] = -1
-    assert [(point, chunk) for point, chunk, _ in store.damaged()] == [(0, 0)]
+    assert [(point, chunk) for d in damages(store) for point, chunk in [(d.point, d.chunk)]] == [
+        (0, 0)
+    ]
     run(study(), copy, repair=True)
     assert_same(copy, whole)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_marks_are_named_and_repaired(copy, whole, damage):
-    damage(chunk_file(copy, "finished", 1, 0))
+    damage(chunk_file(copy, "marks"))
     watcher = Dies()
-    if damage is not damage_missing:
-        with pytest.raises(StoreError, match="variable `finished` is damaged at some marks"):
-            run(study(), copy)
+    for read in (lambda: run(study(), copy), lambda: summarise(copy)):
+        with pytest.raises(StoreError, match="variable `marks` is damaged at chunk 0 at width=20"):
+            read()
     run(study(), copy, repair=True, watcher=watcher)
-    assert [task.point for task in watcher.tasks] == [1, 1, 1]
+    assert [task.point for task in watcher.tasks] == [0, 0, 0, 1, 1, 1]
     assert_same(copy, whole)
 
 
@@ -992,7 +1014,7 @@ def test_damaged_coordinates_are_named_and_repaired(copy, whole, damage):
     assert_same(copy, whole)
 
 
-@pytest.mark.parametrize("name", [*BASIC, "finished", "width"])
+@pytest.mark.parametrize("name", [*BASIC, "marks", "width"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"zarr_format": 3}', None])
 def test_damaged_descriptions_of_variables_are_named(copy, name, text):
     file = copy / name / "zarr.json"
@@ -1053,6 +1075,229 @@ def test_missing_attributes_are_named(copy, name):
         run(study(), copy)
 
 
+def swapped(first, second):
+    a, b = first.read_bytes(), second.read_bytes()
+    assert a != b
+    first.write_bytes(b)
+    second.write_bytes(a)
+
+
+def edited(path, name, where, value):
+    """Values as Zarr writes them, with a checksum that holds."""
+    zarr.open_group(path, mode="r+")[name][where] = value
+
+
+def altered(point, chunk, name):
+    return Damage(point, chunk, name, Kind.ALTERED)
+
+
+WRONG = {
+    "swapped within a point": (
+        lambda path, _: swapped(*(chunk_file(path, "blowup_time", 1, c) for c in (0, 1))),
+        [altered(1, 0, "blowup_time"), altered(1, 1, "blowup_time")],
+    ),
+    "swapped between points": (
+        lambda path, _: swapped(*(chunk_file(path, "upper", p, 1) for p in (0, 1))),
+        [altered(0, 1, "upper"), altered(1, 1, "upper")],
+    ),
+    "of a store of fewer samples": (
+        lambda path, old: shutil.copy(*(chunk_file(p, "error", 1, 2) for p in (old, path))),
+        [altered(1, 2, "error")],
+    ),
+    "a time edited": (
+        lambda path, _: edited(path, "blowup_time", (0, 20), 0.3),
+        [altered(0, 1, "blowup_time")],
+    ),
+    "a count of steps edited": (
+        lambda path, _: edited(path, "num_steps", (0, 20), 1000),
+        [altered(0, 1, "num_steps")],
+    ),
+    "a status edited": (
+        lambda path, _: edited(path, "status", (1, 3), 99),
+        [altered(1, 0, "status")],
+    ),
+    "a digest edited": (
+        lambda path, _: edited(path, "marks", (1, 0, 5), 1),
+        [altered(1, 0, "status")],
+    ),
+    "a mark zero": (
+        lambda path, _: edited(path, "marks", (1, 0), 0),
+        [altered(1, 0, "marks")],
+    ),
+    **{
+        f"a mark of {count}": (
+            lambda path, _, count=count: edited(path, "marks", (0, 2, 0), count),
+            [altered(0, 2, "marks")],
+        )
+        for count in (0, 51, 20, -5, 10**6)
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shorter(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shorter") / "shorter.zarr"
+    run(study(samples=37), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_whole_chunks_that_are_wrong_are_named_and_repaired(copy, whole, shorter, kind):
+    strike, expected = WRONG[kind]
+    strike(copy, shorter)
+    assert damages(open_store(copy)) == expected
+    if expected[0].variable != "num_steps":  # of which a summary tells nothing
+        with pytest.raises(
+            StoreError, match=f"variable `{expected[0].variable}` is damaged"
+        ) as caught:
+            summarise(copy)
+        assert caught.value.damage == expected[0]
+        assert "--repair" in one_line(caught)
+    run(study(), copy, repair=True)
+    assert damages(open_store(copy)) == []
+    assert_same(copy, whole)
+
+
+def test_a_mark_of_fewer_samples_is_no_mark(copy, whole):
+    edited(copy, "marks", (0, 2, 0), 5)
+    assert {damage.variable for damage in damages(open_store(copy))} == set(BASIC)
+    with pytest.raises(StoreError, match="`blowup_time` is damaged"):
+        summarise(copy)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize(("name", "value"), [("upper", 0.0), ("lower", 9.0), ("status", 99)])
+def test_values_without_a_meaning_are_refused_also_with_their_digest(tmp_path, name, value):
+    asked = Study(samples=4, chunk=4)
+    store = create(asked, tmp_path / "study.zarr", 4, {})
+    fields = {field.name: np.ones(4) for field in fields_of(asked)} | {"status": np.zeros(4)}
+    store.mark(Task(0, 0, 0, 4), store.write(Task(0, 0, 0, 4), fields))
+    assert damages(store) == []
+    fields[name] = np.array([*fields[name][:3], value])
+    store.mark(Task(0, 0, 0, 4), store.write(Task(0, 0, 0, 4), fields))
+    variable = "status" if name == "status" else "blowup_time"
+    assert damages(store) == [Damage(0, 0, variable, Kind.ILLEGAL)]
+    with pytest.raises(StoreError, match="its values have no meaning"):
+        summarise(store)
+
+
+@pytest.mark.parametrize("name", ["chunk", "samples", "complete", "configuration", "identity",
+                                  "configuration_hash", "versions", "methods", "seed", "created",
+                                  "format"])  # fmt: skip
+@pytest.mark.parametrize("removed", [True, False])
+def test_attributes_that_were_edited_are_refused_and_restored(copy, whole, name, removed):
+    file = copy / "zarr.json"
+    before = file.read_bytes()
+    data = json.loads(before)
+    values = {"chunk": 7, "samples": 30, "complete": False, "seed": 4, "format": 1,
+              "configuration": json.dumps(study(seed=4).to_dict())}  # fmt: skip
+    if removed:
+        del data["attributes"][name]
+    else:
+        data["attributes"][name] = values.get(name, "{}")
+    file.write_text(json.dumps(data))
+    for read in (open_store, summarise, open_study, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match="attribute") as caught:
+            read(copy)
+        assert "Traceback" not in one_line(caught)
+    run(study(), copy, repair=True)
+    assert json.loads(file.read_bytes()) == json.loads(before)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize("name", [".", "lower", "marks", "width"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"zarr_format": 3}', "folder", None])
+def test_descriptions_are_restored(copy, whole, name, text):
+    file = copy / name / "zarr.json"
+    before = file.read_bytes()
+    file.unlink()
+    if text == "folder":
+        file.mkdir()
+    elif text is not None:
+        file.write_text(text)
+    restore_attributes(copy)
+    if name != ".":
+        assert altered(None, None, name) in damages(Store(*read_configuration(copy), copy))
+    run(study(), copy, repair=True)
+    assert json.loads(file.read_bytes()) == json.loads(before)
+    assert_same(copy, whole)
+
+
+def test_what_cannot_be_restored_is_said(copy):
+    for name in ("zarr.json", "marks/description.json"):
+        (copy / name).write_text("{")
+    with pytest.raises(
+        StoreError, match=r"the copy of the attributes, marks/description\.json, is"
+    ):
+        run(study(), copy, repair=True)
+
+
+def test_a_damaged_copy_of_the_attributes_is_written_again(copy, whole):
+    file = copy / "marks" / "description.json"
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+    assert damages(open_store(copy)) == [altered(None, None, "marks/description.json")]
+    run(study(), copy, repair=True)
+    assert damages(open_store(copy)) == []
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize("place", ["lower/c/1/2", "marks/c/0/0/0", "width/c/0"])
+def test_a_folder_in_the_place_of_a_file_is_replaced(copy, whole, place):
+    (copy / place).unlink()
+    (copy / place / "inner").mkdir(parents=True)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+def test_a_folder_in_the_place_of_a_chunk_that_is_not_marked_is_replaced(whole, tmp_path):
+    path = tmp_path / "study.zarr"
+    with pytest.raises(Died):
+        run(study(), path, watcher=Dies(2))
+    chunk_file(path, "upper", 1, 2).mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be written"):
+        run(study(), path)
+    run(study(), path, repair=True)
+    assert_same(path, whole)
+
+
+def test_a_missing_coordinate_is_noticed(copy, whole):
+    shutil.rmtree(copy / "width")
+    for read in (open_store, summarise, open_study, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match=r"`width` is (damaged or missing|missing or damaged)"):
+            read(copy)
+    run(study(), copy, repair=True)
+    assert_same(copy, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("study.toml", "; `jaxcond study .*study.toml` runs"), ("file", "folder$")]
+)
+def test_a_file_is_no_store(tmp_path, name, hint):
+    (tmp_path / name).write_text("samples = 10")
+    for read in (open_store, summarise, lambda path: run(study(), path)):
+        with pytest.raises(StoreError, match=f"is no Zarr store: it is a file.*{hint}"):
+            read(tmp_path / name)
+
+
+def test_stores_of_an_earlier_form_are_refused(copy):
+    store = open_store(copy)
+    store.describe(format=None)
+    with pytest.raises(StoreError, match="is of format 1, not 2, which this version"):
+        open_store(copy)
+
+
+def test_marks_of_many_points_are_opened_in_few_reads(tmp_path, monkeypatch):
+    asked = Study(samples=2, chunk=1, sweep={"width": list(range(10, 910))})
+    create(asked, tmp_path / "study.zarr", 1, {})
+    reads, get = [], zarr.storage._local._get
+    monkeypatch.setattr(
+        zarr.storage._local, "_get", lambda path, *rest: reads.append(path) or get(path, *rest)
+    )
+    assert open_store(tmp_path / "study.zarr").finished().shape == (900, 2)
+    assert 0 < len([path for path in reads if "marks" in path.parts]) < 20
+
+
 # Disks.
 
 
@@ -1071,9 +1316,9 @@ def test_a_full_disk_is_told_and_loses_nothing(whole, tmp_path, monkeypatch, las
     done = 0
     if path.exists():
         with xr.open_zarr(path) as data:
-            done = int((data.finished.values > 0).sum())
-            for point, chunk in zip(*np.nonzero(data.finished.values), strict=True):
-                count = data.finished.values[point, chunk]
+            done = int((mark_counts(data) > 0).sum())
+            for point, chunk in zip(*np.nonzero(mark_counts(data)), strict=True):
+                count = mark_counts(data)[point, chunk]
                 times = data.blowup_time.values[point, 16 * chunk : 16 * chunk + count]
                 assert np.isfinite(times).all()
     watcher = Dies()
@@ -1095,7 +1340,7 @@ def test_a_disk_that_is_really_full(whole, tmp_path):
     finally:
         subprocess.run(["umount", str(mount)], check=True)
     with xr.open_zarr(kept) as data:
-        done = int(data.finished.values.sum())
+        done = int(mark_counts(data).sum())
         assert done > 0
         with xr.open_zarr(whole) as expected:
             times = data.blowup_time.values[0, :40]
@@ -1172,7 +1417,7 @@ def test_kills_at_random_moments(tmp_path):
             time.sleep(float(random.uniform(0, 0.1)))
             process.kill()
     with xr.open_zarr(path) as data:
-        assert 0 < (data.finished.values > 0).sum() <= 12
+        assert 0 < (mark_counts(data) > 0).sum() <= 12
     assert not FileLock(f"{path}.lock").is_locked
     run_study(Study(**keys), path)
     run_study(Study(**keys), tmp_path / "whole.zarr")

@@ -48,8 +48,7 @@ def stored(study, columns, *, finished=None, chunk=CHUNK, complete=True):
             fields |= {name: np.asarray(values)[piece] for name, values in given.items()}
             fields = {field.name: fields[field.name] for field in fields_of(study)}
             task = Task(point, first // chunk, piece.start, piece.stop)
-            store.write(task, fields)
-            store.mark(task)
+            store.mark(task, store.write(task, fields))
     store.describe(complete=complete)
     return store
 

@@ -241,6 +241,8 @@ def _remove_other(path: Path, study: studies.Study) -> None:
 def _resume(arguments: argparse.Namespace) -> int:
     late.session.begin(arguments)
     check_store(arguments.store)
+    if arguments.repair:
+        studies.restore_attributes(arguments.store)
     store = studies.open_store(arguments.store)
     keys = store.study.to_dict()
     _check_trust(store, keys, arguments)

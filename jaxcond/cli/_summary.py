@@ -357,10 +357,9 @@ def _info(arguments: argparse.Namespace) -> int:
     out.print(table)
     if not arguments.verify:
         return 0
-    store.check_descriptions()
-    store.check_coordinates()
-    damaged = store.damaged()
-    for _, _, why in damaged:
-        out.print(Text(why), soft_wrap=True)
-    out.print(f"{int((finished > 0).sum()) - len(damaged)} chunks can be read, {len(damaged)} not.")
+    damaged = studies.damages(store)
+    for damage in damaged:
+        out.print(Text(store.describe_damage(damage)), soft_wrap=True)
+    lost = len({(d.point, d.chunk) for d in damaged if d.point is not None})
+    out.print(f"{int((finished > 0).sum()) - lost} chunks can be read, {lost} not.")
     return 1 if damaged else 0

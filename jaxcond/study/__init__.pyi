@@ -9,10 +9,13 @@ from ._run import Tally as Tally
 from ._run import Watcher as Watcher
 from ._run import local_devices as local_devices
 from ._run import run_study as run_study
+from ._store import Damage as Damage
 from ._store import Store as Store
 from ._store import StoreError as StoreError
 from ._store import Task as Task
+from ._store import damages as damages
 from ._store import locked as locked
+from ._store import restore_attributes as restore_attributes
 from ._store import versions as versions
 from ._summary import LEVELS as LEVELS
 from ._summary import Estimate as Estimate

@@ -39,10 +39,11 @@ _COSTLY, _COSTLY_CHUNKS = ("onset", "counts"), (256, 512)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is told of a task: its moments of $T^*$, and statuses."""
+    """What is told of a task: its moments of $T^*$, statuses, and, once written, its digests."""
 
     moments: Moments
     statuses: dict[str, int]
+    seals: tuple[int, ...] = ()
 
 
 def default_chunk(study: Study) -> int:

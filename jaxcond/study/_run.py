@@ -1,7 +1,7 @@
 """A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
 
 import abc
-import contextlib
+import dataclasses
 import shutil
 import signal
 import threading
@@ -28,12 +28,15 @@ from ._store import (
     StoreError,
     Task,
     attributes_of,
+    check_descriptions,
     check_same,
     create,
     locked,
     open_group,
+    restore_attributes,
     written,
 )
+from ._store import repair as repair_store
 
 
 class Interrupted(KeyboardInterrupt):
@@ -156,10 +159,10 @@ class Devices(AbstractCrew):
                 fields, outcome = computed(
                     self._study, task, lambda count: self._solved(task.point, count)
                 )
-            self._store.write(task, fields)
+            seals = self._store.write(task, fields)
         finally:
             self._free.put(device)
-        return task, outcome
+        return task, dataclasses.replace(outcome, seals=seals)
 
     def submit(self, task: Task) -> None:
         """Give a task to the next free device."""
@@ -216,7 +219,7 @@ def run_study(
     - `crew`: who computes, by default all local devices.
     - `watcher`: is told of what happens.
     - `any_version`: go on with a store that other versions computed.
-    - `repair`: compute damaged chunks again.
+    - `repair`: compute damaged chunks again, and restore damaged descriptions and coordinates.
 
     **Raises:** `StoreError` for a store that is damaged, in use or of another study; `OSError` if
     it cannot be written; `SampleError` for a function that raises; `Interrupted` after Ctrl-C or a
@@ -225,11 +228,8 @@ def run_study(
     path = None if path is None else Path(path)
     study = study.loaded()
     watcher = Watcher() if watcher is None else watcher
-    with _alone(path):
-        store = _open(study, path, any_version)
-        if repair:
-            _repair(store)
-        store.check_coordinates(repair=repair)
+    with locked(path):
+        store = _open(study, path, any_version, repair)
         tallies = _read_tallies(store)
         watcher.start(study, store, tallies)
         team = (local_devices() if crew is None else crew)(study, store, watcher.solved)
@@ -243,29 +243,7 @@ def run_study(
     return store
 
 
-@contextlib.contextmanager
-def _alone(path: Path | None) -> Iterator[None]:
-    """Keep other processes off a store; the file of the lock goes at the end.
-
-    **Raises:** `StoreError` if another process is working on it.
-    """
-    with locked(path):
-        if path is None:
-            yield
-            return
-        lock = Path(f"{path.resolve()}.lock")
-        if not lock.exists():
-            # Opened before the last process removed it: the next one would not meet it.
-            raise StoreError(f"another process is just leaving {path}")
-        try:
-            yield
-        finally:
-            # Where files that are open cannot be removed, it stays.
-            with contextlib.suppress(OSError):
-                lock.unlink()
-
-
-def _open(study: Study, path: Path | None, any_version: bool) -> Store:
+def _open(study: Study, path: Path | None, any_version: bool, repair: bool) -> Store:
     if path is None or not path.exists():
         chunk = default_chunk(study) if study.chunk is None else study.chunk
         check_cost(study, chunk, path)
@@ -281,33 +259,27 @@ def _open(study: Study, path: Path | None, any_version: bool) -> Store:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+    if repair:
+        restore_attributes(path)
     group = open_group(path)
     check_same(path, group, study, any_version=any_version)
     store = Store(study, group, path)
-    store.check_descriptions()
+    if repair:
+        repair_store(store)
+    check_descriptions(store)
+    store.check_coordinates()
     if study.samples < store.samples:
         raise StoreError(
             f"{path} has {store.samples} samples at each point; fewer, {study.samples}, cannot be "
             "asked for"
         )
-    store.clean()
+    store.backend.clean()
     if study.samples > store.samples:
         check_cost(study, store.chunk, path)
         store.describe(complete=False)
     store.describe(**attributes_of(study))
     store.grow(study.samples)
     return store
-
-
-def _repair(store: Store) -> None:
-    marks_lost = [(p, c) for p, c, why in store.damaged() if "`finished`" in why]
-    for point, chunk in marks_lost:
-        store.remove_marks(point, chunk)
-    damaged = store.damaged()
-    if marks_lost or damaged:
-        store.describe(complete=False)
-    for point, chunk, _ in damaged:
-        store.erase(point, chunk)
 
 
 def _read_tallies(store: Store) -> list[Tally]:
@@ -411,7 +383,7 @@ def _drive(
                     ready = prefixes[point].add(study, done[0].chunk, moments, done)
                     tallies[point].enough = prefixes[point].enough
                 for task, outcome in ready:
-                    store.mark(task)
+                    store.mark(task, outcome.seals)
                     tallies[point].add(outcome)
                     watcher.finished(task, tallies[point])
         unfinished = interrupt.asked and next(tasks, None) is not None
@@ -424,7 +396,12 @@ def _of_chunk(store: Store, task: Task, outcome: Outcome) -> Moments:
     first = task.chunk * store.chunk
     if task.start == first:
         return outcome.moments
-    return _stored_moments(store, task.point, task.chunk, task.stop - first)
+    quantity = store.study.quantity
+    status, values = (
+        store.read_unmarked(name, task.point, task.chunk, task.stop - first)
+        for name in (quantity.status_field, quantity.field)
+    )
+    return Moments.of(values[quantity.is_known(values, status)])
 
 
 def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments:

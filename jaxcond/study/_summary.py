@@ -129,7 +129,9 @@ def open_store(path: str | Path) -> Store:
     """
     path = Path(path)
     study, group = read_configuration(path)
-    return Store(study, group, path)
+    store = Store(study, group, path)
+    store.check_coordinates()
+    return store
 
 
 def open_study(path: str | Path) -> xr.Dataset:
@@ -210,10 +212,8 @@ def _point_summary(
         moments = moments.merge(Moments.of(values))
     for status in store.stream(quantity.status_field, point):
         statuses += np.bincount(np.maximum(status, 0), minlength=len(statuses))[: len(statuses)]
-    names = ("blowup_time", "status", "lower", "upper", "error")
-    for times, status, lower, upper, errors in zip(
-        *(store.stream(name, point) for name in names), strict=True
-    ):
+    streams = (store.brackets(point), store.stream("status", point), store.stream("error", point))
+    for (times, lower, upper), status, errors in zip(*streams, strict=True):
         known = is_known(times, status)
         if known.any():
             t = times[known].astype(np.float64)

@@ -17,22 +17,28 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import numpy as np
-import zarr
 from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, wait
 from distributed.security import Security
-from zarr.storage import LocalStore
 
 from .._threads import num_cores
 from ._compute import Outcome
 from ._config import Study
 from ._run import AbstractCrew, CrewMaker, computed, place_of
-from ._store import Store, StoreError, Task, check_states, current_platform, versions
+from ._store import (
+    Store,
+    StoreError,
+    Task,
+    check_states,
+    current_platform,
+    open_group,
+    versions,
+)
 
 # Seconds.
 _CONNECT, _POLL, _NO_WORKER, _CLOSE = 15.0, 1.0, 60.0, 10.0
@@ -80,7 +86,7 @@ def _open(job: _Job) -> Store:
         keys = cloudpickle.loads(job.study)
     except Exception as error:
         raise ValueError(f"A worker on {host} cannot read the study: {error}") from error
-    group = zarr.open_group(LocalStore(path), mode="r+", use_consolidated=False, zarr_format=3)
+    group = open_group(path)
     if group.attrs.get("configuration_hash") != job.digest:
         raise StoreError(f"A worker on {host} sees the store of another study at {path}.")
     study = Study(**keys)
@@ -94,11 +100,11 @@ def _work(job: _Job, task: Task) -> Outcome:
     try:
         store = _open(job)
         values, outcome = computed(store.study, task)
-        store.write(task, values)
+        seals = store.write(task, values)
     finally:
         with _lock:
             _active[job.token] -= 1
-    return outcome
+    return replace(outcome, seals=seals)
 
 
 def _num_active(token: str) -> int:
