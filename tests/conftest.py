@@ -1,6 +1,13 @@
 import gc
 import json
+import os
 from pathlib import Path
+
+# Most of the time of the tests is LLVM's: without its optimisations a third of it is saved, and the
+# programs are the same. Benchmarks, notebooks and figures run with them. Before JAX is imported.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+)
 
 import jax
 import pytest
