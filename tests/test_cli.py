@@ -1114,7 +1114,7 @@ def test_a_summary_is_that_of_the_api(call, tmp_path):
         assert float(cells[6]) == pytest.approx(math.sqrt(point.q) * t.mean(), rel=1e-2)
         assert cells[7:] == ["–", "0"]
     (((_, scaling),),) = (summary.scalings,)
-    told = re.search(r"limit of √m·T\* +([\d.e-]+) ± ([\d.e-]+)", out)
+    told = re.search(r"limit of √q·T\* +([\d.e-]+) ± ([\d.e-]+)", out)
     assert float(told[1]) == pytest.approx(scaling.limit.value, rel=1e-1)
     assert float(told[2]) == float(f"{scaling.limit.error:.1g}")
     code, out, err = call("summary", "s.zarr", "--quiet")

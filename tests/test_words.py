@@ -28,8 +28,9 @@ def summary_of(*times, **keys):
         }
         fields["status"] = np.where(np.isfinite(t), Status.CONVERGED, Status.NO_BLOW_UP)
         task = Task(point, 0, 0, t.size)
-        store.write(task, {field.name: fields[field.name] for field in fields_of(study)})
-        store.mark(task)
+        store.mark(
+            task, store.write(task, {field.name: fields[field.name] for field in fields_of(study)})
+        )
     store.describe(complete=True)
     return summarise(store)
 
@@ -50,7 +51,7 @@ def test_a_single_point_tells_mean_error_and_the_distance_from_the_limit():
     assert every.startswith("Every sample has")
     times[0] = np.inf
     *_, failed = in_words(summary_of(times, ensemble={"width": 100}))
-    assert failed.startswith("1 of 101 samples have no blow-up time")
+    assert failed.startswith("Blow-up time T*: 1 of 101 samples have no known value")
     # Below the limit it is said to be below.
     _, mean, _ = in_words(summary_of(0.98 * times[1:], ensemble={"width": 100}))
     assert " % below its value" in mean

@@ -66,7 +66,7 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         help="distribution of the blow-up time over random initialisations, swept",
         description=(
             "A Monte Carlo study of the blow-up time T* over random initialisations of a network: "
-            "draws initial states, finds the blow-up time of each with a rigorous bracket, keeps "
+            "draws initial states, finds the blow-up time of each with a bracket, keeps "
             "every record in a Zarr store, prints a summary and writes a figure. Times are in "
             "units of the effective model. A study with `ensemble.function` imports that function, "
             "and says which. " + _EXAMPLE

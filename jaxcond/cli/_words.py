@@ -1,4 +1,4 @@
-"""What a study found, in a few plain sentences before its tables."""
+"""The results of a study in a few plain sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .. import statistics
 from .. import study as studies
 
-# What chance does so seldom is told as a failure of the law.
+# A deviation from the law with a smaller p-value is reported as a failure of the law.
 _RARE = 1e-3
 _METHODS = {
     "plain": "",
@@ -20,19 +20,20 @@ _METHODS = {
 def in_words(summary: studies.StudySummary) -> list[str]:
     """What was computed, its mean and error, and whether the law of large width holds."""
     lines = [_computed(summary)]
-    told = [point for point in summary.points if math.isfinite(point.mean.mean)]
+    points = [point for point in summary.points if math.isfinite(point.mean.mean)]
+    quantity = summary.study.quantity
     if len(summary.points) == 1:
-        lines += [_mean(point, summary.confidence) for point in told]
-    elif told:
-        least, most = (f(told, key=lambda p: p.mean.mean) for f in (min, max))
+        lines += [_mean(point, quantity, summary.confidence) for point in points]
+    elif points:
+        least, most = (f(points, key=lambda p: p.mean.mean) for f in (min, max))
         lines.append(
-            f"The mean of T* goes from {_value(least)}{_at(least)} to {_value(most)}{_at(most)}; "
-            "± is one standard error."
+            f"The mean {quantity.symbol} goes from {_value(least)}{_at(least)} to "
+            f"{_value(most)}{_at(most)}; ± is one standard error."
         )
     lines += [_failures(summary)]
     for at, scaling in summary.scalings:
         limits = (p.limit for p in summary.points if at.items() <= p.coordinates.items())
-        lines.append(_law(at, scaling, next(limits), summary.confidence))
+        lines.append(_law(at, quantity, scaling, next(limits), summary.confidence))
     return lines
 
 
@@ -42,19 +43,16 @@ def _computed(summary: studies.StudySummary) -> str:
     kinds = " and ".join(sorted(summary.study.kinds)).replace("_", " ")
     points = len(summary.points)
     where = "" if points == 1 else f" at each of {points} points of a sweep"
-    return (
-        f"Blow-up times T* of the effective dynamics of three-layer networks for {number} random "
-        f"initialisations ({kinds}){where}."
-    )
+    return f"{summary.study.quantity.subject} for {number} random initialisations ({kinds}){where}."
 
 
-def _mean(point: studies.PointSummary, confidence: float) -> str:
+def _mean(point: studies.PointSummary, quantity: studies.Quantity, confidence: float) -> str:
     mean = point.mean
     if not math.isfinite(mean.standard_error):
-        return f"T* = {mean.mean:.6g} for the only sample, which tells no error."
+        return f"{quantity.symbol} = {mean.mean:.6g} for the only sample, which tells no error."
     half = (mean.upper - mean.lower) / 2
     text = (
-        f"Mean T* = {_value(point)} (one standard error{_METHODS[mean.method]}); "
+        f"Mean {quantity.symbol} = {_value(point)} (one standard error{_METHODS[mean.method]}); "
         f"{100 * confidence:g} % interval {_digits(mean.lower, half)} to "
         f"{_digits(mean.upper, half)}."
     )
@@ -64,8 +62,8 @@ def _mean(point: studies.PointSummary, confidence: float) -> str:
     share = 100 * (scaled / point.limit - 1)
     side = "above" if share >= 0 else "below"
     return (
-        f"{text} √q·T* = {_digits(scaled, error)} at this width is {abs(share):.2g} % {side} its "
-        f"value {point.limit:.7g} at infinite width."
+        f"{text} {quantity.rescaled} = {_digits(scaled, error)} at this width is "
+        f"{abs(share):.2g} % {side} its value {point.limit:.7g} at infinite width."
     )
 
 
@@ -73,19 +71,27 @@ def _failures(summary: studies.StudySummary) -> str:
     failed = sum(point.num_samples - point.moments.count for point in summary.points)
     total = sum(point.num_samples for point in summary.points)
     if total == 0:
-        return "No sample is there yet."
+        return "The store holds no samples yet."
     if failed == 0:
-        return "Every sample has a blow-up time with a rigorous bracket."
-    return f"{failed} of {total} samples have no blow-up time of known error: see the statuses."
+        return summary.study.quantity.complete
+    title = summary.study.quantity.title
+    return f"{title}: {failed} of {total} samples have no known value; see the statuses."
 
 
-def _law(at: dict[str, Any], scaling: statistics.Scaling, known: float, confidence: float) -> str:
+def _law(
+    at: dict[str, Any],
+    quantity: studies.Quantity,
+    scaling: statistics.Scaling,
+    known: float,
+    confidence: float,
+) -> str:
     limit = scaling.limit
     where = ", ".join(f"{name} {value}" for name, value in at.items())
     interval = f"{_digits(limit.lower, limit.error)} to {_digits(limit.upper, limit.error)}"
     text = (
-        f"Law of large width{f' ({where})' if where else ''}: the means extrapolate to √m·T* = "
-        f"{_digits(limit.value, limit.error)} ({100 * confidence:g} % interval {interval}). "
+        f"Law of large width{f' ({where})' if where else ''}: the means extrapolate to "
+        f"{quantity.rescaled} = {_digits(limit.value, limit.error)} "
+        f"({100 * confidence:g} % interval {interval}). "
     )
     if limit.agrees is False:
         return (
@@ -118,11 +124,11 @@ def _outside(limit: statistics.Fitted, known: float, confidence: float) -> str:
 
 
 def _at(point: studies.PointSummary) -> str:
-    told = ", ".join(
+    coordinates = ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in point.coordinates.items()
     )
-    return f" at {told}"
+    return f" at {coordinates}"
 
 
 def _value(point: studies.PointSummary) -> str:

@@ -2,6 +2,7 @@ from ._axes import AXES as AXES
 from ._config import Study as Study
 from ._config import read_toml as read_toml
 from ._observables import OBSERVABLES as OBSERVABLES
+from ._quantity import Quantity as Quantity
 from ._run import CrewMaker as CrewMaker
 from ._run import Interrupted as Interrupted
 from ._run import SampleError as SampleError

@@ -17,6 +17,7 @@ class Quantity:
     - `statuses`: what the codes of the status mean.
     - `is_known`: of values and statuses, which samples have a value that statistics take.
     - `title`, `symbol`: what it is, in words and in tables.
+    - `subject`, `complete`: how a summary begins, and what it says where every sample has a value.
     - `rescaled`: the symbol times `Settings.rescaling`, of order one at any width; `tex`: the same
       in figures, with its name in `label`.
     """
@@ -27,12 +28,14 @@ class Quantity:
     is_known: Callable[[Any, Any], Any]
     title: str
     symbol: str
+    subject: str
+    complete: str
     rescaled: str
     tex: str
     label: str
 
 
-def _blowup(rescaled: str, tex: str) -> Quantity:
+def _blowup(networks: str, rescaled: str, tex: str) -> Quantity:
     return Quantity(
         field="blowup_time",
         status_field="status",
@@ -40,14 +43,16 @@ def _blowup(rescaled: str, tex: str) -> Quantity:
         is_known=is_known,
         title="Blow-up time T*",
         symbol="T*",
+        subject=f"Blow-up times T* of the effective dynamics of {networks}",
+        complete="Every sample has a blow-up time and a bracket.",
         rescaled=rescaled,
         tex=tex,
         label=f"rescaled blow-up time {tex}",
     )
 
 
-BLOWUP = _blowup("√q·T*", r"$\sqrt{q}\,T^*$")
-CHAIN_BLOWUP = _blowup("m^(L/2-1)·T*", r"$m^{L/2-1}\,T^*$")
+BLOWUP = _blowup("three-layer networks", "√q·T*", r"$\sqrt{q}\,T^*$")
+CHAIN_BLOWUP = _blowup("networks of several layers", "m^(L/2-1)·T*", r"$m^{L/2-1}\,T^*$")
 ESCAPE = Quantity(
     field="crossing",
     status_field="escape_status",
@@ -55,6 +60,8 @@ ESCAPE = Quantity(
     is_known=lambda values, status: status == EscapeStatus.PREDICTED,
     title="Iteration at which the plateau ends",
     symbol="iteration",
+    subject="Iterations at which gradient descent leaves its plateau, as predicted,",
+    complete="Every network has a prediction.",
     rescaled="iteration",
     tex="iteration at which the plateau ends",
     label="iteration at which the plateau ends",

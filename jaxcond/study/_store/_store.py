@@ -157,7 +157,7 @@ def create(
     """
     attributes = sealed(
         {
-            "title": "Blow-up times of the effective dynamics of three-layer networks",
+            "title": study.quantity.title,
             "format": FORMAT,
             **attributes_of(study),
             "identity": json.dumps(study.identity(), sort_keys=True),
