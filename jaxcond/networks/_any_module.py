@@ -9,7 +9,6 @@ r"""The end of the plateau of any module under any smooth loss.
 Both parts act on all parameters, so nothing has to be lifted.
 """
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._status import AbstractStatus
 from ._ascent import Ascent, ascend
 from ._order import LeadingOrder, OrderStatus, arrays_of, checked_loss, inner, leading_order, split
 from ._own_flow import (
@@ -38,47 +38,39 @@ _MISMATCH_AT_START, _MISMATCH_AT_SWITCH = 1e-3, 2e-2
 _STEPS = 8192
 
 
-class PlateauStatus(enum.IntEnum):
+class PlateauStatus(AbstractStatus):
     """Outcome of a prediction for any module."""
 
-    PREDICTED = 0
-    """The loss crosses the level."""
-    NOT_CROSSED = 1
-    """The loss left its plateau but did not reach the level within the iterations or steps."""
-    AT_REST = 2
-    """The gradient vanishes, so descent does not move."""
-    UNSTABLE = 3
-    """The learning rate is above 2 over the largest curvature, at the start or at the crossing:
-    descent does not follow the flow there."""
-    NOT_CONVERGED = 4
-    """The solver used all its steps on the plateau, or could not make them small enough."""
-    INVALID_INPUT = 5
-    """The parameters or the loss are not finite."""
-    NOT_SMOOTH = 6
-    """The loss has a kink at zero parameters, as with ReLU."""
-
-    @property
-    def meaning(self) -> str:
-        """The cause and the remedy; empty for `PREDICTED`."""
-        return _MEANING.get(self, "")
-
-
-_MEANING = {
-    PlateauStatus.NOT_CROSSED: "the loss left its plateau, but did not fall to the level: raise "
-    "`fraction` or `level`, or `max_iterations` or `max_steps`",
-    PlateauStatus.AT_REST: "the gradient vanishes, so descent does not move, as at zero "
-    "parameters: draw small random ones",
-    PlateauStatus.UNSTABLE: "the learning rate is above 2 over the largest curvature of the loss, "
-    "beyond which descent does not follow the flow: lower it",
-    PlateauStatus.NOT_CONVERGED: "the solver used all its steps before the end of the plateau: "
-    "raise `max_steps`; in single precision a plateau can be below rounding: use float64",
+    PREDICTED = 0, "the loss crosses the level"
+    NOT_CROSSED = (
+        1,
+        "the loss left its plateau, but did not fall to the level: raise `fraction` or `level`, or "
+        "`max_iterations` or `max_steps`",
+    )
+    AT_REST = (
+        2,
+        "the gradient vanishes, so descent does not move, as at zero parameters: draw small random "
+        "ones",
+    )
+    UNSTABLE = (
+        3,
+        "the learning rate is above 2 over the largest curvature of the loss, at the start or at "
+        "the crossing, and descent does not follow the flow there: lower it",
+    )
+    NOT_CONVERGED = (
+        4,
+        "the solver used all its steps on the plateau, or could not make them small enough: raise "
+        "`max_steps`; in single precision a plateau can be below rounding: use float64",
+    )
+    INVALID_INPUT = 5, "the parameters or the loss are not finite"
     # The flow of a ReLU network of 20 x 20 and 30 samples got stuck at kinks, along which it
     # slides, and used 8,192 steps with a relative tolerance of 1e-5 as with 1e-9.
-    PlateauStatus.NOT_SMOOTH: "the loss has a kink at zero parameters, as with ReLU: there is no "
-    "leading order, and steps of the flow become tiny at kinks; use a smooth activation, train "
-    'without a prediction, or try path="flow"',
-    PlateauStatus.INVALID_INPUT: "the parameters or the loss are not finite",
-}
+    NOT_SMOOTH = (
+        6,
+        "the loss has a kink at zero parameters, as with ReLU: there is no leading order, and "
+        "steps of the flow become tiny at kinks; use a smooth activation, train without a "
+        'prediction, or try path="flow"',
+    )
 
 
 class ModuleEscape(eqx.Module):

@@ -10,7 +10,6 @@ Sources: Chen and Luo, eqs. (3.8) to (3.10), for three layers, $p=3$; the genera
 here. Taylor mode: Bettencourt, Johnson and Duvenaud (2019), `jax.experimental.jet`.
 """
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,8 @@ import numpy as np
 from jax import lax
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float, Int, PyTree
+
+from .._status import AbstractStatus
 
 # Powers whose terms stay below this share of the largest one, at the scale at which the loss
 # changes by as much as itself, count as rounding; single and double precision.
@@ -40,35 +41,22 @@ def once_jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return eqx.filter_jit(function, compiler_options=options)  # pyright: ignore[reportCallIssue]
 
 
-class OrderStatus(enum.IntEnum):
+class OrderStatus(AbstractStatus):
     """Status of the leading order of a loss at zero parameters."""
 
-    HOMOGENEOUS = 0
-    r"""$p\ge3$: the gradient ascent of $E_p$ is the beginning of training."""
-    LOW_DEGREE = 1
-    r"""$p\le2$: the terms of lowest power do not blow up, so that higher powers decide when the
-    plateau ends. Output biases and residual paths do this: powers mix."""
-    KINK = 2
-    """The loss is not smooth at zero parameters, as with ReLU: it has no Taylor polynomial."""
-    TOO_FLAT = 3
-    """All powers up to `max_order` vanish."""
-    INVALID_INPUT = 4
-    """The loss at zero parameters is not finite."""
-
-    @property
-    def meaning(self) -> str:
-        """The cause and the remedy; empty for `HOMOGENEOUS`."""
-        return _MEANING.get(self, "")
-
-
-_MEANING = {
-    OrderStatus.LOW_DEGREE: "the lowest power does not blow up, and higher powers decide when the "
-    "plateau ends, as with output biases or residual paths",
-    OrderStatus.KINK: "the loss has a kink at zero parameters, as with ReLU, so that there is no "
-    "Taylor polynomial; use a smooth activation, or follow the flow",
-    OrderStatus.TOO_FLAT: "no power up to `max_order` changes the loss; raise `max_order`",
-    OrderStatus.INVALID_INPUT: "the loss at zero parameters is not finite",
-}
+    HOMOGENEOUS = 0, "the gradient ascent of the leading order is the beginning of training"
+    LOW_DEGREE = (
+        1,
+        "the lowest power does not blow up, and higher powers decide when the plateau ends, as "
+        "with output biases or residual paths",
+    )
+    KINK = (
+        2,
+        "the loss has a kink at zero parameters, as with ReLU, so that there is no Taylor "
+        "polynomial; use a smooth activation, or follow the flow",
+    )
+    TOO_FLAT = 3, "no power up to `max_order` changes the loss; raise `max_order`"
+    INVALID_INPUT = 4, "the loss at zero parameters is not finite"
 
 
 def arrays_of(params: PyTree) -> PyTree:
@@ -167,7 +155,7 @@ class LeadingOrder(eqx.Module):
     @property
     def reason(self) -> str:
         """Why there is no usable leading order; empty if there is one."""
-        return OrderStatus(int(self.status)).meaning
+        return "" if self.homogeneous else OrderStatus(int(self.status)).meaning
 
     def energy(self, params: PyTree) -> Float[Array, ""]:
         """$E_p$ of some parameters, a pure function that can be differentiated.
@@ -180,7 +168,7 @@ class LeadingOrder(eqx.Module):
         return -taylor(loss, floats, self.degree)[-1]
 
     def __str__(self) -> str:
-        name = OrderStatus(int(self.status)).name.lower()
+        name = OrderStatus(int(self.status)).label
         if not self.homogeneous:
             degree = f"degree {self.degree}, " if self.degree else ""
             return f"LeadingOrder ({degree}{name}): {self.reason}"

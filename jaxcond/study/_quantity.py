@@ -1,10 +1,10 @@
 """What a study is about: the number of each sample whose law is summarised and drawn."""
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .._status import AbstractStatus
 from ..blowup import Status, is_known
 from ..networks import EscapeStatus
 
@@ -24,7 +24,7 @@ class Quantity:
 
     field: str
     status_field: str
-    statuses: type[enum.IntEnum]
+    statuses: type[AbstractStatus]
     is_known: Callable[[Any, Any], Any]
     title: str
     symbol: str
