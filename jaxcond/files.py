@@ -22,3 +22,8 @@ def written_whole(path: str | Path) -> Iterator[str]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def holds(path: Path, text: str) -> bool:
+    """Whether a file holds a text, such as the mark of a figure."""
+    return path.is_file() and text.encode() in path.read_bytes()

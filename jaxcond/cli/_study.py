@@ -19,6 +19,7 @@ from rich.text import Text
 
 from .. import plotting
 from .. import study as studies
+from ..files import holds
 from . import _late as late
 from ._common import (
     Parser,
@@ -200,7 +201,7 @@ def _study(arguments: argparse.Namespace) -> int:
     if path is not None:
         check_store(path)
     if not arguments.force:
-        _keep_figure(figure, path)
+        _keep_figure(figure, path, study)
     elif path is not None:
         _remove_other(path, study)
     with _resumable(path), _folder(path) as folder:
@@ -211,7 +212,7 @@ def _study(arguments: argparse.Namespace) -> int:
         _tell(summary, seconds, arguments)
         written = [] if path is None else [f"Records in {path}"]
         if any(point.moments.count for point in summary.points):
-            plotting.save(plotting.distributions(store, summary), figure)
+            plotting.save(plotting.distributions(store, summary), figure, study.digest())
             written.append(f"Figure written to {figure}")
         else:
             written.append("No finite blow-up time: no figure.")
@@ -220,9 +221,10 @@ def _study(arguments: argparse.Namespace) -> int:
     return _code(summary)
 
 
-def _keep_figure(figure: Path, path: Path | None) -> None:
-    """Refuse to write over a figure, unless it may be one of the study that is gone on with."""
-    if figure.exists() and (path is None or not path.exists()):
+def _keep_figure(figure: Path, path: Path | None, study: studies.Study) -> None:
+    """Refuse to write over a figure, unless it is one of this study or of the store to continue."""
+    continues = path is not None and path.exists()
+    if figure.exists() and not continues and not holds(figure, study.digest()):
         raise OSError(
             f"{figure} is there already: --out FILE writes to another file, --force over this one"
         )
