@@ -34,7 +34,8 @@ from ._summary import print_summary
 
 _EXAMPLE = """\
 A study file has keys such as samples = 100_000, seed = 0 and the tables [ensemble] (kind, width,
-scales, ...) and [sweep] (width = [50, 100, 200], scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
+scales, ...) and [sweep] (width = [50, 100, 200],
+scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
 `--set` changes any key: --set samples=1e6 --set sweep.width=[100,400] --set ensemble.kind=uniform.
 """
 

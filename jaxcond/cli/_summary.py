@@ -59,14 +59,14 @@ def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyrigh
         metavar="LEVEL",
         help="confidence level of all intervals (default 0.95)",
     )
-    add("--quiet", action="store_true", help="print no statistics")
+    add("--quiet", action="store_true", help="hide the statistics")
     add_cache(summary)
     summary.set_defaults(command=_summary)
 
     info = commands.add_parser(
         "info",
         help="print configuration, versions and progress of a study; verify its chunks",
-        description="Print the contents of a store; --verify also checks that every chunk is intact.",
+        description="Print the contents of a store; --verify also checks every chunk.",
     )
     info.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
     info.add_argument(
