@@ -1249,7 +1249,7 @@ def test_every_kind_of_figure_is_drawn(call, tmp_path):
         (("--kind", "phase", "--axes", "scale", "width"), "width is not one of this sweep"),
         (("--kind", "phase", "--axes", "scale", "scale"), "two different axes"),
         (("--kind", "phase", "--axes", "scale"), "--axes: expected 2 arguments"),
-        (("--axes", "scale", "width"), "--axes are those of --kind phase"),
+        (("--axes", "scale", "width"), "--axes requires --kind phase"),
         (("--kind", "pie"), "--kind: invalid choice: 'pie'"),
         (("--out", "figure.doc"), "Figures cannot be written as .doc"),
     ],

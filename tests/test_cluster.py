@@ -239,7 +239,7 @@ def test_a_store_in_memory_is_refused():
 def test_arguments():
     with pytest.raises(ValueError, match="`num_workers` must be at least 1, but is 0"):
         dask_cluster(num_workers=0)
-    with pytest.raises(ValueError, match="does not go with `address`"):
+    with pytest.raises(ValueError, match="excludes `address`"):
         dask_cluster("tcp://host:8786", num_workers=2)
 
 

@@ -90,3 +90,8 @@ def test_the_plateau_of_a_training_in_pytorch_is_predicted(loss, activation):
     observed = int(table["crossing"])
     np.testing.assert_allclose(escape.plateau, table["plateau"], 1e-4)
     assert abs(float(escape.crossing_iteration) - observed) <= max(1, 1e-3 * observed)
+
+
+def test_an_activation_that_is_not_known_is_no_fault_of_the_arrays():
+    with pytest.raises(ValueError, match=r"^Argument `activation` must be a function or one of"):
+        jn.from_arrays(STATE_DICT, activation="relu")

@@ -56,7 +56,7 @@ def test_a_single_point_tells_mean_error_and_the_distance_from_the_limit():
     _, mean, _ = in_words(summary_of(0.98 * times[1:], ensemble={"width": 100}))
     assert " % below its value" in mean
     _, mean, _ = in_words(summary_of(times[1:2], ensemble={"width": 100}))
-    assert "only sample, which tells no error" in mean
+    assert "only sample, which gives no standard error" in mean
 
 
 def test_a_sweep_tells_whether_the_law_of_large_width_holds():

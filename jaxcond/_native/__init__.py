@@ -1,11 +1,11 @@
-"""The native kernel for CPUs: compiled at installation, loaded on first use, optional.
+"""The optional native kernel for CPUs, compiled at installation and loaded on first use.
 
-It holds the series method and its gradient (`blowup.series`), the reduction that goes before it,
-the pieces of a flow (`flow.pieces`), and the drawing of reduced Gaussian states. What it computes
-stands as a JAX program beside it, which is used where the kernel was not built, cannot be loaded,
-or is switched off by the environment variable `JAXCOND_NATIVE=0`. Its instruction set is chosen
-when it is loaded, by what the processor has; a name as value of the variable (`avx512`, `avx2`,
-`baseline`) asks for one.
+The kernel implements the series method and its gradient (`blowup.series`), the reduction before it,
+the pieces of a flow (`flow.pieces`), and sampling of reduced Gaussian states. Each of these also
+exists as a JAX program, which is used if the kernel was not built, cannot be loaded, or is disabled
+with the environment variable `JAXCOND_NATIVE=0`. The kernel selects its instruction set by the
+processor when it is loaded; the variable selects another one with the value `avx512`, `avx2` or
+`baseline`.
 """
 
 from ._library import FFI_TARGETS as FFI_TARGETS

@@ -1,4 +1,4 @@
-"""The kernel inside traced programs, as calls by XLA."""
+"""Calls of the kernel from traced programs, through the XLA FFI."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from ._library import handlers
 
 
 def only_cpus() -> bool:
-    """Whether JAX has no other devices."""
+    """Whether all devices of JAX are CPUs."""
     return all(device.platform == "cpu" for device in jax.devices())
 
 
@@ -23,7 +23,7 @@ def _register() -> None:
 def native_call(
     name: str, dtype: Any, results: Sequence[jax.ShapeDtypeStruct]
 ) -> Callable[..., Sequence[jax.Array]]:
-    """A function of the kernel, by its name and the dtype of what it is given."""
+    """A function of the kernel, by its name and the dtype of its arguments."""
     _register()
     target = f"jaxcond_ffi_{name}_f{8 * dtype.itemsize}"
     return jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")

@@ -1,4 +1,4 @@
-"""Loading the kernel, and its functions of NumPy arrays."""
+"""Loads the kernel and wraps its functions for NumPy arrays."""
 
 import ctypes
 import functools
@@ -15,7 +15,7 @@ FFI_TARGETS = tuple(
     for name in ("series", "gradient", "pieces")
     for kind in ("f64", "f32")
 )
-# Of library.cpp.
+# Must equal the version in library.cpp.
 _VERSION = 4
 _SUFFIXES = {np.dtype(np.float64): "f64", np.dtype(np.float32): "f32"}
 
@@ -60,7 +60,7 @@ class _Gaussian(ctypes.Structure):
 
 
 class _Loaded(NamedTuple):
-    """The library, or why there is none."""
+    """The library, or the reason why it is not in use."""
 
     library: ctypes.CDLL | None
     status: str
@@ -88,16 +88,16 @@ def _load() -> _Loaded:
 
 
 def status() -> str:
-    """One line: which kernel is in use, or why none is."""
+    """The kernel in use, or the reason why none is in use, in one line."""
     return _load().status
 
 
 def instruction_set(name: str | None = None) -> str | None:
-    """The instruction set in use, after a change to another one if `name` is given.
+    """The instruction set in use; `name` selects another one first.
 
-    **Returns:** its name, or `None` where no kernel is in use.
+    **Returns:** the name of the instruction set, or `None` if no kernel is in use.
 
-    **Raises:** `ValueError` for one that this machine does not run.
+    **Raises:** `ValueError` for an instruction set that this machine does not support.
     """
     library = _load().library
     if library is None:
@@ -108,7 +108,7 @@ def instruction_set(name: str | None = None) -> str | None:
 
 
 def handlers() -> dict[str, Any]:
-    """The handlers for XLA by their names; empty where no kernel is in use."""
+    """The XLA handlers by name; empty if no kernel is in use."""
     library = _load().library
     return {} if library is None else {name: getattr(library, name) for name in FFI_TARGETS}
 
@@ -121,7 +121,7 @@ def _function(name: str, dtype: np.dtype) -> Callable[[Any], int] | None:
 
 
 def _call(function: Callable[[Any], int], arguments: ctypes.Structure) -> None:
-    # The lock of the interpreter is free meanwhile: other threads may run the kernel, too.
+    # ctypes releases the GIL during the call, so that other threads can run the kernel too.
     if function(ctypes.byref(arguments)):
         raise MemoryError("There is not enough memory for the kernel's work space.")
 
@@ -144,7 +144,7 @@ def solve_series(
     **Arguments:** `a` of shape `(n, p)`, `b` `(n, p, q)`, `c` `(n, q)`, `strength` `(n,)`, of one
     floating dtype.
 
-    **Returns:** the fields of a `BlowUp`, each `(n,)`; `None` where there is no kernel.
+    **Returns:** the fields of a `BlowUp`, each of shape `(n,)`; `None` without a kernel.
     """
     function = _function("jaxcond_series", b.dtype)
     if function is None:
@@ -174,8 +174,10 @@ def series_gradient(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Derivatives of the blow-up times of many states of rank 1 by `a`, `b` and `c`.
 
-    **Arguments:** as of `solve_series`, with one tolerance for each state; `None` where there is no
-    kernel. NaN where a state does not reach the blow-up.
+    **Arguments:** as for `solve_series`, with one tolerance per state.
+
+    **Returns:** three arrays, with NaN if a state does not reach the blow-up; `None` without a
+    kernel.
     """
     function = _function("jaxcond_gradient", b.dtype)
     if function is None:
@@ -200,10 +202,10 @@ def draw_gaussian(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Reduced Gaussian states by their global indices: see `ensembles.Gaussian.sample_reduced`.
 
-    **Arguments:** `key`, the two words of a Threefry key.
+    **Arguments:** `key`: the two words of a Threefry key.
 
-    **Returns:** $a$ of shape `(n, dim)`, $b$ `(n, dim, dim)`, $c$ `(n, dim)`; `None` where there is
-    no kernel.
+    **Returns:** $a$ of shape `(n, dim)`, $b$ `(n, dim, dim)`, $c$ `(n, dim)`; `None` without a
+    kernel.
     """
     function = _function("jaxcond_gaussian", dtype)
     if function is None:

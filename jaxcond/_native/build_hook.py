@@ -1,8 +1,8 @@
-"""Compiles the kernel when the package is built; without a compiler it is left out.
+"""Compiles the kernel when the package is built; without a compiler, skips the kernel.
 
-Run by hatchling, for wheels and for editable installations alike. The kernel is compiled once for
-each instruction set, so that one wheel serves all processors of a platform, and needs neither
-Python's headers nor a compiler where it is installed.
+Hatchling runs this hook for wheels and editable installations. The kernel is compiled once per
+instruction set, so that one wheel works on all processors of a platform. It needs neither Python's
+headers nor a compiler on the machine where it is installed.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ class Kernel(BuildHookInterface):
     """The build hook."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and put the library into the wheel."""
+        """Compile the kernel and add the library to the wheel."""
         LIBRARY.unlink(missing_ok=True)
         try:
             compile_kernel(LIBRARY)
@@ -49,11 +49,14 @@ class Kernel(BuildHookInterface):
 
 
 def compile_kernel(library: Path) -> None:
-    """Compile and link; `RuntimeError` or `OSError` where that fails."""
+    """Compile and link the kernel.
+
+    **Raises:** `RuntimeError` or `OSError` on failure.
+    """
     compiler = _compiler()
     package = importlib.util.find_spec("jaxlib")
     if package is None or not package.submodule_search_locations:
-        raise RuntimeError("jaxlib, whose headers it needs, is not there")
+        raise RuntimeError("the headers of jaxlib are required, but jaxlib is not installed")
     headers = Path(package.submodule_search_locations[0]) / "include"
     targets = dict(TARGETS)
     defines: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The blow-up time $T^*$: the result, the methods, one state and batches."""
+"""The blow-up time $T^*$ of one state or a batch: functions, methods and results."""
 
 import lazy_loader as lazy
 

@@ -1,8 +1,8 @@
-"""Blow-up times of many states: cheap method for all, dearer ones for the few that need them.
+"""Blow-up times of many states: a cheap method for all, more expensive ones for hard states.
 
-On the host. Chunks of samples run on as many threads as there are cores: by the native kernel, or
-by programs that are compiled once for a few sizes; on a GPU one chunk fills the device. What a
-sample comes to does not depend on the chunk it is in.
+The host runs chunks of samples on one thread per core, with the native kernel or with programs
+compiled for a few chunk sizes. On a GPU one chunk fills the device. The result of a sample does not
+depend on its chunk.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,22 +28,22 @@ from ._source import AbstractSource, Samples, Stored
 from .series import ExtendedSeries, Series
 from .series._extended import LARGEST_WIDTH
 
-# Rank-one states up to this width are expanded as they are.
+# Rank-one states up to this width are expanded without reduction.
 _UNREDUCED = 16
-# Samples of a chunk: enough for its overhead to vanish, few enough to share out evenly and, for
-# the kernel, to stay in a core's caches between drawing and solving. Chunks of wide states hold so
-# many entries of b in all, some milliseconds of work.
+# Samples per chunk: enough to make the overhead negligible, few enough for an even share per
+# thread and, with the kernel, for a core's caches between drawing and solving. A chunk of wide
+# states holds at most _CPU_ENTRIES entries of b, some milliseconds of work.
 _KERNEL_CHUNK, _CPU_CHUNKS, _CPU_ENTRIES = 1024, (32, 256, 2048), 1 << 22
-# What is worth a thread, in entries of b that are reduced: an expansion costs as much as some.
+# Work that is worth a thread, and the cost of an expansion, both in reduced entries of b.
 _WORTH_A_THREAD, _ENTRIES_OF_EXPANSION = 200_000, 1_000
-# Lanes that a program solves together on a CPU.
+# Number of states that a program solves together on a CPU.
 _LANES = 32
-# Of a GPU; while one thread takes results to the host another keeps it busy.
+# For a GPU: one thread copies results to the host while the other keeps the device busy.
 _GPU_CHUNK, _GPU_BYTES, _GPU_THREADS = 1 << 19, 1 << 31, 2
 _FIELDS = ("time", "lower", "upper", "error", "status", "num_steps", "stage")
 
 _NEVER_TRIED = -1
-# First integrals below this share of their terms may all be zero but for rounding.
+# First integrals below this fraction of their terms may be zero up to rounding.
 _AT_REST = 1e-12
 
 _compiled: set[Hashable] = set()
@@ -52,10 +52,11 @@ _compiled: set[Hashable] = set()
 def escalation(form: Form | State, rtol: float, *, truncated: bool) -> Iterator[AbstractMethod]:
     """The methods that states of this form go through, cheapest first.
 
-    The first is chosen by the tolerance such that it settles nearly all states with layer scales
-    alike; those after it do not depend on it. Narrow states are not reduced: their fewer
-    directions are all alike, and one expansion of higher order costs less than a second try.
-    Truncated states, which stand for wider ones, have no full form for `Direct`.
+    The tolerance sets the order of the first method, so that it settles nearly all states with
+    equal layer scales; the later methods do not depend on the tolerance. Narrow states are not
+    reduced: their few directions are equally important, and one expansion of higher order costs
+    less than a second attempt. Truncated states stand for wider states, and so have no full form
+    for `Direct`.
     """
     if form.rank > 1:
         yield integration.Reduced()
@@ -90,7 +91,7 @@ def _power_of_two(count: int) -> int:
 
 
 def _program_chunk(form: Form, on_cpu: bool, count: int) -> int:
-    """Samples of a chunk for a program, one of a few sizes."""
+    """Samples per chunk for a program, one of a few sizes."""
     p, q = form.widths
     if not on_cpu:
         bytes_each = 4 * p * q * form.dtype.itemsize
@@ -101,7 +102,7 @@ def _program_chunk(form: Form, on_cpu: bool, count: int) -> int:
 
 
 def _kernel_chunk(form: Form, count: int) -> int:
-    """Samples of a chunk for the kernel: an even share, but worth the start of a thread."""
+    """Samples per chunk for the kernel: an even share with enough work for a thread."""
     p, q = form.widths
     share = -(-count // (2 * num_cores()))
     return max(-(-_WORTH_A_THREAD // (p * q + _ENTRIES_OF_EXPANSION)), min(share, _KERNEL_CHUNK))
@@ -113,7 +114,7 @@ def _draw_chunk(source: AbstractSource, indices: Integer[Array, " chunk"], toget
 
 
 def _drawn(source: AbstractSource, indices: np.ndarray, chunk: int) -> State:
-    """States at some indices, drawn by a program for `chunk` of them, the last one repeated."""
+    """States at the indices, drawn by a program for `chunk` states; the last index is repeated."""
     padded = jnp.asarray(np.pad(indices, (0, chunk - indices.size), mode="edge"))
     return _draw_chunk(source, padded, min(chunk, _LANES) if is_on_cpu(source) else chunk)
 
@@ -152,7 +153,7 @@ def _by_program(
             states = on_host(np.pad(piece, (0, chunk - piece.size), mode="edge"))
         else:
             states = _drawn(source, piece, chunk)
-        # Waiting here lets other threads run; converting to NumPy would hold the lock.
+        # Waiting here lets other threads run; converting to NumPy would hold the GIL.
         result = jax.block_until_ready(solver(states, rtol, source.truncated))
         return {name: np.asarray(getattr(result, name))[: piece.size] for name in _FIELDS[:-1]}
 
@@ -160,7 +161,7 @@ def _by_program(
 
 
 def _signature(arguments: object, chunk: int) -> Hashable:
-    """What distinguishes the compiled programs of one chunk from others."""
+    """A key that identifies the compiled programs of a chunk."""
     leaves, structure = jax.tree.flatten(arguments)
     shapes = tuple((x.shape, str(x.dtype)) if eqx.is_array(x) else x for x in leaves)
     wide_precision = jnp.result_type(float) == jnp.float64
@@ -188,7 +189,7 @@ def _solve_all(
         done(piece.size)
         return result
 
-    # Threads that meet a new program at once would each compile it.
+    # The first piece runs alone, since each thread would compile a new program again.
     alone = 0 if program is None or program in _compiled else 1
     results = [run(piece) for piece in pieces[:alone]]
     _compiled.add(program)
@@ -205,31 +206,32 @@ def blowup_times(
 ) -> BlowUp:
     """The blow-up times of many states or chains, each by the cheapest method that settles it.
 
-    The first method runs on every state; those that report `not_converged` or `ill_conditioned`,
-    and only those, go on to the next: one Taylor expansion, then re-expansion in more dimensions,
-    then with more digits, then diffrax on the reduced and at last on the full state; at rank 2 and
-    higher diffrax on the reduced state, then `Taylor`, then diffrax on the full one. What knows the
-    time best is kept, and no method after the one with more digits is asked about a state that it
-    finds ill-conditioned. No state holds up the others, none is dropped, and what a state comes to
-    does not depend on the batch it is in.
+    The first method runs on every state. Only states with the status `not_converged` or
+    `ill_conditioned` go on to the next method. At rank 1 the methods are one Taylor expansion,
+    re-expansion in more dimensions, the same with more digits, diffrax on the reduced state and
+    diffrax on the full state. At rank 2 and higher they are diffrax on the reduced state, `Taylor`
+    and diffrax on the full state. The most accurate result is kept. A state that the method with
+    more digits finds ill-conditioned goes no further. Hard states do not delay the others, no
+    state is dropped, and the result of a state does not depend on its batch.
 
     **Arguments:**
 
     - `source`: a `State` or a `Chain` with one leading batch axis on every field; or samples of an
       ensemble, `ensemble.draws(n, key=key)` or `ensemble.quasi(n, key=key, seed=seed)`, which are
-      drawn where they are solved and never stored. Chains of three layers are solved as states,
-      deeper ones by `Direct` alone.
-    - `rtol`: as for `blowup_time`.
-    - `methods`: the methods to go through instead, cheapest first.
-    - `progress`: called with the number of samples finished since its last call, from any thread.
+      drawn when they are solved and never stored. Chains of three layers are solved as states,
+      deeper chains only by `Direct`.
+    - `rtol`: relative tolerance, as for `blowup_time`.
+    - `methods`: methods that replace the default ones, cheapest first.
+    - `progress`: called from any thread with the number of samples finished since its last call.
 
-    **Returns:** a `BlowUp` with one entry per state; `stage` and `methods` tell which method
-    settled each.
+    **Returns:** a `BlowUp` with one entry per state; `stage` and `methods` give the method that
+    settled each state.
 
     **Raises:** `ValueError` for a state or chain without exactly one batch axis, for a tolerance
     beyond the dtype, and for methods that do not apply to the rank or the depth.
 
-    Runs on the host and cannot be traced: inside `jit`, use `jax.vmap` of `blowup_time`.
+    This function runs on the host and cannot be traced: inside `jit`, use `jax.vmap` of
+    `blowup_time`.
     """
     if methods is not None and not methods:
         raise ValueError("Argument `methods` must name at least one method.")
@@ -270,7 +272,7 @@ def _all_of(batch: Chain) -> ChainSamples:
 
 
 def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarray) -> None:
-    """Exact arithmetic for the states that a method could not settle, where it may say more."""
+    """Prove rest in exact arithmetic for states that a method could not settle."""
     at = samples.source.on_host()
     if at is None or not samples.source.is_given:
         return
@@ -288,7 +290,7 @@ def _prove_rest(samples: Samples, fields: dict[str, np.ndarray], tried: np.ndarr
 
 
 def _tell_late_from_rest(samples: Samples, fields: dict[str, np.ndarray], rank: int) -> None:
-    """States of which nothing is known, but whose first integrals say that they cannot rest."""
+    """Mark states of unknown error as not converged if their first integrals exclude rest."""
     at = samples.source.on_host()
     if rank > 1 or at is None or not samples.source.is_given:
         return
@@ -313,7 +315,7 @@ def _rest_distance(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
 
 
 def _better(new: dict[str, np.ndarray], old: dict[str, np.ndarray]) -> np.ndarray:
-    """Where the results of a method say more than those before it."""
+    """Mask of the samples for which the new results are more accurate than the old ones."""
     unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
     settled = ~np.isin(new["status"], unsettled)
     gave_up = new["status"] == Status.NOT_CONVERGED

@@ -1,4 +1,4 @@
-"""Where the chains of a batch come from."""
+"""Sources of chains for batches."""
 
 import abc
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ._source import AbstractSource
 
 
 class AbstractChainSource(eqx.Module):
-    """What chain an index stands for."""
+    """A map from indices to chains."""
 
     @abc.abstractmethod
     def __call__(self, index: Integer[Array, ""]) -> Chain:
@@ -25,7 +25,7 @@ class AbstractChainSource(eqx.Module):
     @property
     @abc.abstractmethod
     def form(self) -> Chain:
-        """A chain without entries: the shapes and the dtype of every chain of this source."""
+        """A chain of shapes and dtypes, common to all chains of this source."""
 
 
 class StoredChains(AbstractChainSource):
@@ -35,7 +35,7 @@ class StoredChains(AbstractChainSource):
 
     @property
     def form(self) -> Chain:
-        """That of the batch."""
+        """Shapes and dtype of one chain of the batch."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self.chains)
 
     def __call__(self, index: Integer[Array, ""]) -> Chain:
@@ -47,21 +47,21 @@ class StoredChains(AbstractChainSource):
 
 @dataclass(frozen=True)
 class ChainSamples:
-    """Some samples of a source of chains: what `blowup_times` takes besides a batch.
+    """Samples of a chain source, as an argument of `blowup_times`.
 
-    - `source`: what chain an index stands for.
-    - `indices`: which samples, in their order.
+    - `source`: map from indices to chains.
+    - `indices`: indices of the samples, in order.
     """
 
     source: AbstractChainSource
     indices: np.ndarray
 
     def __len__(self) -> int:
-        """How many samples."""
+        """Number of samples."""
         return self.indices.size
 
     def __getitem__(self, where: slice) -> "ChainSamples":
-        """Some of these samples."""
+        """The samples at a slice."""
         return ChainSamples(self.source, self.indices[where])
 
 
@@ -72,17 +72,17 @@ class AsStates(AbstractSource):
 
     @property
     def truncated(self) -> bool:
-        """They are taken for what they are."""
+        """False: the states are complete."""
         return False
 
     @property
     def form(self) -> Form:
-        """That of their states."""
+        """Rank, widths and dtype of the states."""
         state = eqx.filter_eval_shape(as_state, self.chains.form)
         return Form(state.rank, state.widths, state.dtype)
 
     def suited_to(self, method: AbstractMethod) -> "AsStates":
-        """They have one form."""
+        """This source itself, since its states have one form."""
         del method
         return self
 

@@ -1,7 +1,7 @@
-r"""What the gradients of all methods share: they are found in the coordinates of the reduced state.
+r"""The gradient of the blow-up time, computed in the coordinates of the reduced state.
 
-$\nabla T^*$ lies in $PQ^T$, since a change of $b$ outside both bases leaves the flow as it is, and
-one between a basis and its complement changes $T^*$ in second order only, by reflection.
+$\nabla T^*$ lies in $PQ^T$: a change of $b$ outside both bases does not affect the flow, and by
+reflection a change between a basis and its complement affects $T^*$ in second order only.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def gradient_in_reduction(
 ) -> State:
     """The gradient of the blow-up time `time` of one state, by every field of it.
 
-    `small_gradient` finds it for a state of unit scale and equal widths, at most `dim`, and its
-    time.
+    `small_gradient` computes the gradient from the time and a state of unit scale with equal widths
+    of at most `dim`.
     """
     scale = lax.stop_gradient(state.unit_scale()[1])
     unit = state.scale(1 / scale)
@@ -33,7 +33,7 @@ def gradient_in_reduction(
         left, right = reduction.left, reduction.right
         ended = ends_early(reduction, (p, q))
         layers = small.a @ left, left.T @ (small.b @ right), small.c @ right
-        # The gradient itself needs no other directions, its own derivatives do.
+        # The gradient needs no other directions, but its derivatives do.
         a, b, c = (without_derivatives(layer, ended) for layer in layers)
     else:
         small = small_gradient(pad(unit, max(p, q)), time * scale)

@@ -1,4 +1,4 @@
-"""The interface of a method, and what surrounds every method."""
+"""The interface of a method, with the preparation and classification that methods share."""
 
 import abc
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from ._result import BlowUp, Status
 
 
 class Form(NamedTuple):
-    """Rank, widths and dtype of states, by the names that a `State` has for them."""
+    """Rank, widths and dtype of states, under the same names as in `State`."""
 
     rank: int
     widths: tuple[int, int]
@@ -35,7 +35,7 @@ class HostStates(NamedTuple):
 
 
 def is_on_cpu(tree: Any) -> bool:
-    """Whether all arrays of a tree lie on CPUs; without arrays, whether JAX's default is one."""
+    """Whether all arrays of a tree are on CPUs; without arrays, whether JAX's default is a CPU."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     if not arrays:
         return jax.default_backend() == "cpu"
@@ -43,18 +43,18 @@ def is_on_cpu(tree: Any) -> bool:
 
 
 def fields_of(states: State | HostStates) -> tuple[Any, Any, Any, Any]:
-    """The arrays of a batch, wherever they lie."""
+    """The arrays of a batch, on the device or the host."""
     return states.a, states.b, states.c, states.strength
 
 
 def host_states(states: State, change: Callable[[np.ndarray], np.ndarray]) -> HostStates:
-    """The fields of states as NumPy arrays, each changed in the same way."""
+    """The fields of states as NumPy arrays, each mapped by `change`."""
     fields = fields_of(states)
     return HostStates(*(change(np.asarray(field)) for field in fields))
 
 
 class Integrator(NamedTuple):
-    """What a method that integrates does it with: a diffrax solver, and its steps at most."""
+    """The diffrax solver of an integrating method, and its largest number of steps."""
 
     solver: Any
     max_steps: int
@@ -65,13 +65,14 @@ BatchSolver = Callable[[State | HostStates, float, bool], BlowUp]
 
 
 class Raw(eqx.Module):
-    """What a method makes of states of unit scale, before it is scaled back and classified.
+    """Results of a method for states of unit scale, before rescaling and classification.
 
-    - `lower`, `upper`: the bracket of the state that it has reached, `error` that of the way there.
-    - `spread`: by how much the times of copies with noise differ from `time`; infinite where one of
-      them, or the state itself, does not reach the blow-up.
-    - `settled`: whether the state reaches the blow-up with all the digits asked for but for its
-      condition; `limited`: whether some copy does, so that the condition is what limits it.
+    - `lower`, `upper`: bracket at the state that the method reached; `error`: error of the way to
+      this state.
+    - `spread`: difference between `time` and the times of copies with noise; infinite if the state
+      or one of its copies does not reach the blow-up.
+    - `settled`: whether the state reaches the blow-up with the requested accuracy, apart from its
+      condition; `limited`: whether some copy does, so that the condition limits the accuracy.
     """
 
     time: Float[Array, "*batch"]
@@ -85,10 +86,10 @@ class Raw(eqx.Module):
 
 
 class Known(eqx.Module):
-    """What is known of a state before it is solved at unit scale.
+    """Properties of a state that are known before it is solved at unit scale.
 
-    - `lower`, `upper`: a bracket at unit scale; `scale`, by which times are divided afterwards.
-    - `finite`, `rests`: whether its entries are, and whether it provably comes to rest.
+    - `lower`, `upper`: bracket at unit scale; `scale`: divisor that converts times back.
+    - `finite`: whether all entries are finite; `rests`: whether the state provably comes to rest.
     """
 
     lower: Float[Array, "*batch"]
@@ -99,16 +100,16 @@ class Known(eqx.Module):
 
 
 class AbstractMethod(eqx.Module):
-    """How to compute a blow-up time, and its gradient."""
+    """A method that computes a blow-up time and its gradient."""
 
     @property
     @abc.abstractmethod
     def label(self) -> str:
-        """A short name that tells the method and its size from others."""
+        """A short name of the method and its size."""
 
     @abc.abstractmethod
     def check(self, state: Form | State) -> None:
-        """Raise `ValueError` where the method does not apply to the shape of a state."""
+        """Raise `ValueError` if the method does not apply to the shape of a state."""
 
     @abc.abstractmethod
     def reduced_dim(self, rank: int) -> int | None:
@@ -121,30 +122,30 @@ class AbstractMethod(eqx.Module):
 
     @property
     def is_finest(self) -> bool:
-        """Whether methods after it cannot know more of a state that it finds ill-conditioned."""
+        """Whether no later method can improve the result for an ill-conditioned state."""
         return False
 
     @property
     def integrator(self) -> Integrator | None:
-        """What a flow can be followed with, where the method integrates."""
+        """The integrator of the flow; `None` if the method does not integrate."""
         return None
 
     @property
     def takes_chains(self) -> bool:
-        """Whether it follows chains of four layers and more by its `integrator`."""
+        """Whether the method solves chains of four or more layers with its `integrator`."""
         return False
 
     def kernel(self, form: Form | State) -> Kernel | None:
-        """A function of states in NumPy arrays, a tolerance and whether they are truncated.
+        """The native kernel of the method: a function of NumPy states, `rtol` and `truncated`.
 
-        It returns the fields of a `BlowUp` but `stage`, needs no program of JAX, and may be called
-        from many threads. `None` where there is none for states of this form.
+        The function returns all fields of a `BlowUp` except `stage`, runs no JAX program, and is
+        thread-safe. `None` if no kernel exists for states of this form.
         """
         del form
         return None
 
     def batch_solver(self, form: Form | State) -> BatchSolver:
-        """`solve` by compiled programs for states of a form that are not traced."""
+        """`solve` as a compiled program, for concrete states of this form."""
         del form
 
         def solve(states: State | HostStates, rtol: float, truncated: bool) -> BlowUp:
@@ -158,20 +159,20 @@ class AbstractMethod(eqx.Module):
     def solve(self, states: State, rtol: Float[Array, ""], truncated: Bool[Array, ""]) -> BlowUp:
         """Blow-up times of a batch of states of any scale, with one leading axis.
 
-        `truncated` says that the states stand for wider ones. May be traced.
+        `truncated`: whether the states stand for wider states. May be traced.
         """
 
     @abc.abstractmethod
     def gradient(self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]) -> State:
         """The gradient of the blow-up time `time` of one state, by every field of it.
 
-        NaN where it is not known. May be traced, and differentiated in forward mode.
+        NaN if the gradient is unknown. May be traced and differentiated in forward mode.
         """
 
     def gradient_of_known(
         self, state: State, time: Float[Array, ""], rtol: Float[Array, ""]
     ) -> State:
-        """`gradient` by a compiled program, for a state that is not traced."""
+        """`gradient` as a compiled program, for a concrete state."""
         return _gradient(self, state, time, rtol)
 
 
@@ -195,9 +196,9 @@ def _solve_batch(
 def prepare(state: State, reduced: bool | Bool[Array, ""] = False) -> tuple[State, Known]:
     """Bring one state to unit scale.
 
-    What cannot be solved is replaced by a state that is solved at once. `reduced` says that the
-    state is a wider one's reduction: its entries are rounded, and prove rest only by outer layers
-    that vanish.
+    A state that cannot be solved is replaced by a state that is solved at once. `reduced`: whether
+    the state is the reduction of a wider state. The entries of a reduction are rounded, so that
+    only vanishing outer layers prove rest.
     """
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]))
     unit, scale = state.unit_scale()
@@ -209,13 +210,13 @@ def prepare(state: State, reduced: bool | Bool[Array, ""] = False) -> tuple[Stat
 
 
 def classify(raw: Raw, known: Known, rtol: Float[Array, "..."], label: str) -> BlowUp:
-    """Scale back what a method found for a batch, and give every state its status."""
+    """Rescale the results of a method for a batch, and assign a status to every state."""
     scale, eps = known.scale, jnp.finfo(known.scale.dtype).eps
     allowed = rtol * raw.time
     proportional = raw.spread <= LARGEST_SHIFT * raw.time
     condition = jnp.where(proportional, ROUNDING_SHARE * raw.spread, jnp.inf)
     error = raw.error + condition
-    error = jnp.where(jnp.isnan(error), jnp.inf, error)  # of an overflow nothing is known
+    error = jnp.where(jnp.isnan(error), jnp.inf, error)  # an overflow says nothing
     converged = raw.settled & (error <= allowed)
     limited = raw.limited & ~(condition <= allowed)
     unsettled = jnp.where(limited, Status.ILL_CONDITIONED, Status.NOT_CONVERGED)
@@ -227,16 +228,16 @@ def classify(raw: Raw, known: Known, rtol: Float[Array, "..."], label: str) -> B
     margin = error + 4 * eps * time
     lower = jnp.maximum(known.lower, jnp.minimum(raw.lower, time) - margin)
     upper = jnp.minimum(known.upper, jnp.maximum(raw.upper, time) + margin)
-    found = (error < jnp.inf) & (raw.lower < jnp.inf)
-    lower = jnp.where(found, lower, known.lower)
-    upper = jnp.where(found, upper, known.upper)
-    time = jnp.where(found, jnp.clip(time, lower, upper), time)
+    has_bracket = (error < jnp.inf) & (raw.lower < jnp.inf)
+    lower = jnp.where(has_bracket, lower, known.lower)
+    upper = jnp.where(has_bracket, upper, known.upper)
+    time = jnp.where(has_bracket, jnp.clip(time, lower, upper), time)
 
     def outcome(value: Array, at_rest: float) -> Array:
         value = jnp.where(known.rests, at_rest, value / scale)
         return jnp.where(known.finite, value, jnp.nan)
 
-    # Beyond the range of the dtype.
+    # Times beyond the range of the dtype.
     time = outcome(time, jnp.inf)
     lost = (status == Status.CONVERGED) & jnp.isinf(time)
     status = jnp.where(lost, Status.NOT_CONVERGED, status)

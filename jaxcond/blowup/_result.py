@@ -1,4 +1,4 @@
-"""What a blow-up time computation returns, and its status codes."""
+"""The result of a blow-up time computation, and its status codes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,27 +31,27 @@ class Status(AbstractStatus):
 
 
 def is_known(time: Any, status: Any) -> Any:
-    """Where a time is finite with a finite error, be it within the tolerance asked for or not.
+    """Mask of the samples with a finite time and a finite error, within the tolerance or not.
 
-    Converged samples, and ill-conditioned ones of which something is known: those that statistics
-    take. Arrays of NumPy or JAX that broadcast.
+    These are the converged samples and the ill-conditioned samples with a finite error. Statistics
+    use exactly these samples. The arguments are NumPy or JAX arrays that broadcast.
     """
     limited = (status == Status.ILL_CONDITIONED) & (time < np.inf)
     return (status == Status.CONVERGED) | limited
 
 
 class BlowUp(eqx.Module):
-    """The blow-up time of a state, with what is known about its accuracy.
+    """The blow-up time of a state, with its bracket, error and status.
 
     All fields are scalars for one state and have the batch's shape for a batch.
 
-    - `time`: the blow-up time $T^*$, in units of the effective model; infinite where the flow comes
-      to rest, or does as far as can be seen.
-    - `lower`, `upper`: a bracket of $T^*$, which holds `time`. That of `jaxcond.bracket` is a
-      theorem for the state that a method has reached, and is widened by `error`, an estimate of how
-      far the blow-up time of that state is from the one asked for. Where `error` is infinite it is
-      the theorem for the state given.
-    - `error`: an estimate, meant not to be exceeded, of the absolute error of `time`: truncation,
+    - `time`: the blow-up time $T^*$, in units of the effective model; infinite if the flow comes to
+      rest or cannot be distinguished from a flow that does.
+    - `lower`, `upper`: a bracket of $T^*$ that contains `time`. The bracket of `jaxcond.bracket` is
+      a theorem for the state that a method reached. It is widened by `error`, which estimates the
+      distance between the blow-up time of that state and $T^*$. If `error` is infinite, the bracket
+      is the theorem for the given state.
+    - `error`: a conservative estimate of the absolute error of `time`. It covers truncation,
       rounding, and the condition of $T^*$, measured on copies with noise in their last bits.
     - `status`: a `Status` code.
     - `num_steps`: Taylor expansions or solver steps taken.
@@ -69,15 +69,15 @@ class BlowUp(eqx.Module):
     methods: tuple[str, ...] = eqx.field(static=True)
 
     def is_known(self) -> Bool[Array, "*batch"]:
-        """`is_known` of its times: where they are finite with a finite error."""
+        """Mask of the samples with a finite time and a finite error; see `is_known`."""
         return is_known(self.time, self.status)
 
     def counts(self) -> dict[str, int]:
-        """Number of samples per status name, in the order of the codes. On the host."""
+        """Number of samples per status name, in the order of the codes. Runs on the host."""
         return Status.counts(self.status)
 
     def settled_by(self) -> dict[str, int]:
-        """Number of samples that each method settled, in the order tried. On the host."""
+        """Number of samples that each method settled, in the order tried. Runs on the host."""
         stages = np.asarray(self.stage)
         return {name: int(np.sum(stages == i)) for i, name in enumerate(self.methods)}
 

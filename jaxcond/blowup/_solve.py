@@ -23,7 +23,7 @@ from .series import Series
 def check_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> float | Float[Array, ""]:
     """A tolerance that a dtype can give; `None` is 1e-10 in float64 and 1e-5 in float32.
 
-    **Raises:** `ValueError` for others; what is traced is taken as it is.
+    **Raises:** `ValueError` for other tolerances; a traced tolerance is not checked.
     """
     floor = tolerance_floor(dtype)
     if jnp.finfo(dtype).bits < 32:
@@ -52,7 +52,7 @@ def resolve_rtol(rtol: float | Float[Array, ""] | None, dtype: jnp.dtype) -> Flo
 
 
 def default_method(rank: int) -> AbstractMethod:
-    """What `blowup_time` does unless told otherwise."""
+    """The default method of `blowup_time`."""
     return Series() if rank == 1 else integration.Reduced()
 
 
@@ -73,37 +73,39 @@ def blowup_time(
 
     - `point`: one `State`, or one `Chain` of any depth; batch with `jax.vmap`, or with
       `blowup_times` for many.
-    - `method`: `Series`, `Reduced`, `Taylor` or `Direct`. By default `Series` at rank 1 and
-      `Reduced` at higher rank, and for a state that these cannot settle, outside of traced
-      programs, what `blowup_times` goes on to. Chains of four layers and more take `Direct`, the
-      default there.
-    - `rtol`: relative tolerance on $T^*$ and on the width of its bracket, by default 1e-10 for
+    - `method`: `Series`, `Reduced`, `Taylor` or `Direct`. The default is `Series` at rank 1 and
+      `Reduced` at higher rank. If the default method cannot settle a state outside traced
+      programs, the state goes through the methods of `blowup_times`. Chains of four or more
+      layers support only `Direct`, which is their default.
+    - `rtol`: relative tolerance on $T^*$ and on the width of its bracket; the default is 1e-10 for
       float64 and 1e-5 for float32.
 
-    **Returns:** a `BlowUp`, in the dtype of the state. The time scales as $T^*(\kappa\theta) =
-    \kappa^{2-L}\,T^*(\theta)$, for a state as $1/\kappa$, at any scale that the dtype holds.
+    **Returns:** a `BlowUp` in the dtype of the state. The time scales as $T^*(\kappa\theta) =
+    \kappa^{2-L}\,T^*(\theta)$, which is $1/\kappa$ for a state, at every scale within the range of
+    the dtype.
 
     **Raises:** `ValueError` for a batch, a tolerance beyond the dtype, or a method that does not
     apply to the rank or the depth.
 
-    **Status:** see `Status`. `no_blow_up` is reported for states proven to come to rest (as Example
-    1 of Chen and Luo); nearby states blow up late, and `error` says how well that is known. Chains
-    of two layers never blow up. Of deeper ones, those with one input and one output are proven to
-    rest where layers are aligned with negative energy and the two smallest $w_l^2$ are equal: in
-    traced programs only for layers of one entry each. `not_converged` also where the time of a
-    chain is beyond the range of the dtype.
+    **Status:** see `Status`. A state has the status `no_blow_up` if it provably comes to rest (as
+    in Example 1 of Chen and Luo). Nearby states blow up late, and `error` gives their accuracy.
+    Chains of two layers never blow up. A deeper chain with one input and one output provably
+    comes to rest if its layers are aligned with negative energy and the two smallest $w_l^2$ are
+    equal; traced programs detect this only for layers of one entry each. A chain whose time is
+    beyond the range of the dtype is `not_converged`.
 
-    **Chains:** three layers are solved as the `State` in the singular vectors of the target. That
-    state is exact where the target is diagonal and is rounded to the dtype otherwise; a proof of
-    rest is then one for the rounded state.
+    **Chains:** a chain of three layers is solved as the `State` in the singular vectors of the
+    target. This state is exact if the target is diagonal, and is rounded to the dtype otherwise.
+    A proof of rest then holds for the rounded state.
 
-    **Derivatives:** `time` has them by every field of the state, in forward and reverse mode and
-    under `jax.vmap`; second ones by forward over reverse (`jax.hessian`). The gradient lies in the
-    directions of the reduction, $\nabla_b T^* = P G Q^T$, and costs about as much as the time. The
-    other results are constants to differentiation. NaN where the time is infinite or unknown, and
-    for second derivatives at wide states whose reduction ends early (as aligned ones), since they
-    need directions that it lacks. Chains of four layers and more have first ones in reverse mode,
-    through the steps of the integration.
+    **Derivatives:** `time` can be differentiated by every field of the state, in forward and
+    reverse mode and under `jax.vmap`; second derivatives use forward over reverse (`jax.hessian`).
+    The gradient lies in the directions of the reduction, $\nabla_b T^* = P G Q^T$, and costs about
+    as much as the time. The other results are constants under differentiation. Derivatives are NaN
+    if the time is infinite or unknown. Second derivatives are also NaN for wide states whose
+    reduction ends early (such as aligned states), because they need directions that the reduction
+    lacks. Chains of four or more layers have first derivatives in reverse mode, through the steps
+    of the integration.
 
     Jit-compiled; may be called inside other transformations.
     """
@@ -121,14 +123,14 @@ def blowup_time(
     chosen = default_method(state.rank) if method is None else method
     chosen.check(state)
     rtol = check_rtol(rtol, state.dtype)
-    # At the top level of a derivative the values are known, and need no program.
-    known = jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, Tracer) else x, state)
-    if _is_traced((known, rtol)):
+    # At the top level of a derivative the values are concrete and need no compiled program.
+    values = jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, Tracer) else x, state)
+    if _is_traced((values, rtol)):
         return _traced(state, chosen, jnp.asarray(rtol, state.dtype))
-    result = _of_known_state(known, chosen, float(rtol))
+    result = _of_known_state(values, chosen, float(rtol))
     unsettled = (Status.NOT_CONVERGED, Status.ILL_CONDITIONED)
     if method is None and int(result.status) in unsettled:
-        result = _of_hard_state(known, float(rtol))
+        result = _of_hard_state(values, float(rtol))
     if not _is_traced(state):
         return result
     tolerance = jax.device_put(np.asarray(rtol, state.dtype))
@@ -141,11 +143,11 @@ def _is_traced(tree: Any) -> bool:
 
 
 def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp:
-    """By the native kernel where there is one for the state, else by a program for batches."""
+    """Solve a concrete state with the native kernel if it applies, else with a batch program."""
     on_cpu = is_on_cpu(state)
     kernel = method.kernel(state) if on_cpu else None
     if kernel is None:
-        # NumPy needs no program for a new shape.
+        # Adding the batch axis in NumPy compiles nothing for a new shape.
         batch = host_states(state, _alone) if on_cpu else jax.tree.map(_alone, state)
         result = method.batch_solver(state)(batch, rtol, False)
         return jax.tree.map(lambda leaf: leaf[0], result)
@@ -156,7 +158,7 @@ def _of_known_state(state: State, method: AbstractMethod, rtol: float) -> BlowUp
 
 
 def _of_hard_state(state: State, rtol: float) -> BlowUp:
-    """By one method after another, as `blowup_times` would."""
+    """Solve a state with one method after another, as in `blowup_times`."""
     from ._batch import blowup_times
 
     result = blowup_times(jax.tree.map(_alone, state), rtol=rtol)
@@ -178,7 +180,7 @@ def _traced(state: State, method: AbstractMethod, rtol: Array) -> BlowUp:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _differentiable(method: AbstractMethod, state: State, time: Array, rtol: Array) -> Array:
-    """The time as it is, with the derivatives of the blow-up time by the state."""
+    """The time, unchanged, with the derivatives of the blow-up time by the state attached."""
     del method, state, rtol
     return time
 
@@ -190,7 +192,7 @@ def _(
     tangents: tuple[State, Array, Array],
 ) -> tuple[Array, Array]:
     state, time, rtol = primals
-    # Second derivatives see the time wherever it occurs: in its gradient, and as what is returned.
+    # Second derivatives need the differentiable time in the gradient and in the result.
     time = _differentiable(method, state, time, rtol)
     find = method.gradient if _is_traced((state, time)) else method.gradient_of_known
     return time, _along(find(state, time, rtol), tangents[0], time)

@@ -1,4 +1,4 @@
-"""Where the states of a batch come from."""
+"""Sources of states for batches."""
 
 import abc
 from collections.abc import Callable, Sequence
@@ -16,21 +16,21 @@ from ._method import AbstractMethod, Form, HostStates
 
 
 class AbstractSource(eqx.Module):
-    """What state an index stands for."""
+    """A map from indices to states."""
 
     @property
     @abc.abstractmethod
     def truncated(self) -> bool:
-        """Whether its states stand for wider ones, of which they are the reduced form."""
+        """Whether the states are reduced forms of wider states."""
 
     @property
     @abc.abstractmethod
     def form(self) -> Form:
-        """The rank, widths and dtype of its states."""
+        """Rank, widths and dtype of the states."""
 
     @abc.abstractmethod
     def suited_to(self, method: AbstractMethod) -> "AbstractSource":
-        """The same states in the dimension that a method asks for, where there is a choice."""
+        """The same states in the dimension that a method needs, if the dimension is free."""
 
     @abc.abstractmethod
     def __call__(self, index: Integer[Array, ""]) -> State:
@@ -38,11 +38,11 @@ class AbstractSource(eqx.Module):
 
     @property
     def is_given(self) -> bool:
-        """Whether its states were given one by one, so that special ones are no coincidence."""
+        """Whether the user gave the states one by one, so that special states can be intended."""
         return False
 
     def on_host(self) -> Callable[[np.ndarray], HostStates] | None:
-        """A function of indices that gives their states, where that takes no program of JAX."""
+        """A function from indices to states that runs no JAX program; `None` if not available."""
         return None
 
 
@@ -53,21 +53,21 @@ class Stored(AbstractSource):
 
     @property
     def is_given(self) -> bool:
-        """They are."""
+        """True: the user gave the states."""
         return True
 
     @property
     def truncated(self) -> bool:
-        """Stored states are taken for what they are."""
+        """False: stored states are complete."""
         return False
 
     @property
     def form(self) -> Form:
-        """That of the batch."""
+        """Rank, widths and dtype of the batch."""
         return Form(self.states.rank, self.states.widths, self.states.dtype)
 
     def suited_to(self, method: AbstractMethod) -> "Stored":
-        """Stored states have one form."""
+        """This source itself, since stored states have one form."""
         del method
         return self
 
@@ -78,7 +78,7 @@ class Stored(AbstractSource):
         )
 
     def on_host(self) -> Callable[[np.ndarray], HostStates]:
-        """Without a copy where the indices follow each other."""
+        """A function from indices to states, without a copy for consecutive indices."""
         states = self.states
         fields = [np.asarray(x) for x in (states.a, states.b, states.c, states.strength)]
 
@@ -93,7 +93,7 @@ class Stored(AbstractSource):
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples of a source: what `blowup_times` takes besides a batch of states.
+    """Samples of a source, as an argument of `blowup_times`.
 
     - `source`: what state an index stands for.
     - `indices`: which samples, in their order.
@@ -112,9 +112,9 @@ class Samples:
 
 
 def as_indices(indices: int | np.integer | Sequence[int] | np.ndarray) -> np.ndarray:
-    """Global indices of samples, from themselves or from a number of samples.
+    """Global indices of samples, from a list of indices or a number of samples.
 
-    **Raises:** `ValueError` for what is neither, and for indices beyond 32 bits where JAX has none.
+    **Raises:** `ValueError` for other values, and for indices that need 64 bits if JAX has 32.
     """
     if isinstance(indices, int | np.integer):
         if indices < 1:

@@ -1,6 +1,6 @@
 """The command line: a thin layer over the Python API.
 
-shtab writes the completion of a shell from `jaxcond.cli.build_parser`; `jaxcond --help` says how.
+`jaxcond --help` explains how to print shell completion with shtab from `build_parser`.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def build_parser() -> Parser:
 
 
 class _Versions(argparse.Action):
-    """Print what a report of a fault should name."""
+    """Print the environment that a bug report should include."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         table = Table(box=None, show_header=False)
@@ -67,10 +67,10 @@ class _Versions(argparse.Action):
 
 
 def console() -> NoReturn:
-    """The command itself: `main`, which after an interrupt leaves at once.
+    """Entry point of the command: runs `main` and exits at once after an interrupt.
 
-    Work that is still running on the threads of the runtime would abort an orderly exit. A signal
-    to terminate is taken for Ctrl-C.
+    An orderly exit would abort, because the runtime's threads may still be working. SIGTERM is
+    handled like Ctrl-C.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -84,7 +84,7 @@ def console() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line: one clear line and a non-zero exit code for whatever goes wrong."""
+    """Run the command line; every error prints one clear line and gives a non-zero exit code."""
     try:
         parsed = build_parser().parse_args(arguments)
         sys.exit(parsed.command(parsed))
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _runtime_error() -> type[Exception]:
-    """What JAX raises when a device fails; nothing has, where JAX was not loaded."""
+    """The exception that JAX raises when a device fails; a stand-in if JAX is not loaded."""
     jax = sys.modules.get("jax")
     return MemoryError if jax is None else jax.errors.JaxRuntimeError
 

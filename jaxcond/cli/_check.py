@@ -17,7 +17,7 @@ from ..files import written_whole
 from . import _late as late
 from ._common import Parser, add_cache, check_writable, err, out
 
-# What the state of a counter-example is written as.
+# Fields of a counter-example's state in the JSON file.
 _FIELDS = ("a", "b", "c", "strength")
 
 
@@ -25,12 +25,13 @@ def add_check(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
     """Add the command and its options."""
     check = commands.add_parser(
         "check",
-        help="the statements of the theory as numerical checks",
+        help="check the statements of the theory numerically",
         description=(
-            "Checks every numbered statement of Chen and Luo, and those that this package adds, on "
-            "random Gaussian initial states of ranks 1 to 3, whose flow is followed in full by "
-            "plain integration. Prints what is proven, what is observed, and the worst deviation; "
-            "exit code 3 if a statement does not hold, or one that is wrong as printed does."
+            "Checks every numbered statement of Chen and Luo, and the statements that this package "
+            "adds, on random Gaussian initial states of ranks 1 to 3. Plain integration follows "
+            "the whole flow of each state. Prints the proven and the observed statement and the "
+            "worst deviation. The exit code is 3 if a statement fails, or if a statement that is "
+            "wrong as printed holds."
         ),
     )
     add = check.add_argument
@@ -40,11 +41,11 @@ def add_check(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         type=int,
         default=128,
         metavar="N",
-        help="random states of rank 1, a quarter as many of each other kind (default 128)",
+        help="number of random states of rank 1; each other kind has a quarter of it (default 128)",
     )
     add("--seed", type=int, default=0, help="seed of the initial states (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the table to a JSON file")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="hide the progress bar")
     add_cache(check)
     check.set_defaults(command=_check)
 
@@ -85,13 +86,13 @@ def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> Non
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for verdict in verdicts:
-        said = verdict.statement
+        statement = verdict.statement
         table.add_row(
-            Text(said.name),
-            Text(said.proven),
-            Text(said.observed),
+            Text(statement.name),
+            Text(statement.proven),
+            Text(statement.observed),
             f"{verdict.worst:.1e}" if math.isfinite(verdict.worst) else str(verdict.worst),
-            f"{said.limit:.0e}",
+            f"{statement.limit:.0e}",
             str(verdict.num_tested),
             _word(verdict),
         )
@@ -102,11 +103,11 @@ def _print(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> Non
         f"{len(verdicts) - failed - refuted} of {len(verdicts)} statements hold; "
         f"{refuted} refuted, as expected."
     )
-    called = f"initial_states({arguments.width}, {arguments.samples}, {arguments.seed})"
+    call = f"initial_states({arguments.width}, {arguments.samples}, {arguments.seed})"
     for verdict in filter(_is_counter_example, verdicts):
         where = f"sample {verdict.sample} of the ensemble {verdict.ensemble!r}"
-        said = f"Counter-example to {verdict.statement.name}: {where} of {called}."
-        out.print(Text(said), soft_wrap=True)
+        message = f"Counter-example to {verdict.statement.name}: {where} of {call}."
+        out.print(Text(message), soft_wrap=True)
 
 
 def _is_counter_example(verdict: checks.Verdict) -> bool:
@@ -126,11 +127,11 @@ def _record(verdicts: list[checks.Verdict], arguments: argparse.Namespace) -> di
     def counter_example(verdict: checks.Verdict) -> dict[str, object] | None:
         if not _is_counter_example(verdict):
             return None
-        # Other ensembles are made of these.
+        # Only these ensembles are stored; the other ensembles are derived from them.
         batch = states.get(verdict.ensemble or "")
         layers = {} if batch is None else {n: getattr(batch, n)[verdict.sample] for n in _FIELDS}
-        found: dict[str, object] = {"ensemble": verdict.ensemble, "sample": verdict.sample}
-        return found | {name: layer.tolist() for name, layer in layers.items()}
+        location: dict[str, object] = {"ensemble": verdict.ensemble, "sample": verdict.sample}
+        return location | {name: layer.tolist() for name, layer in layers.items()}
 
     rows = [
         {

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, parser, errors."""
+"""Consoles, parser and checks that all commands share."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ _WIDEST = 10_000
 
 
 class _Help(RichHelpFormatter):
-    """Help in which [ensemble] is a table of TOML, not markup."""
+    """Help formatter that prints [ensemble] as a TOML table instead of reading it as markup."""
 
     help_markup = text_markup = False
 
@@ -28,11 +28,11 @@ err = Console(stderr=True)
 
 
 class UsageError(ValueError):
-    """Arguments that the parser does not take."""
+    """Arguments that the parser rejects."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises instead of printing, and knows our help style."""
+    """A parser that raises errors instead of printing them, with the common help style."""
 
     def __init__(self, **settings):
         super().__init__(epilog=EXIT_CODES, formatter_class=_Help, **settings)
@@ -42,19 +42,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
-    """Add the option of all commands that compute."""
+    """Add the option that all computing commands share."""
     parser.add_argument(
         "--no-cache",
         action="store_true",
         help=(
-            "do not keep compiled programs for the next call; they are kept in the user's cache "
-            "folder, or in the one that the environment variable JAXCOND_CACHE_DIR names"
+            "do not cache compiled programs for the next call; the cache is in the user's cache "
+            "folder, or in the folder that the environment variable JAXCOND_CACHE_DIR names"
         ),
     )
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a file cannot be written."""
+    """Check that a file can be written before the computation starts."""
     folder = path.parent
     if path.is_dir():
         raise OSError(f"cannot write {path}: it is a folder")
@@ -65,7 +65,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_store(path: Path) -> None:
-    """Refuse, as a store, what is no folder; a hint where it is a study's configuration."""
+    """Reject a store that is not a folder, with a hint if it is a configuration."""
     if path.suffix == ".toml":
         store = path.with_suffix(".zarr").name
         raise ValueError(
@@ -77,7 +77,7 @@ def check_store(path: Path) -> None:
 
 
 def check_distinct(**options: Path | None) -> None:
-    """Refuse options that name the same file, of which the last would be all that is left."""
+    """Reject options that name the same file, since the last one would overwrite the others."""
     seen: dict[Path, str] = {}
     for name, path in options.items():
         if path is None:
@@ -88,13 +88,13 @@ def check_distinct(**options: Path | None) -> None:
 
 
 def importable() -> None:
-    """Let `module:name` find functions beside which the command is called."""
+    """Let `module:name` import modules from the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
 
 def print_table(table: Table) -> None:
-    """Print a table whose numbers are never cut: its lines may be longer than the console's."""
+    """Print a table without cutting its numbers; its lines may be wider than the console."""
     natural = out.measure(table, options=out.options.update(width=_WIDEST)).maximum
     if natural > out.width:
         table.width = natural

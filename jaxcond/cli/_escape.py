@@ -1,4 +1,4 @@
-"""`jaxcond escape`: how long the plateau of a network will be, before anyone trains it."""
+"""`jaxcond escape`: predict the length of a network's plateau without training it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def add_escape(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
     """Add the command and its options."""
     escape = commands.add_parser(
         "escape",
-        help="when networks leave their plateau, predicted over random initial weights",
+        help="predict when networks leave their plateau, for random initial weights",
         description=(
-            "Predicts, without training, at which iteration of full-batch gradient descent the "
-            "loss of a fully connected network leaves its plateau, for many random initial "
-            "weights: a table and a histogram. With --sweep the same for several standard "
-            "deviations, widths or depths. Exit code 3 if some networks have no prediction."
+            "Predict, without training, the iteration of full-batch gradient descent at which the "
+            "loss of a fully connected network leaves its plateau. The command prints a table and "
+            "draws a histogram over many random initial weights. --sweep repeats this for several "
+            "standard deviations, widths or depths. The exit code is 3 if some networks have no "
+            "prediction."
         ),
     )
     add = escape.add_argument
@@ -46,39 +47,44 @@ def add_escape(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
         metavar="M",
         help="widths of the hidden layers, next to the input first (default 100 100)",
     )
-    add("--outputs", type=int, metavar="N", help="outputs; needed for softmax with class labels")
+    add(
+        "--outputs",
+        type=int,
+        metavar="N",
+        help="number of outputs; required for softmax with class labels",
+    )
     add("--std", type=float, metavar="EPS", help="standard deviation of the weights")
     add(
         "--exponent",
         type=float,
         metavar="GAMMA",
-        help="in place of --std: EPS = M^-GAMMA with the widest hidden layer M",
+        help="replaces --std: EPS = M^-GAMMA with the widest hidden layer M",
     )
     add("--activation", default="tanh", metavar="NAME", help="activation (default tanh)")
     add(
         "--bias",
         choices=("none", "input", "all"),
         default="none",
-        help="all: biases in every layer, from 0; input: a constant 1 beside the inputs; none "
+        help="all: biases in every layer, initially 0; input: an additional constant input 1; none "
         "(default)",
     )
     add("--loss", default="half_mse", metavar="NAME", help="half_mse (default), mse, softmax, "
         "logistic")  # fmt: skip
-    add("--learning-rate", type=float, required=True, metavar="ETA", help="of gradient descent")
-    add("--fraction", type=float, default=0.9, help="of the initial loss (default 0.9)")
-    add("--level", type=float, help="in place of --fraction: the loss itself")
-    add("--seeds", type=int, default=100, metavar="N", help="random initial weights (default 100)")
-    add("--seed", type=int, default=0, metavar="S", help="the first of the seeds (default 0)")
+    add("--learning-rate", type=float, required=True, metavar="ETA", help="learning rate")
+    add("--fraction", type=float, default=0.9, help="fraction of the initial loss (default 0.9)")
+    add("--level", type=float, help="replaces --fraction: value of the loss")
+    add("--seeds", type=int, default=100, metavar="N", help="number of networks (default 100)")
+    add("--seed", type=int, default=0, metavar="S", help="first seed (default 0)")
     add(
         "--sweep",
         nargs=3,
         metavar=("NAME", "FROM", "TO"),
-        help=f"several of {', '.join(_SWEPT)} (of all hidden layers), FROM one value TO another",
+        help=f"sweep {', '.join(_SWEPT)} (of all hidden layers) FROM one value TO another",
     )
-    add("--points", type=int, default=5, metavar="N", help="points of a sweep (default 5)")
-    add("--out", type=Path, default=Path("escape.png"), help="figure (default escape.png)")
+    add("--points", type=int, default=5, metavar="N", help="number of sweep points (default 5)")
+    add("--out", type=Path, default=Path("escape.png"), help="figure file (default escape.png)")
     add("--json", type=Path, metavar="FILE", help="also write all iterations to a JSON file")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--quiet", action="store_true", help="hide the progress bar")
     add_cache(escape)
     escape.set_defaults(command=_escape)
 
@@ -105,8 +111,8 @@ def _escape(arguments: argparse.Namespace) -> int:
         task = progress.add_task("compiling …", total=len(points))
         for value, changes in points:
             escapes.append(late.escapes.over_seeds(data, arguments, changes))
-            told = "predicted" if value is None else f"{_swept(arguments)} {value:g}"
-            progress.update(task, advance=1, description=told)
+            label = "predicted" if value is None else f"{_swept(arguments)} {value:g}"
+            progress.update(task, advance=1, description=label)
     _print(points, escapes, arguments)
     _draw(points, escapes, arguments)
     if arguments.json is not None:
@@ -118,12 +124,12 @@ def _escape(arguments: argparse.Namespace) -> int:
 
 
 def _swept(arguments: argparse.Namespace) -> str:
-    """What is swept; empty for nothing."""
+    """Name of the swept parameter; empty without a sweep."""
     return "" if arguments.sweep is None else str(arguments.sweep[0])
 
 
 def _points(arguments: argparse.Namespace) -> list[tuple[float | None, dict[str, Any]]]:
-    """The values of a sweep and what each changes; one point without a value if there is none.
+    """The sweep values with the arguments that each changes; one point without a value if no sweep.
 
     **Raises:** `ValueError` for what cannot be swept, and values out of range.
     """
@@ -138,7 +144,7 @@ def _points(arguments: argparse.Namespace) -> list[tuple[float | None, dict[str,
         raise ValueError(f"--sweep {name} needs two numbers, but got {' '.join(ends)}") from None
     least = {"std": 0.0, "width": 1.0, "depth": 2.0}[name]
     if not (0 < first < float("inf") and 0 < last < float("inf")) or min(first, last) < least:
-        raise ValueError(f"--sweep {name} must go over positive values, at least {least:g}")
+        raise ValueError(f"--sweep {name} needs positive values of at least {least:g}")
     if arguments.points < 2:
         raise ValueError(f"--points must be at least 2, but is {arguments.points}")
     ratio = (last / first) ** (1 / (arguments.points - 1))
@@ -153,7 +159,7 @@ def _points(arguments: argparse.Namespace) -> list[tuple[float | None, dict[str,
 
 
 def _known(escape: networks.Escape) -> np.ndarray:
-    """The iterations that are predicted."""
+    """Print the predicted iterations."""
     return escape.crossing_iteration[escape.status == 0]
 
 
@@ -175,16 +181,16 @@ def _print(
         table.add_row(*cells)
     print_table(table)
     out.print(Text(
-        "Iterations at which the loss falls below the level. Correction: that of the effective "
-        "model alone over the predicted one, less 1, in the median: positive where it is late. The "
-        "prediction is off by a small share of it."
+        "Iterations at which the loss falls below the level. Correction: median of the ratio of "
+        "the iteration of the effective model alone to the predicted one, minus 1; positive if "
+        "the effective model is late. The error of the prediction is a small part of it."
     ))  # fmt: skip
     for line in late.escapes.reasons(escapes):
         out.print(Text(line), soft_wrap=True)
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    """What the networks are, without what is swept."""
+    """Description of the networks, without the swept parameter."""
     swept, parts = _swept(arguments), [arguments.data.name]
     if swept == "width":
         parts.append(f"{len(arguments.hidden)} hidden layers")
@@ -206,7 +212,7 @@ def _draw(
 ) -> None:
     known = [_known(escape) for escape in escapes]
     if not any(x.size for x in known):
-        out.print("No figure: there is nothing to draw.")
+        out.print("No figure: no prediction to draw.")
         return
     title = _title(arguments)
     if arguments.sweep is None:

@@ -23,20 +23,20 @@ def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
     """Add the command and its options."""
     figure = commands.add_parser(
         "figure",
-        help="the figures of the paper: real networks trained through the plateau",
+        help="reproduce the figures of the paper with trained networks",
         description=(
-            "Computes a figure of Chen and Luo anew. 1: the loss through the plateau, with the "
-            "region where the effective model has failed as predicted from the initial weights, "
-            "and the directions of the weights before and after. 2a: how many inequalities of the "
-            "final stage hold through training, for the network and for the effective model. 2b: "
-            "the largest such number against the exponent of the initial weights. 3: a matrix "
-            "factorisation of rank two. The defaults are the settings of the paper; the data are "
-            "written beside the picture, with the suffix .npz."
+            "Recompute a figure of Chen and Luo. 1: the loss through the plateau, the region where "
+            "the effective model fails as predicted from the initial weights, and the directions "
+            "of the weights before and after. 2a: the number of final stage inequalities that "
+            "hold during training, for the network and for the effective model. 2b: the largest "
+            "such number against the exponent of the initial weights. 3: a matrix factorisation "
+            "of rank two. The defaults are the settings of the paper. The data are written next "
+            "to the figure, with the suffix .npz."
         ),
     )
     add = figure.add_argument
-    add("figure", choices=tuple(_WIDTHS), help="which figure")
-    add("--quick", action="store_true", help="a narrow network: about a minute or less")
+    add("figure", choices=tuple(_WIDTHS), help="figure of the paper")
+    add("--quick", action="store_true", help="use a narrow network, for about a minute or less")
     add("--width", type=int, metavar="M", help="width of both hidden layers (default 200; 3: 100)")
     add(
         "--std",
@@ -44,30 +44,41 @@ def add_figure(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright
         metavar="EPS",
         help="standard deviation of the initial weights (default M^-2; 3: M^-3)",
     )
-    add("--learning-rate", type=float, metavar="ETA", help="of 1 and 2a (default 5e-3)")
-    add("--seeds", type=int, metavar="N", help="how many networks (default 1; 2b: 3)")
+    add(
+        "--learning-rate",
+        type=float,
+        metavar="ETA",
+        help="learning rate of figures 1 and 2a (default 5e-3)",
+    )
+    add("--seeds", type=int, metavar="N", help="number of networks (default 1; 2b: 3)")
     add("--seed", type=int, default=0, metavar="S", help="seed of the first network (default 0)")
     add(
         "--method",
         choices=("descent", "flow"),
-        help="of 2a: gradient descent, as in the paper and the default, or gradient flow",
+        help="dynamics of figure 2a: gradient descent (default, as in the paper) or gradient flow",
     )
-    add("--alphas", type=float, nargs="+", metavar="A", help="of 2b (default 0.25 to 3)")
+    add(
+        "--alphas",
+        type=float,
+        nargs="+",
+        metavar="A",
+        help="exponents of figure 2b (default 0.25 to 3)",
+    )
     add(
         "--restart",
         type=int,
         metavar="K",
-        help=f"of 1: iteration to train from again with a tenth of the rate (default {RESTART})",
+        help=f"figure 1: iteration to restart from with a tenth of the rate (default {RESTART})",
     )
     add(
         "--checkpoint",
         type=Path,
         metavar="FOLDER",
-        help="of 1, 2a and 2b: folder for checkpoints, from which an interrupted run continues",
+        help="figures 1, 2a, 2b: checkpoint folder, from which an interrupted run continues",
     )
-    add("--data", type=Path, metavar="FILE", help="draw the data of an earlier run again")
-    add("--out", type=Path, metavar="FILE", help="figure to write (default figure_FIGURE.png)")
-    add("--quiet", action="store_true", help="no progress bar")
+    add("--data", type=Path, metavar="FILE", help="draw the data of an earlier run")
+    add("--out", type=Path, metavar="FILE", help="figure file (default figure_FIGURE.png)")
+    add("--quiet", action="store_true", help="hide the progress bar")
     add_cache(figure)
     figure.set_defaults(command=_figure)
 

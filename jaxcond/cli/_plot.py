@@ -31,23 +31,28 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
     """Add both commands and their options."""
     plot = commands.add_parser(
         "plot",
-        help="figures of a study: distribution, scaling, convergence, phase map",
+        help="draw a study: distribution, scaling, convergence or phase map",
         description=(
-            "Draws the study in a store: the distribution at each sweep point, the scaling of mean "
-            "and deviation with the width beside the limit law, the convergence of the mean, or a "
-            "phase map over two axes beside that of infinite width."
+            "Draw the study in a store: the distribution at each sweep point, the scaling of the "
+            "mean and standard deviation with the width next to the limit law, the convergence of "
+            "the mean, or a phase map over two axes next to that of infinite width."
         ),
     )
     add = plot.add_argument
     add("store", type=Path, metavar="STORE", help="the store of a study")
-    add("--kind", choices=_KINDS, default="distribution", help="what to draw")
+    add(
+        "--kind",
+        choices=_KINDS,
+        default="distribution",
+        help="kind of figure (default distribution)",
+    )
     add("--axes", nargs=2, metavar=("X", "Y"), help="axes of a phase map (default: the first two)")
     add(
         "--out",
         type=Path,
         metavar="FILE",
         help=(
-            "figure to write; the suffix tells the format (default: the names of store and kind, "
+            "figure file; its suffix sets the format (default: the names of store and kind, "
             "as in widths_scaling.png)"
         ),
     )
@@ -56,10 +61,10 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
 
     phase = commands.add_parser(
         "phase",
-        help="phase map of the infinite-width blow-up time, without sampling",
+        help="draw a phase map of the infinite-width blow-up time, without sampling",
         description=(
-            "A map of what √q·T* tends to at infinite width over two of the aspect ratio p/q and "
-            "the scales of the layers. No samples are drawn."
+            "Draw the infinite-width limit of √q·T* over two axes, chosen from the aspect ratio "
+            "p/q and the scales of the layers. No samples are drawn."
         ),
     )
     add = phase.add_argument
@@ -69,20 +74,25 @@ def add_plot(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: 
             nargs=3,
             default=default,
             metavar=("NAME", "FROM", "TO"),
-            help=f"axis: one of {', '.join(_AXES)}, and its range (default "
-            f"{' '.join(map(str, default))})",
+            help=f"axis ({', '.join(_AXES)}) and its range (default {' '.join(map(str, default))})",
         )
-    add("--num", type=int, default=41, metavar="N", help="values along each axis (default 41)")
-    add("--linear", action="store_true", help="values evenly spaced, not their logarithms")
+    add(
+        "--num",
+        type=int,
+        default=41,
+        metavar="N",
+        help="number of values along each axis (default 41)",
+    )
+    add("--linear", action="store_true", help="space values linearly instead of logarithmically")
     for name in _AXES:
         add(
             f"--{name.replace('_', '-')}",
             type=float,
             default=1.0,
             metavar="VALUE",
-            help=f"{name} where it is no axis (default 1)",
+            help=f"{name} when it is not swept (default 1)",
         )
-    add("--out", type=Path, default=Path("phase.png"), metavar="FILE", help="figure to write")
+    add("--out", type=Path, default=Path("phase.png"), metavar="FILE", help="figure file")
     add("--save", type=Path, metavar="FILE", help="also write the values to an .npz file")
     add("--quiet", action="store_true", help="print errors only")
     add_cache(phase)
@@ -97,7 +107,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     check_writable(path)
     plotting.check_format(path)
     if arguments.axes is not None and arguments.kind != "phase":
-        raise ValueError("--axes are those of --kind phase")
+        raise ValueError("--axes requires --kind phase")
     check_store(arguments.store)
     store = study.open_store(arguments.store)
     summary = study.summarise(store)

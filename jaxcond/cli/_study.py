@@ -1,4 +1,4 @@
-"""`jaxcond study` and `jaxcond resume`: run a Monte Carlo study, or go on with one."""
+"""`jaxcond study` and `jaxcond resume`: run a Monte Carlo study, or continue one."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ from ._common import (
 from ._summary import print_summary
 
 _EXAMPLE = """\
-A study in a file: samples = 100_000, seed = 0, and tables [ensemble] (kind, width, scales, ...) and
-[sweep] (width = [50, 100, 200], scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
+A study file has keys such as samples = 100_000, seed = 0 and the tables [ensemble] (kind, width,
+scales, ...) and [sweep] (width = [50, 100, 200],
+scale_b = {start = 0.1, stop = 10, num = 9, spacing = "log"}).
 `--set` changes any key: --set samples=1e6 --set sweep.width=[100,400] --set ensemble.kind=uniform.
 """
 
 
 _TLS = {
-    "ca": "certificate of the authority, in PEM format",
-    "cert": "our certificate",
-    "key": "its key",
+    "ca": "certificate of the certificate authority, in PEM format",
+    "cert": "client certificate",
+    "key": "private key of the client certificate",
 }
 
 
@@ -64,13 +65,13 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
     """Add both commands and their options."""
     study = commands.add_parser(
         "study",
-        help="distribution of the blow-up time over random initialisations, swept",
+        help="sample the distribution of the blow-up time over random initialisations",
         description=(
-            "A Monte Carlo study of the blow-up time T* over random initialisations of a network: "
-            "draws initial states, finds the blow-up time of each with a bracket, keeps "
-            "every record in a Zarr store, prints a summary and writes a figure. Times are in "
-            "units of the effective model. A study with `ensemble.function` imports that function, "
-            "and says which. " + _EXAMPLE
+            "Run a Monte Carlo study of the blow-up time T* over random initialisations of a "
+            "network. The command draws initial states, computes the blow-up time of each with a "
+            "bracket, stores every record in a Zarr store, prints a summary and writes a figure. "
+            "Times are in units of the effective model. If `ensemble.function` is set, the "
+            "command prints its name and imports it. " + _EXAMPLE
         ),
     )
     add = study.add_argument
@@ -80,23 +81,31 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key of the configuration, like ensemble.kind=orthogonal or samples=1e6; repeatable",
+        help="set a configuration key, like ensemble.kind=orthogonal or samples=1e6; repeatable",
     )
     add(
         "--width",
         type=_widths,
         metavar="M|PxQ",
-        help="width of both hidden layers, or a pair like 200x100; any size, 1e9 too (default 200)",
+        help="width of both hidden layers, or a pair like 200x100; 1e9 is possible (default 200)",
     )
-    add("--samples", metavar="N", help="random initialisations at each point (default 10000)")
-    add("--seed", metavar="N", help="a sample depends on it and its index only (default 0)")
+    add(
+        "--samples",
+        metavar="N",
+        help="number of random initialisations per sweep point (default 10000)",
+    )
+    add(
+        "--seed",
+        metavar="N",
+        help="random seed; sample i depends only on the seed and i (default 0)",
+    )
     add(
         "--store",
         type=Path,
         metavar="FOLDER",
         help=(
-            "where to keep the records; goes on with a study that is there (default: FILE with "
-            "the suffix .zarr, or nowhere without FILE)"
+            "folder for the records; an existing study is continued (default: FILE with the "
+            "suffix .zarr; without FILE, the records are not stored)"
         ),
     )
     add(
@@ -104,14 +113,14 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
         type=Path,
         metavar="FILE",
         help=(
-            "figure to write; the suffix tells the format (default: the store's name with the "
+            "figure file; its suffix sets the format (default: the store's name with the "
             "suffix .png, or study.png without a store)"
         ),
     )
     add(
         "--force",
         action="store_true",
-        help="write over a figure that is there, and a store of another study",
+        help="overwrite an existing figure and the store of another study",
     )
     _add_running(study)
     add_cache(study)
@@ -119,33 +128,34 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
 
     resume = commands.add_parser(
         "resume",
-        help="go on with a study that was interrupted, or extend one",
+        help="continue an interrupted study, or extend a finished one",
         description=(
-            "Goes on with the study in a store: what is finished stays, what is missing follows, "
-            "with the numbers of an uninterrupted run. Imports the function of a `function` study, "
-            "and says which; summary, plot and info never do."
+            "Continue the study in a store. Finished chunks are kept and missing chunks are "
+            "computed, with the same numbers as in an uninterrupted run. The command imports the "
+            "function of a `function` study and prints its name; the commands summary, plot and "
+            "info never import it."
         ),
     )
     resume.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
     resume.add_argument(
-        "--samples", metavar="N", help="raise the number of samples at each point to this"
+        "--samples", metavar="N", help="increase the number of samples per sweep point to N"
     )
     resume.add_argument(
         "--states",
         type=Path,
         metavar="FILE",
-        help="where the states of a `file` study are now; other states are refused",
+        help="new location of the states of a `file` study; other states are rejected",
     )
     resume.add_argument(
         "--trust",
         action="store_true",
         help=(
-            "import the function that the store names, also if another user, or this one on "
-            "another machine or from another place, made the store: that runs its module's code"
+            "import the function named in the store even if another user created the store, or "
+            "you on another machine or with another module; this runs the code of the module"
         ),
     )
     resume.add_argument(
-        "--repair", action="store_true", help="compute chunks that are damaged on disk again"
+        "--repair", action="store_true", help="recompute chunks that are damaged on disk"
     )
     _add_running(resume)
     add_cache(resume)
@@ -155,12 +165,14 @@ def add_study(commands: argparse._SubParsersAction[Parser]) -> None:  # pyright:
 def _add_running(parser: Parser) -> None:
     add = parser.add_argument
     add("--quiet", action="store_true", help="print errors only")
-    add("--log", action="store_true", help="progress as lines, for the log of a batch job")
+    add(
+        "--log", action="store_true", help="print progress line by line, for the log of a batch job"
+    )
     add(
         "--workers",
         type=int,
         metavar="N",
-        help="compute in N local processes by Dask distributed",
+        help="compute in N local processes with Dask distributed",
     )
     add(
         "--scheduler",
@@ -177,7 +189,7 @@ def _add_running(parser: Parser) -> None:
     add(
         "--any-version",
         action="store_true",
-        help="go on with a store that other versions of the packages computed",
+        help="continue a store that other versions of the packages computed",
     )
 
 
@@ -222,7 +234,7 @@ def _study(arguments: argparse.Namespace) -> int:
 
 
 def _keep_figure(figure: Path, path: Path | None, study: studies.Study) -> None:
-    """Refuse to write over a figure, unless it is one of this study or of the store to continue."""
+    """Reject an existing figure, unless it is of this study or of the store to continue."""
     continues = path is not None and path.exists()
     if figure.exists() and not continues and not holds(figure, study.digest()):
         raise OSError(
@@ -231,11 +243,11 @@ def _keep_figure(figure: Path, path: Path | None, study: studies.Study) -> None:
 
 
 def _remove_other(path: Path, study: studies.Study) -> None:
-    """Make room for a study where there is the store of another one, and of no other folder."""
+    """Remove the store of another study at the path, but never a folder that is not a store."""
     if not path.exists():
         return
-    there = studies.open_store(path)
-    if there.group.attrs.get("configuration_hash") != study.digest():
+    other = studies.open_store(path)
+    if other.group.attrs.get("configuration_hash") != study.digest():
         with studies.locked(path):
             shutil.rmtree(path)
 
@@ -260,7 +272,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _check_trust(store: studies.Store, keys: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Say what is imported, and refuse it for a store that is not this user's."""
+    """Announce the imported function; reject stores that this user did not make."""
     function = keys["ensemble"].get("function")
     if function is None:
         return
@@ -276,7 +288,7 @@ def _check_trust(store: studies.Store, keys: dict[str, Any], arguments: argparse
 
 
 def _redirect(keys: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Put the file of `--states` in the place of the store's."""
+    """Replace the path of the states by that of `--states`."""
     path = keys["ensemble"].get("path")
     if arguments.states is not None:
         if path is None:
@@ -290,7 +302,7 @@ def _redirect(keys: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def _announce(keys: dict[str, Any], *, quiet: bool) -> None:
-    """Say which function will be imported, and from where; nothing if there is no such module."""
+    """Print the function to import and its file; print nothing if the module does not exist."""
     ensemble = keys.get("ensemble")
     function = ensemble.get("function") if isinstance(ensemble, dict) else None
     if not isinstance(function, str):

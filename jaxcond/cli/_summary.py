@@ -34,18 +34,18 @@ def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyrigh
     """Add the commands and their options."""
     summary = commands.add_parser(
         "summary",
-        help="statistics of a study: table, JSON, CSV; comparison of two",
+        help="print statistics of a study, write JSON or CSV, compare two studies",
         description=(
-            "Statistics of the study in a store, with confidence intervals: mean (by the control "
-            "variate or quasi-Monte Carlo where the study has them, with the gain in variance as "
-            "measured), standard deviation, quantiles (order statistics), statuses, and scaling "
-            "with the width where it is swept. Works while a study runs, too."
+            "Print statistics of the study in a store, with confidence intervals: mean (with the "
+            "control variate or quasi-Monte Carlo if the study has them, and the measured gain in "
+            "variance), standard deviation, quantiles (order statistics), statuses, and the "
+            "scaling with the width if the width is swept. Also works while the study runs."
         ),
     )
     add = summary.add_argument
     add("store", type=Path, metavar="STORE", help="the store of a study")
     add("--json", type=Path, metavar="FILE", help="also write everything to a JSON file")
-    add("--csv", type=Path, metavar="FILE", help="also write a row for each point to a CSV file")
+    add("--csv", type=Path, metavar="FILE", help="also write one row per sweep point to a CSV file")
     add(
         "--compare",
         type=Path,
@@ -57,16 +57,16 @@ def add_summary(commands: argparse._SubParsersAction[Parser]) -> None:  # pyrigh
         type=float,
         default=0.95,
         metavar="LEVEL",
-        help="of all intervals (default 0.95)",
+        help="confidence level of all intervals (default 0.95)",
     )
-    add("--quiet", action="store_true", help="no table")
+    add("--quiet", action="store_true", help="hide the statistics")
     add_cache(summary)
     summary.set_defaults(command=_summary)
 
     info = commands.add_parser(
         "info",
-        help="configuration, versions and progress of a study; checks every chunk",
-        description="What a store holds, and with --verify whether every chunk can be read.",
+        help="print configuration, versions and progress of a study; verify its chunks",
+        description="Print the contents of a store; --verify also checks every chunk.",
     )
     info.add_argument("store", type=Path, metavar="STORE", help="the store of a study")
     info.add_argument(
@@ -81,7 +81,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: float, error: float | None = None) -> str:
-    """A number with as many digits as its error leaves."""
+    """A number with the digits that its error leaves significant."""
     if not math.isfinite(value):
         return "–"
     if error is None or not math.isfinite(error) or error <= 0 or value == 0:
@@ -91,12 +91,12 @@ def _number(value: float, error: float | None = None) -> str:
 
 
 def _limit(value: float, width: float) -> str:
-    """An end of an interval, infinite where there are too few samples to bound it."""
+    """An end of an interval; infinite if too few samples bound it."""
     return f"{value:g}".replace("inf", "∞") if math.isinf(value) else _number(value, width)
 
 
 def print_summary(summary: studies.StudySummary, seconds: float | None = None) -> None:
-    """What was found in words; one table for a single point, a row for each point of a sweep."""
+    """Print the results in words and a table, with one row per sweep point."""
     for line in in_words(summary):
         out.print(Text(line))
     if len(summary.points) == 1:
@@ -249,8 +249,8 @@ def _print_scaling(others: dict[str, Any], scaling: statistics.Scaling, rescaled
 
 def _of_fit(fit: statistics.Fitted) -> str:
     """Whether the data agree with a fit."""
-    told = {True: "agrees", False: "DISAGREES", None: "unchecked"}[fit.agrees]
-    return told if fit.agrees is None else f"{told}, p = {fit.p_value:.1g}"
+    verdict = {True: "agrees", False: "DISAGREES", None: "unchecked"}[fit.agrees]
+    return verdict if fit.agrees is None else f"{verdict}, p = {fit.p_value:.1g}"
 
 
 def _summary(arguments: argparse.Namespace) -> int:
@@ -305,17 +305,19 @@ def _print_comparison(
         if min(a.size, b.size) < 2:
             table.add_row(name, *["–"] * 7)
             continue
-        found = statistics.compare(a, b, arguments.confidence)
-        width = found.difference_upper - found.difference_lower
+        comparison = statistics.compare(a, b, arguments.confidence)
+        width = comparison.difference_upper - comparison.difference_lower
         table.add_row(
             name,
-            _number(found.difference, width),
-            f"{_number(found.difference_lower, width)}, {_number(found.difference_upper, width)}",
-            f"{found.p_value:.3g}",
-            _short(found.variance_ratio, 4),
-            f"{_short(found.variance_ratio_lower, 4)}, {_short(found.variance_ratio_upper, 4)}",
-            f"{found.ks_statistic:.4g}",
-            f"{found.ks_p_value:.3g}",
+            _number(comparison.difference, width),
+            f"{_number(comparison.difference_lower, width)}, "
+            f"{_number(comparison.difference_upper, width)}",
+            f"{comparison.p_value:.3g}",
+            _short(comparison.variance_ratio, 4),
+            f"{_short(comparison.variance_ratio_lower, 4)}, "
+            f"{_short(comparison.variance_ratio_upper, 4)}",
+            f"{comparison.ks_statistic:.4g}",
+            f"{comparison.ks_p_value:.3g}",
         )
     print_table(table)
 
@@ -335,11 +337,12 @@ def _info(arguments: argparse.Namespace) -> int:
     attributes = dict(store.group.attrs)
     table = Table(show_header=False, box=box.SIMPLE)
     sizes = ", ".join(f"{name} {size}" for name, size in study.dims.items())
-    there = json.loads(str(attributes["versions"]))
-    here = studies.versions()
-    told = ", ".join(
-        f"{name} {version}" + ("" if here.get(name) == version else f" (here {here.get(name)})")
-        for name, version in there.items()
+    stored = json.loads(str(attributes["versions"]))
+    installed = studies.versions()
+    listed = ", ".join(
+        f"{name} {version}"
+        + ("" if installed.get(name) == version else f" (here {installed.get(name)})")
+        for name, version in stored.items()
     )
     for name, value in (
         ("configuration", json.dumps(study.to_dict())),
@@ -350,7 +353,7 @@ def _info(arguments: argparse.Namespace) -> int:
         ("chunk", f"{store.chunk} samples"),
         ("drawn", "in exact reduced form" if study.reduced else "in full"),
         ("created", f"{attributes.get('created', '–')} on {attributes.get('platform', '–')}"),
-        ("versions", told),
+        ("versions", listed),
         ("variables", ", ".join(sorted(name for name, _ in store.group.arrays()))),
     ):
         table.add_row(name, Text(str(value), overflow="fold"))

@@ -49,7 +49,10 @@ def _computed(summary: studies.StudySummary) -> str:
 def _mean(point: studies.PointSummary, quantity: studies.Quantity, confidence: float) -> str:
     mean = point.mean
     if not math.isfinite(mean.standard_error):
-        return f"{quantity.symbol} = {mean.mean:.6g} for the only sample, which tells no error."
+        return (
+            f"{quantity.symbol} = {mean.mean:.6g} for the only sample, which gives no standard "
+            "error."
+        )
     half = (mean.upper - mean.lower) / 2
     text = (
         f"Mean {quantity.symbol} = {_value(point)} (one standard error{_METHODS[mean.method]}); "
@@ -110,7 +113,7 @@ def _law(
 
 
 def _outside(limit: statistics.Fitted, known: float, confidence: float) -> str:
-    """How far the value at infinite width is from an interval that does not hold it."""
+    """The distance of the value at infinite width from an interval that excludes it."""
     distance = abs(limit.value - known) / limit.error if limit.error > 0 else math.inf
     p_value = math.erfc(distance / math.sqrt(2))
     text = f"The value {known:.8g} at infinite width lies {distance:.1f} standard errors away"
@@ -137,7 +140,7 @@ def _value(point: studies.PointSummary) -> str:
 
 
 def _digits(value: float, error: float) -> str:
-    """A number with two digits of its error."""
+    """A number, rounded to two significant digits of its error."""
     if not (math.isfinite(error) and error > 0):
         return f"{value:.8g}"
     return f"{value:.{min(max(1 - math.floor(math.log10(error)), 0), 15)}f}"

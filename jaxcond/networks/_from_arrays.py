@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike
 
 from .._arrays import read_arrays
 from .._precision import to_jax
-from ._modules import MLP, Activation
+from ._modules import MLP, Activation, resolve_activation
 
 _PICKLED = (".pt", ".pth", ".ckpt", ".pkl")
 
@@ -62,6 +62,7 @@ def from_arrays(
     weights = [to_jax(arrays[name]) for name in names]
     if transpose:
         weights = [jnp.swapaxes(w, -1, -2) for w in weights]
+    activation = resolve_activation(activation)
     try:
         return MLP(weights, biases, activation, bias=bias)
     except ValueError as error:

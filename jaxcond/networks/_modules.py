@@ -71,7 +71,7 @@ ACTIVATIONS: dict[str, Activation] = {
 """Activations by name; any function of an array with $\\sigma(0) = 0$ may be given instead."""
 
 
-def _resolve(activation: str | Activation) -> Activation:
+def resolve_activation(activation: str | Activation) -> Activation:
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -135,7 +135,7 @@ class MLP(eqx.Module):
 
     weights: tuple[Float[Array, "..."], ...] = eqx.field(converter=_matrices)
     biases: tuple[Float[Array, "..."], ...] | None = eqx.field(converter=_vectors, default=None)
-    activation: Activation = eqx.field(static=True, converter=_resolve, default="tanh")
+    activation: Activation = eqx.field(static=True, converter=resolve_activation, default="tanh")
     bias: Literal[False, "input"] = eqx.field(static=True, kw_only=True, default=False)
 
     def __check_init__(self):

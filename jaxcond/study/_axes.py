@@ -1,4 +1,4 @@
-"""The keys of an ensemble by which a study may be swept: one row each, and nothing else to add."""
+"""The ensemble keys that a study can sweep; a new key needs one row in this table only."""
 
 import math
 from dataclasses import dataclass
@@ -9,13 +9,12 @@ from ._checks import choice, real, text, whole
 
 @dataclass(frozen=True)
 class Axis:
-    """A key that takes one value, and may be swept.
+    """An ensemble key with one value, which a study can sweep.
 
-    - `type`: `int`, `float` or `str`; `least`, `most`: its range; `strict`: whether `least` itself
-      is outside; `words`: those that text may
-      be, if not any.
-    - `help`: what it is, in the store and in tables; `label`: the same at the axis of a figure;
-      `symbol`: in formulas of figures.
+    - `type`: `int`, `float` or `str`; `least`, `most`: its range; `strict`: whether the range
+      excludes `least` itself; `words`: the allowed words of a text key; empty allows any text.
+    - `help`: description in the store and in tables; `label`: axis label of figures; `symbol`:
+      symbol in formulas of figures.
     """
 
     type: type
@@ -28,7 +27,7 @@ class Axis:
     words: tuple[str, ...] = ()
 
     def check(self, key: str, value: Any) -> Any:
-        """The value as it is meant: 200.0 is the width 200.
+        """The value in the type of the key: 200.0 becomes the width 200.
 
         **Raises:** `ValueError` that names the key.
         """

@@ -1,4 +1,4 @@
-"""Values of configuration keys, and messages that name the key."""
+"""Checks of configuration values, with error messages that name the key."""
 
 import math
 import numbers
@@ -10,17 +10,17 @@ _LONGEST = 80
 
 
 def wrong(key: str, value: Any, wanted: str) -> ValueError:
-    """What to say of a value that a key does not take."""
-    return ValueError(f"Key `{key}` must be {wanted}, but is {_told(value)}.")
+    """The error for a value that a key does not accept."""
+    return ValueError(f"Key `{key}` must be {wanted}, but is {_shown(value)}.")
 
 
-def _told(value: Any) -> str:
-    """A value in one line that is not too long."""
+def _shown(value: Any) -> str:
+    """A value as text, cut to one short line."""
     try:
-        told = " ".join(repr(value).split())
+        line = " ".join(repr(value).split())
     except ValueError:  # whole numbers of thousands of digits
         return "too large a number"
-    return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 3]}..."
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def _finite(value: Any) -> bool:
@@ -33,7 +33,7 @@ def _finite(value: Any) -> bool:
 
 
 def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number; also as a float, since 1e6 is one."""
+    """A whole number; floats such as 1e6 are accepted."""
     bounds = f"of at least {least}" if most is None else f"between {least} and {most}"
     if not _finite(value) or value != int(value):
         raise wrong(key, value, f"a whole number {bounds}")
@@ -45,7 +45,7 @@ def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
 def real(
     key: str, value: Any, least: float = 0.0, most: float = math.inf, *, strict: bool = True
 ) -> float:
-    """A finite number, above `least` or, unless `strict`, equal to it, and at most `most`."""
+    """A finite number between `least` and `most`; `strict` excludes `least` itself."""
     bounds = f"{'above' if strict else 'of at least'} {least:g}"
     bounds += "" if most == math.inf else f" and at most {most:g}"
     if not _finite(value):
@@ -56,21 +56,21 @@ def real(
 
 
 def choice(key: str, value: Any, choices: Sequence[str]) -> str:
-    """One of some words."""
+    """One of the given words."""
     if not isinstance(value, str) or value not in choices:
         raise wrong(key, value, f"one of {', '.join(choices)}")
     return value
 
 
 def text(key: str, value: Any) -> str:
-    """Any text but none at all; also as a path."""
+    """A non-empty text or path."""
     if not isinstance(value, str | Path) or not str(value):
         raise wrong(key, value, "a text")
     return str(value)
 
 
 def sequence(key: str, value: Any, what: str) -> list[Any]:
-    """A list, which may come as a tuple or a NumPy array."""
+    """A list, from a list, a tuple or a NumPy array."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, list | tuple):
@@ -78,9 +78,9 @@ def sequence(key: str, value: Any, what: str) -> list[Any]:
     return list(value)
 
 
-def known(found: Sequence[str], names: Sequence[str], where: str) -> None:
-    """Refuse keys that there are not."""
-    for key in found:
+def known(keys: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Reject unknown keys."""
+    for key in keys:
         if key not in names:
             name = f"{where}.{key}" if where else key
             raise ValueError(f"Key `{name}` is not known; known are {', '.join(sorted(names))}.")

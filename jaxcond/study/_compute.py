@@ -1,4 +1,4 @@
-"""The samples of one task: drawn, solved, observed."""
+"""Draws, solves and observes the samples of one task."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ from ._store import Task
 
 # Dimension in which reduced samples are drawn unless a method asks for another.
 _DIM = 12
-# Samples of a chunk by default: up to some seconds of work, and so many bytes of full states.
+# Default chunk: at most 65536 samples and 2^26 entries of full states, some seconds of work.
 _LARGEST_CHUNK, _CHUNK_ENTRIES = 1 << 16, 1 << 26
-# Chains are followed by a solver, each entry at the cost of so many of a state's.
+# A chain is integrated; one of its entries costs as much as this many entries of a state.
 _CHAIN_COST = 1024
-# Networks of a chunk: each takes tenths of a second.
+# Networks per chunk; each network takes tenths of a second.
 _NETWORKS = 64
-# Trajectories cost milliseconds a sample. Fewer samples than the least chunk are padded to it.
+# A trajectory costs milliseconds per sample. Smaller batches are padded to the least chunk.
 _COSTLY, _COSTLY_CHUNKS = ("onset", "counts"), (256, 512)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is told of a task: its moments of $T^*$, statuses, and, once written, its digests."""
+    """Outcome of a task: the moments of its values, the statuses and, once written, the digests."""
 
     moments: Moments
     statuses: dict[str, int]
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def default_chunk(study: Study) -> int:
-    """Samples of a chunk: a power of two, by what a sample of the study costs and how many are."""
+    """Samples per chunk: a power of two, from the cost and the number of the samples."""
     size = _affordable_chunk(study)
     least = 1 << (least_chunk(study) - 1).bit_length()
     return min(max(size, least), LARGEST_CHUNK)
@@ -76,7 +76,7 @@ def _is_costly(study: Study) -> bool:
 
 
 def methods_of(study: Study) -> dict[str, tuple[str, ...]]:
-    """The methods that samples go through, by the form of what is drawn."""
+    """The methods that samples go through, by the shape of the drawn states."""
     with jax.enable_x64(study.precision == "float64"):
         if study.kinds == {"file"}:
             p, q = study.stored.widths
@@ -104,7 +104,7 @@ def _state_methods(study: Study, rank: int, widths: tuple[int, int]) -> tuple[st
 
 
 def _sobol_seed(study: Study, point: int) -> int:
-    """A seed of the scrambles for each sweep point."""
+    """Seed of the Sobol scrambles at a sweep point."""
     words = np.random.SeedSequence([study.seed, point]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
@@ -131,10 +131,10 @@ def _samples(study: Study, task: Task) -> Samples | ChainSamples:
 def compute(
     study: Study, task: Task, progress: Callable[[int], None] | None = None
 ) -> tuple[Mapping[str, np.ndarray], Outcome]:
-    """The fields of the store for the samples of a task, and what is told of them.
+    """The fields of the store for the samples of a task, and their outcome.
 
-    **Arguments:** `progress`, called with the number of samples finished since its last call, from
-    any thread.
+    **Arguments:** `progress`: called from any thread with the number of samples finished since
+    its last call.
     """
     with jax.enable_x64(study.precision == "float64"):
         if study.predicts_escapes:
@@ -155,7 +155,7 @@ def _solved(
     study: Study, task: Task, progress: Callable[[int], None] | None
 ) -> dict[str, np.ndarray]:
     samples = _samples(study, task)
-    # A sample with a trajectory is finished once the trajectory is.
+    # If trajectories are computed, a sample is finished when its trajectory is finished.
     costly = _is_costly(study)
     blowup = blowup_times(samples, rtol=study.rtol, progress=None if costly else progress)
     names = ("lower", "upper", "error", "status", "num_steps", "stage")

@@ -1,4 +1,4 @@
-"""What a study computes: ensemble, sweep, number of samples, accuracy; and its TOML form."""
+"""Configuration of a study: ensemble, sweep, number of samples and accuracy; reads TOML."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ from ._quantity import BLOWUP, Quantity
 
 LARGEST_POINTS, LARGEST_CHUNK = 1 << 17, 1 << 26
 _TUPLES = ("observables", "fractions")
-# What may change between two runs on one store: the samples that there are stay what they are.
+# Keys that may change between two runs on one store, since they do not affect finished samples.
 _EXTENSIBLE = ("samples", "standard_error", "relative_error", "chunk")
 
 
@@ -46,12 +46,12 @@ _EXTENSIBLE = ("samples", "standard_error", "relative_error", "chunk")
 class Study:
     r"""A Monte Carlo study of the blow-up time $T^*$ and the indicators over random initial states.
 
-    Every sample is determined by the seed, its sweep point and its index: chunks, devices, workers
-    and interruptions change nothing but rounding.
+    The seed, the sweep point and the index determine each sample. Chunks, devices, workers and
+    interruptions affect only rounding.
 
     **Arguments:**
 
-    - `samples`: how many at each sweep point. May be raised later: a finished study is extended.
+    - `samples`: number of samples per sweep point; a larger number extends a finished study.
     - `ensemble`: a table. `kind`, one of `gaussian` (default), `uniform`, `orthogonal`, `balanced`,
       `low_rank`, `chain`, `escape`, `function`, `file`; the widths as `width` (of both layers,
       default 200), `width` and `aspect` ($p/q$), or `p` and `q`; standard deviations of the entries
@@ -62,23 +62,22 @@ class Study:
       `escape`; `data`, `targets`, `outputs`, `std` or `exponent`, `activation`, `bias`, `loss`,
       `learning_rate`, `fraction` of `escape` (see `networks.predict_escape`). `reduced`: whether
       samples are drawn in their exact reduced form, at a cost that does not depend on the width;
-      by default wherever there is one and no observable needs the full state.
+      true by default if the ensemble has such a form and no observable needs the full state.
     - `sweep`: axes by name (see `AXES`), each a list of values or a table `start`, `stop`, `num`,
       `spacing` (`"linear"` or `"log"`).
     - `combine`: `"product"` of the axes, or `"zip"` of axes of one length.
     - `seed`: between 0 and $2^{63}-1$.
     - `sampling`: `"random"`, or `"sobol"` for randomised quasi-Monte Carlo over the leading entries
       of the reduced Gaussian ensemble, in `replicates` independent scrambles.
-    - `observables`: what is recorded beside $T^*$ and its bracket; see `OBSERVABLES`.
-    - `fractions`: of $T^*$, at which `counts` looks.
+    - `observables`: variables to record besides $T^*$ and its bracket; see `OBSERVABLES`.
+    - `fractions`: fractions of $T^*$ at which `counts` is evaluated.
     - `rtol`: relative tolerance; by default 1e-10 for float64, 1e-5 for float32.
-    - `precision`: `"float64"` or `"float32"`, whatever JAX is set to.
+    - `precision`: `"float64"` or `"float32"`, independent of JAX's settings.
     - `standard_error`, `relative_error`: a sweep point ends early, at the end of a chunk, once the
-      standard error of its mean $T^*$ is at most this (the latter: over the mean).
+      standard error of its mean $T^*$, absolute or relative to the mean, is at most this value.
     - `chunk`: samples computed and stored together; by default some seconds of work.
-    - `load`: whether the function that `ensemble` names is imported, or its states are read. A
-      study that comes with a store, from `open_store`, is described only: `loaded` gives the same
-      study with both.
+    - `load`: whether to import the function, or read the states, that `ensemble` names. A study
+      from `open_store` does neither; `loaded` returns the same study after doing so.
 
     **Raises:** `ValueError` that names the key, `OSError` for states in a file that cannot be read.
     """
@@ -183,8 +182,8 @@ class Study:
             )
         if self.sampling == "sobol" and (self.standard_error or self.relative_error):
             raise ValueError(
-                "Key `sampling`: a 'sobol' study cannot end early at a standard error, which only "
-                "its replicates tell."
+                "Key `sampling`: a 'sobol' study cannot end early at a standard error, which is "
+                "known only from all its replicates."
             )
 
     def _check_chains(self) -> None:
@@ -237,12 +236,12 @@ class Study:
 
     @functools.cached_property
     def points(self) -> tuple[dict[str, Any], ...]:
-        """The values of the swept keys at each point, the last axis fastest."""
+        """The values of the swept keys at each point; the last axis varies fastest."""
         if self.combine == "zip":
             lengths = {name: len(values) for name, values in self.sweep.items()}
             if len(set(lengths.values())) > 1:
-                told = ", ".join(f"{name} {count}" for name, count in lengths.items())
-                raise ValueError(f"Key `sweep`: zipped axes differ in length: {told}.")
+                listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
+                raise ValueError(f"Key `sweep`: zipped axes differ in length: {listed}.")
             _check_points(max(lengths.values(), default=1))
             rows = list(zip(*self.sweep.values(), strict=True)) if self.sweep else [()]
         else:
@@ -254,16 +253,16 @@ class Study:
         return tuple(dict(zip(self.sweep, row, strict=True)) for row in rows)
 
     def position(self, point: int) -> tuple[int, ...]:
-        """Where a sweep point lies along the dimensions of the store."""
+        """The position of a sweep point along the dimensions of the store."""
         return tuple(int(i) for i in np.unravel_index(point, tuple(self.dims.values())))
 
     def name(self, point: int) -> str:
         """A sweep point in words."""
-        told = (
+        values = (
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in self.points[point].items()
         )
-        return ", ".join(told)
+        return ", ".join(values)
 
     @functools.cached_property
     def settings(self) -> tuple[tuple[str, Settings], ...]:
@@ -288,12 +287,12 @@ class Study:
 
     @property
     def time_unit(self) -> str:
-        """What blow-up times are measured in."""
+        """The unit of the blow-up times."""
         return "training time" if self.predicts_escapes else "time of the effective model"
 
     @property
     def quantity(self) -> Quantity:
-        """What the study is about."""
+        """The quantity that the study computes."""
         return BLOWUP if self.kinds == {"file"} else KINDS[min(self.kinds)].quantity
 
     @functools.cached_property
@@ -307,7 +306,7 @@ class Study:
             return load_file(self.ensemble)
 
     def loaded(self) -> "Study":
-        """This study, with the function that it names imported, or its states read.
+        """This study after importing the function or reading the states that it names.
 
         **Raises:** as `Study` does.
         """
@@ -316,8 +315,8 @@ class Study:
     def _check_loaded(self) -> None:
         if not self._is_loaded:
             raise ValueError(
-                "This study comes from a store, and what it names was neither imported nor read; "
-                "`study.loaded()` does that."
+                "This study comes from a store, and its function or file is not loaded yet; "
+                "`study.loaded()` loads it."
             )
 
     @property
@@ -341,13 +340,13 @@ class Study:
         return self._may_reduce if given is None else given
 
     def key(self, point: int) -> PRNGKeyArray:
-        """The random key of a sweep point, from which `sample_key` gives that of each sample."""
+        """The random key of a sweep point; `sample_key` derives the key of each sample."""
         return jax.random.fold_in(seed_key(self.seed), point)
 
     # Forms.
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, for JSON or TOML; keys left at None are left out."""
+        """The configuration as plain values for JSON or TOML, without keys that are None."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain["ensemble"] = dict(self.ensemble)
         if "function" in self.ensemble:
@@ -358,7 +357,7 @@ class Study:
         return json.loads(json.dumps(plain, default=lambda value: value.tolist()))
 
     def identity(self) -> dict[str, Any]:
-        """What determines the samples: the configuration but for how many of them there are.
+        """The part of the configuration that determines the samples, without their number.
 
         **Raises:** `ValueError` for a study of a function or a file that is not loaded.
         """
@@ -404,15 +403,15 @@ class Study:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> "Study":
-        """A study from a TOML file; names of files in it are relative to its folder.
+        """A study from a TOML file; file names in it are relative to its folder.
 
-        **Raises:** `OSError`, and `ValueError` that names file and key.
+        **Raises:** `OSError`, or `ValueError` that names the file and the key.
         """
         return cls.from_dict(read_toml(path))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a TOML file, names of files in it relative to its folder."""
+    """The keys of a TOML file; file names in it are relative to its folder."""
     path = Path(path)
     with open(path, "rb") as file:
         try:

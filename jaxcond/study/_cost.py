@@ -1,8 +1,8 @@
-"""What a study would take at least, found out before it starts: chunks, memory, room for records.
+"""Lower bounds on the cost of a study, checked before it starts: chunks, memory, storage.
 
-Each chunk of a sweep point is a file for every variable, and has a mark that is read at the start:
-some thousands of chunks are quick, a million take hours to make and to read, however little each
-holds.
+Each chunk of a sweep point is one file per variable, with a mark that is read at the start.
+Thousands of chunks are fast; a million chunks take hours to write and to read, however small they
+are.
 """
 
 import os
@@ -16,22 +16,22 @@ from .._threads import chosen_device, num_cores
 from ._config import LARGEST_CHUNK, LARGEST_POINTS, Study
 from ._store import fields_of
 
-# As many as points, so that any sweep can have one chunk at each.
+# Equal to the largest number of points, so that every sweep can have one chunk per point.
 _MOST_CHUNKS = LARGEST_POINTS
-# A state while it is drawn and solved: itself, and one more at the very least.
+# Drawing and solving a state takes at least twice its memory.
 _COPIES = 2
 
 
 def least_chunk(study: Study) -> int:
-    """The least number of samples of a chunk that leaves no more chunks than there may be."""
+    """The smallest chunk size that keeps the number of chunks within its limit."""
     return -(-study.samples // (_MOST_CHUNKS // len(study.points)))
 
 
 def check_cost(study: Study, chunk: int, path: Path | None) -> None:
-    """Refuse a study that cannot end well, with what to change.
+    """Reject a study that cannot succeed; the message says which key to change.
 
-    **Arguments:** `chunk`, samples of a chunk; `path`, where the store is or will be, `None` for
-    one in memory.
+    **Arguments:** `chunk`: samples per chunk; `path`: location of the store, `None` for a store in
+    memory.
 
     **Raises:** `ValueError` that names the key.
     """
@@ -46,16 +46,16 @@ def _check_chunks(study: Study, chunk: int) -> None:
         return
     chunks = points * -(-study.samples // chunk)
     more = f" at each of {points} points" if points > 1 else ""
-    told = (
+    reason = (
         f"{study.samples} samples{more} make {chunks} chunks of {chunk}, more than {_MOST_CHUNKS}"
     )
     if least <= LARGEST_CHUNK:
-        raise ValueError(f"Key `chunk`: {told}; it must be at least {least}.")
-    raise ValueError(f"Key `samples`: {told}, and a chunk holds at most {LARGEST_CHUNK}.")
+        raise ValueError(f"Key `chunk`: {reason}; it must be at least {least}.")
+    raise ValueError(f"Key `samples`: {reason}, and a chunk holds at most {LARGEST_CHUNK}.")
 
 
 def _check_states(study: Study, chunk: int) -> None:
-    """Whether states fit into memory, one for each thread."""
+    """Check that one full state per thread fits into memory."""
     if study.reduced or study.kinds == {"file"}:
         return
     itemsize = np.dtype(study.precision).itemsize
@@ -66,14 +66,13 @@ def _check_states(study: Study, chunk: int) -> None:
         if memory is not None and needed > memory:
             key = "sweep" if study.points[point] else "ensemble"
             raise ValueError(
-                f"Key `{key}`: full states of width {settings.form} take at least "
-                f"{_size(needed)} of memory, {together} at a time, but there are "
-                f"{_size(memory)}."
+                f"Key `{key}`: {together} full states of width {settings.form} at a time take at "
+                f"least {_size(needed)} of memory, but only {_size(memory)} are available."
             )
 
 
 def _check_records(study: Study, chunk: int, path: Path | None) -> None:
-    """Whether the numbers of a chunk fit into memory, and those of all samples where they go."""
+    """Check that the records of a chunk fit into memory, and all records into the store."""
     lengths = {None: 1, "entry": 8, "fraction": len(study.fractions)}
     each = sum(
         lengths[field.dim] * np.dtype(study.precision).itemsize
@@ -84,7 +83,7 @@ def _check_records(study: Study, chunk: int, path: Path | None) -> None:
     if memory is not None and (needed := each * min(chunk, study.samples)) > memory:
         raise ValueError(
             f"Key `chunk`: the records of {chunk} samples take {_size(needed)} of memory, but "
-            f"there are {_size(memory)}."
+            f"only {_size(memory)} are available."
         )
     if study.standard_error is not None or study.relative_error is not None:
         return  # most of the samples may never be drawn
@@ -99,13 +98,13 @@ def _check_records(study: Study, chunk: int, path: Path | None) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """The store, or the nearest folder above it that is there."""
+    """The store, or its nearest parent folder that exists."""
     path = path.resolve()
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _memory(*, on_device: bool) -> int | None:
-    """Bytes of memory of the machine, or of the device that computes; `None` where not known."""
+    """Bytes of memory of the machine or of the computing device; `None` if unknown."""
     if on_device:
         device = chosen_device() or jax.local_devices()[0]
         stats = device.memory_stats() if hasattr(device, "memory_stats") else None
@@ -117,7 +116,7 @@ def _memory(*, on_device: bool) -> int | None:
 
 
 def _size(number: int) -> str:
-    """So many bytes in words."""
+    """A number of bytes with its unit."""
     units = ("bytes", "kB", "MB", "GB", "TB", "PB")
     power = min(max(len(f"{number}") - 1, 0) // 3, len(units) - 1)
     return f"{number / 1000**power:.3g} {units[power]}"

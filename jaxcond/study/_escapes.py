@@ -24,16 +24,16 @@ ESCAPE_KEYS = (
     "learning_rate", "fraction",
 )  # fmt: skip
 _BIAS: dict[str, bool | Literal["input"]] = {"none": False, "input": "input", "all": True}
-# Networks drawn by one call, the last one repeated; and points along each trajectory, of which a
-# third of the default moves crossings by less than 1e-5.
+# Networks per call, padded with copies of the last one; and points per trajectory. A third of the
+# default number of points moves the crossings by less than 1e-5.
 _TOGETHER, _POINTS = 32, 32
 
 
 @dataclass(frozen=True)
 class Training:
-    """The keys of one sweep point of an `escape` study, read.
+    """The checked settings of one sweep point of an `escape` study.
 
-    The standard deviation of the weights is `std`, or `width` to the power of minus `exponent`.
+    The standard deviation of the weights is either `std` or `width**-exponent`.
     """
 
     data: str
@@ -58,7 +58,7 @@ class Training:
         return float(self.width) ** -self.exponent
 
     def samples(self) -> networks.Regression:
-        """The samples to train on, read once.
+        """The training samples, cached after the first read.
 
         **Raises:** as `networks.read_samples`.
         """
@@ -67,14 +67,14 @@ class Training:
 
 @functools.lru_cache(maxsize=8)
 def _read(path: str, targets: int, changed: int) -> networks.Regression:
-    del changed  # a file that was written since is read again
+    del changed  # part of the cache key: a file that changed is read again
     return networks.read_samples(path, targets)
 
 
 def read_training(keys: Mapping[str, Any], where: Callable[[str], str]) -> Training:
     """The settings of a sweep point.
 
-    **Arguments:** `where`, the whole name of a key.
+    **Arguments:** `where`: maps a key to its full name.
 
     **Raises:** `ValueError` that names the key.
     """
@@ -138,20 +138,21 @@ def predict(
     key: PRNGKeyArray,
     progress: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    """The fields of the store for networks with some indices.
+    """The fields of the store for the networks with the given indices.
 
-    **Arguments:** `key`, of the sweep point: a network depends on it and on its index alone.
+    **Arguments:** `key`: random key of the sweep point; a network depends only on this key and its
+    index.
     """
     data = training.samples()
     outputs = data.y.shape[1] if training.outputs is None else training.outputs
     sizes = (data.x.shape[1], *(training.width,) * (training.depth - 1), outputs)
     std = jnp.asarray(training.deviation)
-    found = []
+    pieces = []
     for first in range(0, indices.size, _TOGETHER):
         piece = indices[first : first + _TOGETHER]
         padded = jnp.asarray(np.pad(piece, (0, _TOGETHER - piece.size), mode="edge"))
         drawn = _draw(training.activation, training.bias, sizes, std, key, padded)
-        # On a CPU networks go one by one; elsewhere one program takes so many, the last repeated.
+        # CPUs solve networks one by one; other devices need a batch of fixed size.
         count = piece.size if jax.default_backend() == "cpu" else _TOGETHER
         escape = networks.predict_escape(
             jax.tree.map(lambda leaf, n=count: leaf[:n], drawn),
@@ -161,9 +162,9 @@ def predict(
             fraction=training.fraction,
             num=_POINTS,
         )
-        found.append({name: x[: piece.size] for name, x in _fields(escape).items()})
+        pieces.append({name: x[: piece.size] for name, x in _fields(escape).items()})
         progress(piece.size)
-    return {name: np.concatenate([fields[name] for fields in found]) for name in found[0]}
+    return {name: np.concatenate([fields[name] for fields in pieces]) for name in pieces[0]}
 
 
 def _fields(escape: networks.Escape) -> dict[str, np.ndarray]:

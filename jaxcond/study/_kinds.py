@@ -37,7 +37,7 @@ _LARGEST_WIDTH = int(AXES["width"].most)
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys of one sweep point, read: widths, scales and what else its kind takes."""
+    """The checked settings of one sweep point: widths, scales and the other keys of its kind."""
 
     p: int
     q: int
@@ -50,7 +50,7 @@ class Settings:
 
     @property
     def entries(self) -> int:
-        """The numbers that a full state holds."""
+        """Number of entries of a full state."""
         return self.p * self.q * (self.depth - 2) + self.p + self.q
 
     @property
@@ -60,19 +60,19 @@ class Settings:
 
     @property
     def rescaling(self) -> float:
-        r"""$q^{L/2-1}$, by which blow-up times are of order one at any width; of iterations 1."""
+        r"""$q^{L/2-1}$ makes blow-up times of order one at any width; 1 for iterations."""
         if self.training is not None:
             return 1.0
         return math.sqrt(self.q) ** (self.depth - 2)
 
     def widths(self, arrays: bool) -> tuple[Any, Any]:
-        """The widths, as arrays where a sweep over them shall compile once."""
+        """The widths; as arrays, so that a sweep over widths compiles once, if `arrays` is true."""
         if arrays:
             return jnp.asarray(float(self.p)), jnp.asarray(float(self.q))
         return self.p, self.q
 
     def layer_scales(self) -> tuple[Any, Any, Any]:
-        """The scales as arrays, over which a sweep compiles once."""
+        """The scales as arrays, so that a sweep over scales compiles once."""
         a, b, c = (jnp.asarray(scale) for scale in self.scales)
         return a, b, c
 
@@ -82,12 +82,12 @@ Draw = Callable[[Settings, np.ndarray, PRNGKeyArray, bool], Samples | ChainSampl
 
 @dataclass(frozen=True)
 class Kind:
-    """An ensemble: the keys it takes, and how samples are drawn from it.
+    """An ensemble: its keys, and the function that draws samples from it.
 
-    - `draw`: samples of these settings and indices with a random key, reduced or not; `None` for
-      networks, whose escape is predicted.
+    - `draw`: draws samples from the settings, the indices, a random key and whether to reduce;
+      `None` for networks, whose escape is predicted.
     - `exact_reduction`: whether reduced samples cost the same at any width.
-    - `quantity`: what a study of it is about.
+    - `quantity`: the quantity that a study of this ensemble computes.
     """
 
     keys: tuple[str, ...]
@@ -101,7 +101,7 @@ def _states(
     keys: tuple[str, ...],
     build: Callable[[Settings, bool], AbstractEnsemble],
 ) -> Kind:
-    """A kind whose samples are states, from how its ensemble is built."""
+    """A kind whose samples are states, from the function that builds its ensemble."""
 
     def draw(settings: Settings, indices: np.ndarray, key: PRNGKeyArray, reduced: bool) -> Samples:
         return build(settings, reduced).draws(indices, key=key, reduced=reduced)
@@ -190,7 +190,7 @@ def _widths(keys: Mapping[str, Any], where: Callable[[str], str]) -> tuple[int, 
 
 
 def plain_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of an ensemble with its numbers as they are meant: 200.0 is the width 200."""
+    """The keys of an ensemble with its numbers in the types of their keys: 200.0 becomes 200."""
     plain = dict(keys)
     plain |= {name: AXES[name].type(keys[name]) for name in AXES if name in keys}
     if "data" in keys:
@@ -221,8 +221,8 @@ def read_settings(
 ) -> tuple[str, Settings]:
     """The kind and the settings of one sweep point.
 
-    **Arguments:** `keys`, of the ensemble; `swept`, the values of the sweep's axes at the point,
-    which go before; `load`: whether to import a function that is named.
+    **Arguments:** `keys`: keys of the ensemble; `swept`: axis values at the point, which override
+    `keys`; `load`: whether to import a function given by name.
 
     **Raises:** `ValueError` that names the key.
     """
@@ -278,7 +278,7 @@ def load_file(keys: Mapping[str, Any]) -> State:
 
 
 def check_file(keys: Mapping[str, Any]) -> tuple[str | Path, Any, Any, Any]:
-    """Path, names, layers and direction of a `file` ensemble; the file is not opened.
+    """Path, names, layers and direction of a `file` ensemble, without opening the file.
 
     **Raises:** `ValueError` that names the key.
     """

@@ -1,4 +1,4 @@
-r"""What a study records of each sample beside its blow-up time."""
+r"""Observables: variables that a study records for each sample besides its blow-up time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ from ..networks import EscapeStatus, Limit
 from ..sampling import entry_names, leading_entries
 
 NUM_ENTRIES = 8
-# Samples observed by one call, and of these at once: trajectories are long loops, which end when
-# their slowest lane does.
+# Samples per call, and samples vectorised together: a vectorised trajectory loop ends only when its
+# slowest sample does.
 _PIECE, _TOGETHER = 256, 8
 
 
 @dataclass(frozen=True)
 class Field:
-    """A variable of the store: what it is called, what it holds, its dimension beside `sample`."""
+    """A variable of the store: name, description, dtype and dimension besides `sample`."""
 
     name: str
     long_name: str
@@ -42,11 +42,11 @@ class Field:
 class Observable:
     """Quantities of one initial state.
 
-    - `fields`: the variables that it fills.
-    - `needs_full`: whether the reduced form of a state does not have them.
-    - `function`: of a state and the fractions of $T^*$ to look at; gives an array for each field.
-      `None` for what comes with the samples.
-    - `takes_chains`: whether chains have it as well.
+    - `fields`: variables of the store, one per quantity.
+    - `needs_full`: whether the quantities need the full state instead of its reduced form.
+    - `function`: maps a state and the fractions of $T^*$ to one array per field; `None` if the
+      samples already contain the fields.
+    - `takes_chains`: whether the quantities exist for chains.
     """
 
     fields: tuple[Field, ...]
@@ -71,7 +71,7 @@ def _onset(state: State, fractions: Array) -> tuple[Array, ...]:
 
 
 def _counts(state: State, fractions: Array) -> tuple[Array, ...]:
-    # Past the last of the fractions, as far as the dtype tells times from the blow-up.
+    # Follow the trajectory beyond the last fraction, as far as the dtype resolves T* - t.
     least = 64 * jnp.finfo(state.dtype).eps
     closeness = jnp.clip(0.5 * (1 - jnp.max(fractions)), least, 0.5).astype(state.dtype)
     path = _trajectory.trajectory(state, closeness=closeness)
@@ -177,13 +177,13 @@ def _observe(
 ) -> dict[str, Array]:
     def one(index: Array) -> dict[str, Array]:
         state = source(index)
-        found = {}
+        fields = {}
         for name in names:
             observable = OBSERVABLES[name]
             assert observable.function is not None
             values = observable.function(state, fractions)
-            found |= dict(zip((f.name for f in observable.fields), values, strict=True))
-        return found
+            fields |= dict(zip((f.name for f in observable.fields), values, strict=True))
+        return fields
 
     blocks = lax.map(jax.vmap(one), indices.reshape(-1, together))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), blocks)
@@ -194,7 +194,7 @@ def observe(
     names: tuple[str, ...],
     fractions: tuple[float, ...],
 ) -> Mapping[str, np.ndarray]:
-    """The fields of some observables for some samples, on the host's threads."""
+    """The fields of the named observables for the samples, computed on the host's threads."""
     if not names:
         return {}
     source, indices = samples.source, samples.indices
@@ -202,11 +202,11 @@ def observe(
 
     def run(piece: np.ndarray) -> dict[str, Any]:
         padded = np.pad(piece, (0, _PIECE - piece.size), mode="edge")
-        found = _observe(source, jnp.asarray(padded), where, names, _TOGETHER)
-        found = jax.block_until_ready(found)
-        return {name: np.asarray(values)[: piece.size] for name, values in found.items()}
+        fields = _observe(source, jnp.asarray(padded), where, names, _TOGETHER)
+        fields = jax.block_until_ready(fields)
+        return {name: np.asarray(values)[: piece.size] for name, values in fields.items()}
 
     pieces = [indices[i : i + _PIECE] for i in range(0, indices.size, _PIECE)]
-    # The first by itself: threads that meet a new program at once would each compile it.
+    # The first piece runs alone, since each thread would compile a new program again.
     results = [run(pieces[0]), *map_on_threads(run, pieces[1:], num_cores())]
-    return {name: np.concatenate([found[name] for found in results]) for name in results[0]}
+    return {name: np.concatenate([fields[name] for fields in results]) for name in results[0]}

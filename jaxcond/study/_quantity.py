@@ -1,4 +1,4 @@
-"""What a study is about: the number of each sample whose law is summarised and drawn."""
+"""The quantity of a study: the number per sample that summaries and figures describe."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ..networks import EscapeStatus
 
 @dataclass(frozen=True)
 class Quantity:
-    r"""A variable of the store, and how it is told of.
+    r"""A variable of the store, with its names in texts, tables and figures.
 
-    - `field`, `status_field`: its name in the store, and that of the status that goes with it.
-    - `statuses`: what the codes of the status mean.
-    - `is_known`: of values and statuses, which samples have a value that statistics take.
-    - `title`, `symbol`: what it is, in words and in tables.
-    - `subject`, `complete`: how a summary begins, and what it says where every sample has a value.
+    - `field`, `status_field`: names of the variable and of its status in the store.
+    - `statuses`: meaning of the status codes.
+    - `is_known`: maps values and statuses to a mask of the samples that statistics use.
+    - `title`, `symbol`: name in words and in tables.
+    - `subject`, `complete`: first words of a summary, and its sentence if every sample has a value.
     - `rescaled`: the symbol times `Settings.rescaling`, of order one at any width; `tex`: the same
       in figures, with its name in `label`.
     """

@@ -1,4 +1,4 @@
-"""A study from its first sample to its last: chunk by chunk, on devices or a cluster, resumable."""
+"""Runs a study chunk by chunk, on local devices or a cluster; interrupted runs can resume."""
 
 import abc
 import dataclasses
@@ -40,20 +40,20 @@ from ._store import repair as repair_store
 
 
 class Interrupted(KeyboardInterrupt):
-    """A study that was asked to stop, after the chunks in flight were written."""
+    """Raised when a run is interrupted, after it has written the chunks in flight."""
 
 
 class SampleError(RuntimeError):
-    """An ensemble's function raised while samples were drawn; its exception is the cause."""
+    """The function of an ensemble raised an exception, which is the cause of this error."""
 
 
 def computed(
     study: Study, task: Task, progress: Callable[[int], None] | None = None
 ) -> tuple[Mapping[str, np.ndarray], Outcome]:
-    """What `compute` gives for a task.
+    """The result of `compute` for a task.
 
-    **Raises:** `SampleError` that names the function of the ensemble and the samples, for whatever
-    is raised where there is such a function.
+    **Raises:** `SampleError` that names the function and the samples, for every exception in a
+    study of a `function` ensemble.
     """
     try:
         return compute(study, task, progress)
@@ -62,13 +62,13 @@ def computed(
             raise
         _, settings = study.settings[task.point]
         function = settings.function
-        told = f"{function_name(function)} failed{_line_of(function, error)}"
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise SampleError(f"{told} on {place_of(study, task)}: {why}") from error
+        failure = f"{function_name(function)} failed{_line_of(function, error)}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise SampleError(f"{failure} on {place_of(study, task)}: {reason}") from error
 
 
 def _line_of(function: Any, error: Exception) -> str:
-    """Where the function's own file was left last, if it is known."""
+    """The last line of the function's file in the traceback, if known."""
     file = getattr(getattr(function, "__code__", None), "co_filename", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     return f" at line {frames[-1].lineno} of {file}" if frames else ""
@@ -82,7 +82,7 @@ def place_of(study: Study, task: Task) -> str:
 
 @dataclass
 class Tally:
-    """What is known of the samples of one sweep point while a study runs."""
+    """Running statistics of one sweep point."""
 
     moments: Moments = field(default_factory=Moments)
     statuses: dict[str, int] = field(
@@ -90,10 +90,10 @@ class Tally:
     )
     done: int = 0
     enough: int | None = None
-    """The number of chunks after which the point is precise enough, once it is."""
+    """Number of chunks after which the point is precise enough; `None` before that."""
 
     def add(self, outcome: Outcome) -> None:
-        """Take in what a task came to."""
+        """Add the outcome of a task."""
         self.moments = self.moments.merge(outcome.moments)
         for name, count in outcome.statuses.items():
             self.statuses[name] += count
@@ -101,41 +101,41 @@ class Tally:
 
 
 class Watcher:
-    """What is told while a study runs; does nothing.
+    """Progress callbacks that do nothing; subclass to observe a run.
 
-    Methods are called from the main thread, `solved` from any.
+    Methods are called from the main thread, except `solved`, which is called from any thread.
     """
 
     def start(self, study: Study, store: Store, tallies: Sequence[Tally]) -> None:
-        """The store is open; `tallies` hold what it has already."""
+        """The store is open; `tallies` hold the statistics of its finished chunks."""
 
     def solved(self, point: int, count: int) -> None:
-        """So many more samples of a sweep point have a blow-up time."""
+        """`count` more samples of a sweep point have a blow-up time."""
 
     def finished(self, task: Task, tally: Tally) -> None:
         """The samples of a task are in the store."""
 
 
 class AbstractCrew(abc.ABC):
-    """Those who compute tasks and write them into the store."""
+    """Computes tasks and writes their samples into the store."""
 
     capacity: int
 
     @abc.abstractmethod
     def submit(self, task: Task) -> None:
-        """Give out a task."""
+        """Start or queue a task."""
 
     @abc.abstractmethod
     def collect(self) -> list[tuple[Task, Outcome]]:
-        """Wait for some tasks, and tell what they came to. Raises what a task raised."""
+        """Wait for some tasks and return their outcomes; re-raises the exception of a task."""
 
     @abc.abstractmethod
     def close(self, *, wait: bool = True) -> None:
-        """Let everyone go, once the tasks in flight are done or, if not `wait`, at once."""
+        """Release the workers, after the tasks in flight if `wait` is true, otherwise at once."""
 
 
 class Devices(AbstractCrew):
-    """One thread for each local device, which computes and writes a task at a time."""
+    """One thread per local device; each computes and writes one task at a time."""
 
     def __init__(
         self,
@@ -169,11 +169,11 @@ class Devices(AbstractCrew):
         self._futures.add(self._pool.submit(self._work, task))
 
     def collect(self) -> list[tuple[Task, Outcome]]:
-        """Wait for at least one device."""
+        """Wait for at least one device and return the outcomes."""
         done, self._futures = wait(self._futures, return_when=FIRST_COMPLETED)
         failed = {future for future in done if future.exception() is not None}
         if failed < done:
-            # Those that failed are told of next time: what the others wrote is not lost by it.
+            # Failures are raised by the next call, so that the finished tasks are recorded first.
             self._futures |= failed
             return [future.result() for future in done - failed]
         return [future.result() for future in failed]
@@ -187,7 +187,7 @@ CrewMaker = Callable[[Study, Store, Callable[[int, int], None]], AbstractCrew]
 
 
 def local_devices(devices: Sequence[Any] | None = None) -> CrewMaker:
-    """All local devices of JAX's default backend, or those given: one independent loop each."""
+    """Compute on all local devices of JAX's default backend, or on the given devices."""
 
     def make(study: Study, store: Store, solved: Callable[[int, int], None]) -> AbstractCrew:
         chosen = devices
@@ -208,22 +208,24 @@ def run_study(
     any_version: bool = False,
     repair: bool = False,
 ) -> Store:
-    """Run a study into a store, or go on with one that is there.
+    """Run a study into a store, or continue an existing store.
 
-    What is finished stays; what is missing follows, as an uninterrupted run would have given it.
-    A function that the study names is imported: giving a store's own study says that it is trusted.
+    Finished chunks are kept. Missing chunks are computed, with the same results as in an
+    uninterrupted run. If the study names a function, it is imported, also for a study read from a
+    store: run only studies that you trust.
 
     **Arguments:**
 
-    - `path`: the folder of the store; `None` keeps it in memory.
-    - `crew`: who computes, by default all local devices.
-    - `watcher`: is told of what happens.
-    - `any_version`: go on with a store that other versions computed.
-    - `repair`: compute damaged chunks again, and restore damaged descriptions and coordinates.
+    - `path`: folder of the store; `None` keeps the store in memory.
+    - `crew`: where to compute; the default is all local devices.
+    - `watcher`: progress callbacks.
+    - `any_version`: whether to continue a store that other versions computed.
+    - `repair`: whether to recompute damaged chunks, and restore damaged descriptions and
+      coordinates.
 
     **Raises:** `StoreError` for a store that is damaged, in use or of another study; `OSError` if
-    it cannot be written; `SampleError` for a function that raises; `Interrupted` after Ctrl-C or a
-    signal to terminate, once the chunks in flight are written.
+    the store cannot be written; `SampleError` if the function of the ensemble raises;
+    `Interrupted` after Ctrl-C or SIGTERM, once the chunks in flight are written.
     """
     path = None if path is None else Path(path)
     study = study.loaded()
@@ -249,15 +251,15 @@ def _open(study: Study, path: Path | None, any_version: bool, repair: bool) -> S
         check_cost(study, chunk, path)
         if path is None:
             return create(study, None, chunk, methods_of(study))
-        # Made beside and renamed: a store is there whole, or not at all.
-        beside = path.with_name(f".{path.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
+        # Write to a temporary folder and rename it, so that a store is never incomplete.
+        temporary = path.with_name(f".{path.name}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
             with written(path):
-                create(study, beside, chunk, methods_of(study))
-                beside.rename(path)
+                create(study, temporary, chunk, methods_of(study))
+                temporary.rename(path)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
     if repair:
         restore_attributes(path)
@@ -283,7 +285,7 @@ def _open(study: Study, path: Path | None, any_version: bool, repair: bool) -> S
 
 
 def _read_tallies(store: Store) -> list[Tally]:
-    """What a store holds already, and which points need no more."""
+    """The statistics of the finished chunks of a store, for each sweep point."""
     tallies = []
     finished = store.finished()
     for point, counts in enumerate(finished):
@@ -300,7 +302,7 @@ def _read_tallies(store: Store) -> list[Tally]:
 
 
 def is_precise(study: Study, moments: Moments) -> bool:
-    """Whether a sweep point has the standard error that the study asks for."""
+    """Whether a sweep point has reached the standard error of the study."""
     limits = []
     if study.standard_error is not None:
         limits.append(study.standard_error)
@@ -313,10 +315,10 @@ Done = tuple[Task, Outcome]
 
 
 class _Prefix:
-    """The chunks of a point in their order, whatever order they come in.
+    """Sorts the chunks of a point, which may arrive in any order.
 
-    So a point ends after the same chunk whoever computes them; and only what is before its end is
-    ever marked.
+    A point therefore ends after the same chunk on any number of devices, and only chunks before
+    its end are marked.
     """
 
     def __init__(self):
@@ -324,10 +326,10 @@ class _Prefix:
         self._next = 0
         self._early: dict[int, tuple[Moments, Done | None]] = {}
         self.enough: int | None = None
-        """The number of chunks that are precise enough, once some are."""
+        """Number of chunks after which the point is precise enough; `None` before that."""
 
     def add(self, study: Study, chunk: int, moments: Moments, done: Done | None) -> list[Done]:
-        """Take in a whole chunk, with what computed it; returns those whose turn it is now."""
+        """Add a complete chunk; returns the tasks that are next in order."""
         self._early[chunk] = moments, done
         ready = []
         while self._next in self._early and self.enough is None:
@@ -412,7 +414,7 @@ def _stored_moments(store: Store, point: int, chunk: int, count: int) -> Moments
 
 
 def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Prefix]:
-    """The order of the chunks that are there, and which points they settle."""
+    """The sorted chunks of each point in the store; marks points that are precise enough."""
     prefixes = []
     for point, counts in enumerate(store.finished()):
         prefix = _Prefix()
@@ -427,9 +429,9 @@ def _prefixes(study: Study, store: Store, tallies: Sequence[Tally]) -> list[_Pre
 
 
 def _erase_surplus(store: Store, tallies: Sequence[Tally]) -> None:
-    """Remove what was computed beyond the chunks at which a point was precise enough.
+    """Remove chunks computed after the one at which a point was precise enough.
 
-    Not what was finished, without that end, by an earlier run.
+    Chunks that an earlier run finished without this limit are kept.
     """
     finished = store.finished()
     for point, tally in enumerate(tallies):
@@ -440,9 +442,9 @@ def _erase_surplus(store: Store, tallies: Sequence[Tally]) -> None:
 
 
 class _Interrupt:
-    """The first Ctrl-C asks to stop after the chunks in flight, a second one stops at once.
+    """The first Ctrl-C stops a run after the chunks in flight; the second stops it at once.
 
-    So does the signal by which a batch system, or `kill`, ends a process.
+    SIGTERM, which batch systems and `kill` send, has the same effect.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Statistics of a study, read from its store a chunk at a time."""
+"""Statistics of a study, computed from its store chunk by chunk."""
 
 import dataclasses
 import json
@@ -37,10 +37,11 @@ _WITH_LIMIT = ("gaussian", "uniform")
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of the mean of $T^*$, with how much its variance is below the plain one's.
+    """An estimate of the mean of $T^*$, with its gain over the plain mean.
 
-    `method`: `plain`, `control variate` or `quasi-Monte Carlo`; `gain`: variance of the plain mean
-    of as many independent samples over this one's, as measured.
+    - `method`: `plain`, `control variate` or `quasi-Monte Carlo`.
+    - `gain`: measured ratio of the variance of the plain mean of as many independent samples to the
+      variance of this estimate.
     """
 
     method: str
@@ -55,14 +56,15 @@ class Estimate:
 class PointSummary:
     r"""Statistics of the samples of one sweep point.
 
-    - `point`: its number; `coordinates`: its values of the swept keys; `p`, `q`: the widths;
-      `scale`: $\sqrt q$, of chains $q^{L/2-1}$, by which times are of order one at any width.
-    - `num_samples`: those in the store; `statuses`, `settled_by`: how many of each. The rest is
-      over the `moments.count` of them that converged.
-    - `moments` of $T^*$; `mean`: the best estimate that the study allows, and `plain`: the plain
-      mean; `deviation`: lower and upper end of the interval of the standard deviation.
-    - `quantiles` with their intervals.
-    - `limit`: what $\sqrt q\,T^*$ tends to at infinite width; NaN where it is not known.
+    - `point`: index of the sweep point; `coordinates`: its values of the swept keys; `p`, `q`: the
+      widths; `scale`: factor $\sqrt q$ (chains: $q^{L/2-1}$) that makes times of order one at any
+      width.
+    - `num_samples`: number of samples in the store; `statuses`, `settled_by`: number of samples per
+      status and per method. The other statistics use the `moments.count` samples of known value.
+    - `moments`: moments of $T^*$; `mean`: the best estimate that the study allows; `plain`: the
+      plain mean; `deviation`: ends of the interval of the standard deviation.
+    - `quantiles`: quantiles with their intervals.
+    - `limit`: limit of $\sqrt q\,T^*$ at infinite width; NaN if unknown.
     - `widest_bracket`, `largest_error`: relative to $T^*$.
     - `observables`: moments of the other variables over the samples in which they are finite, by
       name, and for those with a further dimension by name and place.
@@ -89,9 +91,9 @@ class PointSummary:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """Statistics of all sweep points, and the scaling with the width where it is swept.
+    """Statistics of all sweep points, with the scaling with the width if the width is swept.
 
-    `scalings`: values of the other swept keys, and the fit over the widths.
+    `scalings`: for each combination of the other swept keys, their values and the fit over widths.
     """
 
     study: Study
@@ -101,11 +103,11 @@ class StudySummary:
     complete: bool
 
     def rows(self) -> list[dict[str, Any]]:
-        """A flat table: one row for each sweep point, numbers and text only."""
+        """A flat table of numbers and text, with one row per sweep point."""
         return [_row(point) for point in self.points]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values for JSON; NaN and infinity become None."""
+        """The summary as plain values for JSON; NaN and infinity become None."""
         return _plain(
             {
                 "configuration": self.study.to_dict(),
@@ -120,12 +122,11 @@ class StudySummary:
 
 
 def open_store(path: str | Path) -> Store:
-    """A store on disk, for reading.
+    """Open a store on disk for reading.
 
-    Nothing that the store names is imported or opened: its `study` is described only, and
-    `study.loaded()` does the rest.
+    This imports no function and opens no file that the store names; `store.study.loaded()` does.
 
-    **Raises:** `StoreError` if there is none, or it is damaged.
+    **Raises:** `StoreError` if the store does not exist or is damaged.
     """
     path = Path(path)
     study, group = read_configuration(path)
@@ -135,11 +136,11 @@ def open_store(path: str | Path) -> Store:
 
 
 def open_study(path: str | Path) -> xr.Dataset:
-    """The records of a study as an xarray Dataset, read when asked for.
+    """The records of a study as a lazy xarray Dataset.
 
-    The same as `xr.open_zarr(path)`, which needs nothing of this package.
+    Equivalent to `xr.open_zarr(path)`, which does not need this package.
 
-    **Raises:** `StoreError` if there is no store, or it is damaged.
+    **Raises:** `StoreError` if the store does not exist or is damaged.
     """
     return open_store(path).dataset()
 
@@ -150,9 +151,13 @@ def summarise(
     levels: Sequence[float] = LEVELS,
     confidence: float = 0.95,
 ) -> StudySummary:
-    """The statistics of a study, finished or not, in memory that does not grow with its samples.
+    """The statistics of a finished or running study, in memory independent of its samples.
 
-    **Arguments:** `store`, or its path; `levels` of the quantiles; `confidence` of all intervals.
+    **Arguments:**
+
+    - `store`: a store or its path.
+    - `levels`: levels of the quantiles.
+    - `confidence`: confidence level of all intervals.
 
     **Raises:** `StoreError` if the store is damaged.
     """
@@ -171,27 +176,27 @@ def summarise(
 
 
 def limits_of(study: Study) -> np.ndarray:
-    r"""What $\sqrt q\,T^*$ tends to at infinite width, for each sweep point; NaN where unknown."""
+    r"""Limit of $\sqrt q\,T^*$ at infinite width for each sweep point; NaN if unknown."""
     limits = np.full(len(study.points), np.nan)
-    asked = [
+    points = [
         (point, settings)
         for point, (kind, settings) in enumerate(study.settings)
         if kind in _WITH_LIMIT and settings.scales.count(0) < 2
     ]
-    if asked:
-        aspect = np.array([settings.p / settings.q for _, settings in asked])
-        a, b, c = np.array([settings.scales for _, settings in asked]).T
+    if points:
+        aspect = np.array([settings.p / settings.q for _, settings in points])
+        a, b, c = np.array([settings.scales for _, settings in points]).T
         with jax.enable_x64(True):
             found = infinite_width_times(aspect=aspect, scale_a=a, scale_b=b, scale_c=c)
         known = np.asarray(found.status) == Status.CONVERGED
-        limits[[point for point, _ in asked]] = np.where(known, np.asarray(found.time), np.nan)
+        limits[[point for point, _ in points]] = np.where(known, np.asarray(found.time), np.nan)
     return limits
 
 
 def converged_times(store: Store, point: int) -> Iterator[np.ndarray]:
-    """What is known of the quantity of a study at a sweep point, a chunk at a time.
+    """The known values of the quantity of a study at a sweep point, chunk by chunk.
 
-    These are the finite blow-up times of a known error, or the iterations that are predicted.
+    These are the finite blow-up times with a finite error, or the predicted iterations.
     """
     quantity = store.study.quantity
     names = (quantity.field, quantity.status_field)
@@ -387,7 +392,7 @@ def _scalings(
 
 
 def _of_depth(scaling: Scaling, depth: int) -> Scaling:
-    """The scaling whose exponent is that of the mean itself: of three layers, 1/2."""
+    """The scaling with the exponent of the mean itself, which is 1/2 for three layers."""
     alpha, more = scaling.mean_exponent, (depth - 3) / 2
     moved = {name: getattr(alpha, name) + more for name in ("value", "lower", "upper")}
     return dataclasses.replace(scaling, mean_exponent=dataclasses.replace(alpha, **moved))

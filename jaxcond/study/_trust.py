@@ -1,8 +1,8 @@
-"""Who made a store: so that resuming one never imports, unasked, what a stranger's store names.
+"""Identifies the maker of a store, so that resuming it never imports a stranger's function unasked.
 
-A store of a `function` study carries a seal: a keyed hash of the function's name, of where its
-module was found, of the user, the machine and the study. The key stays in a folder of the user, so
-nobody else can make a seal that holds, and a copy of one holds for no other function.
+A store of a `function` study carries a seal: a keyed hash of the function's name, the file of its
+module, the user, the machine and the study. The key stays in a folder of the user. Nobody else can
+therefore make a valid seal, and a copied seal is not valid for another function.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ _KEY_SIZE = 32
 
 
 def module_file(function: str) -> str | None:
-    """Where Python would find the module of `module:name`, without importing it.
+    """The file in which Python finds the module of `module:name`, without importing it.
 
-    Of `package.module:name` it is the place of the package, as looking further imports that.
+    For `package.module:name` this is the file of the package, since a closer look would import it.
 
-    **Returns:** `None` if there is no such module.
+    **Returns:** `None` if the module does not exist.
     """
     top = function.partition(":")[0].partition(".")[0]
     loaded = getattr(sys.modules.get(top), "__file__", None)
@@ -46,26 +46,26 @@ def module_file(function: str) -> str | None:
 
 
 def seal(function: str, digest: str) -> str | None:
-    """The seal of this user, on this machine, for a study of this digest.
+    """The seal of this user and machine for a study with the given digest.
 
-    **Returns:** `None` if there is no key and none can be kept.
+    **Returns:** `None` if no key exists and none can be stored.
     """
     key = _key()
     if key is None:
         return None
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    told = json.dumps([function, module_file(function), digest, user, socket.gethostname()])
-    return hmac.new(key, told.encode(), hashlib.sha256).hexdigest()
+    message = json.dumps([function, module_file(function), digest, user, socket.gethostname()])
+    return hmac.new(key, message.encode(), hashlib.sha256).hexdigest()
 
 
 def is_ours(function: str, attributes: Mapping[str, Any]) -> bool:
     """Whether this user made the store with these attributes, on this machine."""
-    there = attributes.get(SEAL)
-    here = seal(function, str(attributes.get("configuration_hash")))
+    stored = attributes.get(SEAL)
+    expected = seal(function, str(attributes.get("configuration_hash")))
     return (
-        isinstance(there, str)
-        and here is not None
-        and hmac.compare_digest(there.encode(), here.encode())
+        isinstance(stored, str)
+        and expected is not None
+        and hmac.compare_digest(stored.encode(), expected.encode())
     )
 
 

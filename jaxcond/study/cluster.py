@@ -1,7 +1,7 @@
-"""Studies on several processes or machines, by Dask distributed (the optional extra `cluster`).
+"""Studies on several processes or machines with Dask distributed (the optional extra `cluster`).
 
-Workers compute chunks and write them into the store themselves; what travels is which chunk, and
-its moments back. The process that runs the study, the coordinator, alone marks chunks as finished.
+Workers compute chunks and write them directly into the store. Only the numbers of the chunks and
+their moments are sent. The coordinator, which runs the study, alone marks chunks as finished.
 """
 
 import functools
@@ -43,7 +43,7 @@ from ._store import (
 # Seconds.
 _CONNECT, _POLL, _NO_WORKER, _CLOSE = 15.0, 1.0, 60.0, 10.0
 _RETRIES = 3
-# One in work and one waiting, so that a worker goes on while the coordinator marks.
+# One running and one waiting, so that a worker stays busy while the coordinator marks chunks.
 _TASKS_PER_THREAD = 2
 _logger = logging.getLogger("jaxcond")
 
@@ -53,10 +53,12 @@ _logger = logging.getLogger("jaxcond")
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to know of a study, once.
+    """The description of a study that each worker receives once.
 
-    **Arguments:** `token`, of this run; `path` and `digest`, of the store; `study`, the arguments
-    of `Study` by cloudpickle, so that functions of a script travel; `versions`, of the coordinator.
+    - `token`: identifies this run.
+    - `path`, `digest`: path and digest of the store.
+    - `study`: arguments of `Study`, pickled with cloudpickle to include functions of a script.
+    - `versions`: versions of the coordinator.
     """
 
     token: str
@@ -72,11 +74,13 @@ _lock = threading.Lock()
 
 @functools.lru_cache(maxsize=4)
 def _open(job: _Job) -> Store:
-    """The store as a worker sees it, once in each process."""
+    """The store, opened once per worker process."""
     host, path = socket.gethostname(), Path(job.path)
-    told = _differences(dict(job.versions), versions())
-    if told:
-        raise StoreError(f"A worker on {host} has other versions than the coordinator: {told}.")
+    differences = _differences(dict(job.versions), versions())
+    if differences:
+        raise StoreError(
+            f"A worker on {host} has other versions than the coordinator: {differences}."
+        )
     if not path.exists():
         raise StoreError(
             f"A worker on {host} does not see the store {path}: workers and coordinator need a "
@@ -117,7 +121,7 @@ def _survey() -> dict[str, str]:
 
 
 def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
-    """The versions that are not the same, in words."""
+    """The versions that differ, as text."""
     return "; ".join(
         f"{name} {there.get(name)} there and {version} here"
         for name, version in here.items()
@@ -126,10 +130,10 @@ def _differences(here: Mapping[str, str], there: Mapping[str, str]) -> str:
 
 
 class _Share(WorkerPlugin):
-    """Gives each worker of a machine its own cores, and its own of the GPUs that are named.
+    """Assigns each worker of a machine its own cores and one of the visible GPUs.
 
-    Comes with the worker, not by the scheduler: it is there before the first task, also when a
-    lost worker is started again, under the same name.
+    The plugin starts with the worker and not through the scheduler, so that it is active before the
+    first task, also if a lost worker restarts under the same name.
     """
 
     name = "jaxcond-share"
@@ -138,7 +142,7 @@ class _Share(WorkerPlugin):
         self.shares = shares
 
     def setup(self, worker: Worker) -> None:
-        """Before JAX looks at the cores: on the main thread, and for the threads there are."""
+        """Set the affinity of all existing threads, on the main thread, before JAX counts cores."""
         place = int(worker.name)
         if hasattr(os, "sched_setaffinity"):
             for thread in _threads():
@@ -157,7 +161,7 @@ def _threads() -> list[int]:
 
 
 def _ignore_interrupts() -> None:
-    # Ctrl-C reaches all processes of a terminal; the coordinator decides what becomes of it.
+    # Ctrl-C reaches all processes of a terminal; only the coordinator handles it.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -166,9 +170,9 @@ def _ignore_interrupts() -> None:
 
 
 class Cluster(AbstractCrew):
-    """The workers of a Dask cluster, with some tasks for each of their threads.
+    """The workers of a Dask cluster, with a few tasks queued per thread.
 
-    **Arguments:** `client`, connected; `cluster`, the one to close in the end, if any.
+    **Arguments:** `client`: a connected client; `cluster`: a cluster to close at the end, if any.
 
     **Raises:** `StoreError` if the workers have other versions than this process, `ValueError` for
     a store in memory.
@@ -203,21 +207,21 @@ class Cluster(AbstractCrew):
             store.describe(platform=platforms.pop())
 
     def _check_workers(self) -> set[str]:
-        """Compare versions; returns the platforms on which the workers compute."""
+        """Compare versions; returns the platforms of the workers."""
         platforms = set()
-        for address, found in self._client.run(_survey, on_error="return").items():
-            if isinstance(found, BaseException):
-                raise StoreError(f"The worker at {address} cannot import jaxcond: {found}")
-            told = _differences(dict(self._job.versions), found)
-            if told:
+        for address, survey in self._client.run(_survey, on_error="return").items():
+            if isinstance(survey, BaseException):
+                raise StoreError(f"The worker at {address} cannot import jaxcond: {survey}")
+            differences = _differences(dict(self._job.versions), survey)
+            if differences:
                 raise StoreError(
-                    f"The worker at {address} has other versions than this process: {told}."
+                    f"The worker at {address} has other versions than this process: {differences}."
                 )
-            platforms.add(found["platform"])
+            platforms.add(survey["platform"])
         return platforms
 
     def _count(self) -> bool:
-        """Look how many workers there are; returns whether they may be given more."""
+        """Count the workers; returns whether the capacity has grown."""
         before = self.capacity
         try:
             threads = sum(self._client.nthreads().values())
@@ -240,7 +244,7 @@ class Cluster(AbstractCrew):
         )
 
     def submit(self, task: Task) -> None:
-        """Queue a task; a lost worker's are given to another."""
+        """Queue a task; Dask moves the tasks of a lost worker to another."""
         name = f"jaxcond-{self._job.token[:8]}-{task.point}-{task.start}"
         try:
             future = self._client.submit(
@@ -251,7 +255,7 @@ class Cluster(AbstractCrew):
         self._futures[future] = task
 
     def collect(self) -> list[tuple[Task, Outcome]]:
-        """Wait for at least one task, or for more workers; then there may be none."""
+        """Wait for a finished task or for new workers; the list is empty for new workers."""
         while True:
             if time.monotonic() - self._asked >= _POLL and self._count():
                 return []
@@ -262,7 +266,7 @@ class Cluster(AbstractCrew):
                 continue
             except CancelledError as error:
                 raise self._lost() from error
-            # What is done counts before what failed is told.
+            # Return finished tasks before raising for failed tasks.
             done = [future for future in self._futures if future.status == "finished"]
             if done:
                 return self._take(done)
@@ -275,10 +279,12 @@ class Cluster(AbstractCrew):
             outcomes = self._client.gather(done)
         except (CancelledError, OSError) as error:
             raise self._lost() from error
-        found = [(self._futures.pop(f), outcome) for f, outcome in zip(done, outcomes, strict=True)]
-        for task, _ in found:
+        finished = [
+            (self._futures.pop(f), outcome) for f, outcome in zip(done, outcomes, strict=True)
+        ]
+        for task, _ in finished:
             self._solved(task.point, task.stop - task.start)
-        return found
+        return finished
 
     def _raise(self, future: Future, task: Task) -> None:
         place = place_of(self._study, task)
@@ -296,7 +302,7 @@ class Cluster(AbstractCrew):
         raise error
 
     def close(self, *, wait: bool = True) -> None:
-        """Cancel what is not started, and wait for what is; close what was started for this run."""
+        """Cancel waiting tasks, wait for running tasks, and close the cluster of this run."""
         with _quiet():
             with suppress(Exception):
                 if self._futures:
@@ -321,7 +327,7 @@ def _path_of(store: Store) -> Path:
 
 
 def _pickled(study: Study) -> bytes:
-    """The arguments of a study, without what it has loaded; files by their whole path."""
+    """The pickled arguments of a study without loaded data, with absolute file paths."""
     keys = {field.name: getattr(study, field.name) for field in fields(study)}
     if "path" in study.ensemble:
         path = str(Path(study.ensemble["path"]).absolute())
@@ -331,7 +337,7 @@ def _pickled(study: Study) -> bytes:
 
 @contextmanager
 def _quiet():
-    """Nothing from Dask's loggers, which tell of every connection that an end cuts."""
+    """Silence Dask's loggers, which report every connection closed at the end."""
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client", "tornado")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -353,7 +359,7 @@ def _close(client: Client | None, cluster: LocalCluster | None) -> None:
 
 
 def _start(num_workers: int) -> LocalCluster:
-    """Processes on this machine, each with its share of the cores that this process may use."""
+    """Start processes on this machine, each with its share of the available cores."""
     if hasattr(os, "sched_getaffinity"):
         cores = sorted(os.sched_getaffinity(0))
     else:
@@ -362,7 +368,7 @@ def _start(num_workers: int) -> LocalCluster:
         shares = [part.tolist() for part in np.array_split(cores, num_workers)]
     else:
         shares = [[core] for core in cores]
-    # Workers compute on what this process would.
+    # Workers use the same platform as this process.
     environment = {"JAX_PLATFORMS": "cpu"} if current_platform() == "cpu" else {}
     guard = (
         "The workers on this machine could not be started. In a script, what runs the study must "
@@ -375,11 +381,11 @@ def _start(num_workers: int) -> LocalCluster:
             n_workers=num_workers,
             threads_per_worker=1,
             processes=True,
-            # No dashboard; the port that Dask opens all the same is any free one.
+            # No dashboard; Dask still opens a port, which can be any free one.
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
             silence_logs=logging.CRITICAL,
-            # Dask's limit is by its count of threads, and would end workers that need more.
+            # Dask derives its limit from the thread count and would kill workers that need more.
             memory_limit=0,
             plugins=(_Share(shares),),
             env=environment,
@@ -389,7 +395,7 @@ def _start(num_workers: int) -> LocalCluster:
 
 
 def _connect(address: str, security: Security | None = None) -> Client:
-    """A client of a scheduler, from its address or the file that it wrote."""
+    """A client of a scheduler, from the address or the scheduler file."""
     by_file = "://" not in address and (address.endswith(".json") or Path(address).is_file())
     if by_file and not Path(address).is_file():
         raise FileNotFoundError(f"There is no scheduler file {address}.")
@@ -409,7 +415,7 @@ def _connect(address: str, security: Security | None = None) -> Client:
 
 
 def _security(ca: Path | None, certificate: Path | None, key: Path | None) -> Security | None:
-    """TLS by these files; `None`, by Dask's own configuration, if there are none."""
+    """TLS settings from these files; `None` without files, for Dask's own configuration."""
     files = {"ca": ca, "certificate": certificate, "key": key}
     if not any(files.values()):
         return None
@@ -436,34 +442,34 @@ def dask_cluster(
     num_workers: int | None = None,
     tls: tuple[Path | None, Path | None, Path | None] = (None, None, None),
 ) -> CrewMaker:
-    """Workers of Dask distributed, on this or on other machines.
+    """Compute with Dask distributed workers, on this machine or on others.
 
-    Workers and this process must see the store at the same path and have the same versions. A lost
-    worker's chunks are computed again by another.
+    Workers and this process must see the store at the same path and have the same versions. Another
+    worker recomputes the chunks of a lost worker.
 
     **Arguments:**
 
-    - `address`: of a scheduler, as `tcp://host:8786`, or the name of its scheduler file.
-    - `num_workers`: without an address, how many processes to start on this machine, each with its
-      own share of the cores; by default one for each core. A script that does so needs
-      `if __name__ == "__main__":`, since every worker imports it.
-    - `tls`: files of the authority, the client's certificate and its key, in PEM format, for an
-      address that begins with `tls://`. Without them, Dask's configuration says
-      (`distributed.comm.tls`).
+    - `address`: address of a scheduler, as `tcp://host:8786`, or the name of its scheduler file.
+    - `num_workers`: number of processes to start on this machine if no address is given, each with
+      its own share of the cores; the default is one per core. A script that starts workers needs
+      `if __name__ == "__main__":`, since every worker imports the script.
+    - `tls`: PEM files of the certificate authority, the client certificate and its key, for an
+      address that begins with `tls://`. By default Dask's configuration (`distributed.comm.tls`)
+      gives these files.
 
     **Returns:** the argument `crew` of `run`.
 
-    **Raises:** `ValueError` for arguments that do not go together. What it returns raises
+    **Raises:** `ValueError` for arguments that exclude each other. The returned function raises
     `ValueError` for a store in memory, `OSError` if no scheduler answers, `StoreError` if workers
-    have other versions, `RuntimeError` if they cannot be started.
+    have other versions, and `RuntimeError` if workers cannot be started.
     """
     if address is not None and num_workers is not None:
         raise ValueError(
-            "Argument `num_workers` is of workers on this machine and does not go with `address`."
+            "Argument `num_workers` starts workers on this machine and excludes `address`."
         )
     security = _security(*tls)
     if security is not None and address is None:
-        raise ValueError("Argument `tls` goes with `address`.")
+        raise ValueError("Argument `tls` requires `address`.")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"Argument `num_workers` must be at least 1, but is {num_workers}.")
 
