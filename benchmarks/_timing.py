@@ -1,4 +1,4 @@
-"""What `blowup_time.py` is made of: batches of states, interleaved timing, tables, figure."""
+"""Components of `blowup_time.py`: batches of states, interleaved timing, tables, figure."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ competitor; `scaling`, cost against width, batch size and error, with a figure; 
 second on a GPU, checked against the CPU.
 
 Every time is a median over repeats in which the methods take turns, after a first call that
-compiles and is told apart. Errors are against Taylor series at relative tolerance 1e-13, which are
+compiles and is reported separately. Errors are against Taylor series at tolerance 1e-13, which are
 checked on a few states against integrations of the full state. Linear algebra called by NumPy
 and SciPy runs on one thread, Numba and jaxcond on all.
 """

@@ -1,4 +1,4 @@
-"""How honest errors, brackets and statuses are, on states that are hard to solve.
+"""Calibration of errors, brackets and statuses on states that are hard to solve.
 
 The states of `jaxcond.checks.adversarial` whose blow-up times an independent integrator has
 tabulated (`tests/tables/adversarial.json`), in float64; rank 1 in float32, too, against what

@@ -1,10 +1,10 @@
-"""Stores damaged in every way that we could think of: noticed, told, and restored bit for bit.
+"""Detects, reports and restores many kinds of damage to stores, bit for bit.
 
     python benchmarks/damages.py                          # 200 damages, some minutes on two cores
     python benchmarks/damages.py --quick                  # 2 of each kind
     python benchmarks/damages.py --out benchmarks/damages.json
 
-Each damage strikes a copy of a finished study at a random place. Counted are the damages that a
+Each damage affects a copy of a finished study at a random place. Counted are the damages that a
 summary refuses (`summary`), those that `damages`, which is `jaxcond info --verify`, names
 (`verify`), and those after which a run with `repair` leaves every file as it was (`restored`).
 Exits with 1 if a damage is not verified or not restored, or if a summary gives other numbers.

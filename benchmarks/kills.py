@@ -1,4 +1,4 @@
-"""A study killed at random moments and resumed, beside one that nothing interrupted.
+"""Compares a study killed at random moments and resumed with an uninterrupted study.
 
     python benchmarks/kills.py                          # 20 kills, some minutes on two cores
     python benchmarks/kills.py --quick                  # 2 kills

@@ -1,11 +1,11 @@
-"""What a fresh process takes to its first answer, beside a script of SciPy that finds one T*.
+"""Time of a fresh process to its first answer, next to a SciPy script that computes one T*.
 
     python benchmarks/latency.py                   # all, writes latency.json
     python benchmarks/latency.py --quick           # fewer, once each, stored only with --out
     python benchmarks/latency.py --against FOLDER  # and the package in another folder, in turns
 
 Whole processes, from their start to their exit, float64 on a CPU, medians of three. First with an
-empty cache of compiled programs, then with what the first has left there. The script of SciPy
+empty cache of compiled programs, then with the cache of the first run. The script of SciPy
 integrates the effective dynamics of width 200 until the energy tells T* to 1e-8. `programs` are
 those that XLA compiles in one process for a session of ten different calls.
 """

@@ -1,4 +1,4 @@
-"""Real networks: what the effective model says of their training, and how fast they train.
+"""Real networks: predictions of the effective model for their training, and training speed.
 
     python benchmarks/networks.py                   # all parts, half an hour and more on two cores
     python benchmarks/networks.py --part flow       # one of the following; more may be named

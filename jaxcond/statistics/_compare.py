@@ -1,7 +1,7 @@
-r"""Two sets of samples side by side: their means, variances and laws.
+r"""Compares the means, variances and laws of two sets of samples.
 
-The means by Welch's test, the variances by $\log(s_1^2/s_2^2)$ with the halves of the
-intervals of both added in squares, the laws by the Kolmogorov-Smirnov test.
+Welch's test compares the means and the Kolmogorov-Smirnov test compares the laws. The interval of
+$\log(s_1^2/s_2^2)$ adds the half widths of both intervals in squares.
 
 Source: B. L. Welch, *The generalization of "Student's" problem when several different population
 variances are involved*, Biometrika 34 (1947) 28-35.
@@ -15,22 +15,22 @@ from scipy.stats import ks_2samp
 
 from ._moments import Moments, Values, as_samples, check_level, student
 
-# The exact law of the KS statistic takes time of the order of the product of the two counts; its
-# asymptotic form is good to three digits long before.
+# The exact law of the KS statistic costs time proportional to the product of the two counts; from
+# this product on, the asymptotic law is accurate to at least three digits.
 _EXACT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Comparison:
-    r"""Two sets of samples, compared.
+    r"""The comparison of two sets of samples.
 
     - `first`, `second`: their moments.
     - `difference`: mean of the first minus that of the second, with its limits and the p-value of
       equal means.
-    - `variance_ratio`: $s_1^2/s_2^2$ with its limits, asymptotic and of no particular law: NaN
-      where either set has fewer than four samples or no variance.
+    - `variance_ratio`: $s_1^2/s_2^2$ with its limits, asymptotic for any law; NaN
+      if either set has fewer than four samples or no variance.
     - `ks_statistic`, `ks_p_value`: largest distance of the two distribution functions, and the
-      p-value of equal laws (too large where values are tied).
+      p-value of equal laws (too large for tied values).
     """
 
     first: Moments
@@ -49,8 +49,8 @@ class Comparison:
 def compare(first: Values, second: Values, confidence: float = 0.95) -> Comparison:
     """Compare two sets of samples.
 
-    **Arguments:** `first`, `second`, arrays of at least two finite values; `confidence`, of both
-    intervals.
+    **Arguments:** `first`, `second`: arrays of at least two finite values; `confidence`: confidence
+    level of both intervals.
 
     **Raises:** `ValueError` for fewer values, for values that are not finite, and for a confidence
     out of range.

@@ -1,4 +1,4 @@
-r"""Control variates: the mean of samples, less what variables of known mean explain of their noise.
+r"""Control variates: a mean without the noise that variables of known mean explain.
 
 With controls $z$ of mean zero, $\hat\beta$ by least squares and $S$ the centred cross-products,
 
@@ -49,10 +49,10 @@ _SERIES_FROM = 20
 class ControlledMean:
     r"""A mean estimated with control variates.
 
-    - `mean`, `standard_error`; NaN where there are no more samples than independent controls, + 1.
-    - `gain`: variance of the plain mean over that of this one, both as estimated: how many times
-      more samples the plain mean would take.
-    - `r_squared`: part of the variance that the controls explain.
+    - `mean`, `standard_error`: NaN if the samples do not outnumber the independent controls + 1.
+    - `gain`: estimated variance of the plain mean over that of this mean; the plain mean needs this
+      many times more samples.
+    - `r_squared`: fraction of the variance that the controls explain.
     - `num_controls`: how many independent ones there are among the controls.
     - `count`: number of samples.
     """
@@ -71,10 +71,10 @@ class ControlledMean:
 
 
 class Controls:
-    """What the regression of a value on `num_controls` controls needs, accumulated over pieces.
+    """Accumulates the sums for the regression of a value on `num_controls` controls.
 
-    `add` takes samples in; `merge` gives a new accumulator with the samples of two. Standard errors
-    below about 1e-8 of the plain one are lost in rounding.
+    `add` adds samples; `merge` returns a new accumulator with the samples of two. Standard errors
+    below about 1e-8 of the plain standard error are lost in rounding.
 
     **Raises:** `ValueError` for a negative `num_controls`.
     """
@@ -91,7 +91,7 @@ class Controls:
         self._products = np.zeros((num_controls + 1, num_controls + 1))
 
     def add(self, values: Values, controls: Values) -> None:
-        """Take samples in.
+        """Add samples.
 
         **Arguments:** `values`, shape `(n,)`; `controls`, shape `(n, num_controls)`, each column of
         known mean zero.
@@ -122,7 +122,7 @@ class Controls:
     def merge(self, other: "Controls") -> "Controls":
         """A new accumulator with the samples of both.
 
-        **Raises:** `ValueError` where the numbers of controls differ.
+        **Raises:** `ValueError` if the numbers of controls differ.
         """
         if self.num_controls != other.num_controls:
             raise ValueError(
@@ -135,7 +135,7 @@ class Controls:
         return total
 
     def estimate(self) -> ControlledMean:
-        """The mean with the controls, by a regression that leaves out collinear ones."""
+        """The mean from a regression on the controls, without collinear controls."""
         n, nan = self.count, math.nan
         zbar, ybar = self._means[:-1], float(self._means[-1])
         inverse, rank = _pseudo_inverse(self._products[:-1, :-1], zbar, n)
@@ -160,7 +160,7 @@ class Controls:
         )
 
     def _take(self, count: int, means: np.ndarray, products: np.ndarray) -> None:
-        """Merge centred samples in."""
+        """Merge centred samples into the sums."""
         if count == 0:
             return
         total = self.count + count
@@ -257,7 +257,7 @@ def _degrees(k: Values) -> np.ndarray:
 
 
 def _chi_variance(k: np.ndarray) -> np.ndarray:
-    # Nothing is subtracted that is nearly equal: a series in 1 / (k - 1/2) from _SERIES_FROM on,
+    # No nearly equal numbers are subtracted: a series in 1 / (k - 1/2) from _SERIES_FROM on,
     # and below it the recurrence that follows from mu_k mu_{k+1} = k, which damps errors downwards.
     small = k < _SERIES_FROM
     start = np.where(small, k + _SERIES_FROM, k)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtrit
 
-# What NumPy makes an array of. Its own name for that leaves out, at run time, what holds integers.
+# Array-like values. NumPy's own ArrayLike excludes sequences of integers at run time.
 Values: TypeAlias = ArrayLike | Sequence[Any] | float | int
 
-# Values taken at once: small enough to stay in cache, large enough for NumPy to be efficient.
+# Block size: small enough to stay in cache, large enough for NumPy to be efficient.
 _BLOCK = 1 << 16
 
 
@@ -96,7 +96,7 @@ class Moments:
 
     @property
     def standard_error(self) -> float:
-        r"""Of the mean: $s / \sqrt n$."""
+        r"""Standard error of the mean, $s / \sqrt n$."""
         return self.deviation / math.sqrt(self.count) if self.count > 1 else math.nan
 
     @property
@@ -126,7 +126,7 @@ class Moments:
         if self.m2 == 0:
             return 0.0
         square = (self.kurtosis + 3) * ((n - 1) / n) ** 2 - (n - 3) / (n - 1)
-        # Never negative but by rounding: the kurtosis of any sample is at least -2.
+        # Negative only by rounding: the kurtosis of any sample is at least -2.
         return math.sqrt(max(square, 0.0) / n)
 
     @property
@@ -135,7 +135,7 @@ class Moments:
         return 0.5 * self.deviation * self.log_variance_error
 
     def mean_interval(self, level: float = 0.95) -> tuple[float, float]:
-        r"""Interval for the mean of the samples' law: Student's, or wider where that is skew.
+        r"""Interval for the mean of the law: Student's interval, or wider for skew laws.
 
         On each side the farther end of Student's interval and of Hall's, which corrects for the
         skewness $\gamma$: with $k = \gamma/\sqrt n$ and Student's quantile $t$, its ends are
@@ -194,8 +194,8 @@ class Moments:
 
 
 def _hall(z: float, k: float) -> float:
-    """What Hall's transformation of Student's statistic takes to z."""
-    # Below, the correction is rounding.
+    """The inverse at z of Hall's transformation of Student's statistic."""
+    # Below this bound the correction is a rounding error.
     return z if abs(k) < 1e-8 else 3 / k * (float(np.cbrt(1 + k * (z - k / 6))) - 1)
 
 

@@ -40,7 +40,7 @@ _SIGN = 1 << 63
 class Quantile:
     """A sample quantile: its `level` and `value`, and limits `lower` and `upper`.
 
-    A limit is infinite where there are too few samples to bound the quantile on that side.
+    A limit is infinite if too few samples bound the quantile on that side.
     """
 
     level: float
@@ -111,7 +111,7 @@ def quantiles(
 
 
 def _neighbours(count: int, level: float) -> tuple[int, int, float]:
-    """The ranks, from 0, that a quantile lies between, and where."""
+    """The two ranks, from 0, that enclose a quantile, and its position between them."""
     position = (count - 1) * level
     rank = math.floor(position)
     return rank, min(rank + 1, count - 1), position - rank
@@ -192,7 +192,7 @@ def _select(
 def _divide(
     chunks: Callable[[], Iterable[np.ndarray]], cells: list[_Cell], ranks: list[int]
 ) -> list[_Cell]:
-    """The parts of the cells that hold ranks, smaller by a factor of 2 at the least."""
+    """The parts of the cells that contain ranks, smaller by a factor of at least 2."""
     wide = [cell for cell in cells if cell.low < cell.high]
     bits = min(_BITS, max(1, _ALL_BITS - len(wide).bit_length()))
     shifts = [max(0, (cell.high - cell.low).bit_length() - bits) for cell in wide]
@@ -216,7 +216,7 @@ def _divide(
 def _inside(
     chunks: Callable[[], Iterable[np.ndarray]], cells: list[_Cell]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The values that lie in the cells, which cell that is, and how far their keys lie into it."""
+    """The values inside the cells, with the index of the cell and the offset of the key in it."""
     if not cells:
         return
     lows = np.array([cell.low for cell in cells], np.uint64)
@@ -232,7 +232,7 @@ def _inside(
 def _survey(
     chunks: Callable[[], Iterable[np.ndarray]], capacity: int
 ) -> tuple[_Cell, np.ndarray | None]:
-    """One cell that holds all values, and these themselves if they are few enough."""
+    """One cell with all values, and the values themselves if they are few enough."""
     count, least, greatest = 0, math.inf, -math.inf
     held: list[np.ndarray] = []
     for block in _blocks(chunks):
@@ -261,7 +261,7 @@ def _keys(values: np.ndarray) -> np.ndarray:
 
 
 def _value(key: int) -> float:
-    """The value that has a key."""
+    """The value of a key."""
     bits = key ^ _SIGN if key & _SIGN else key ^ (2 * _SIGN - 1)
     return float(np.array([bits], np.uint64).view(np.float64)[0])
 

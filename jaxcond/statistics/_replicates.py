@@ -1,7 +1,7 @@
 r"""The error of randomised quasi-Monte Carlo, from independent replicates.
 
-Points of one replicate depend on each other, so their spread says nothing of the error of their
-mean; the means of $R$ replicates, each with its own randomisation, are independent. With
+Points of one replicate depend on each other, so their spread does not measure the error of their
+mean. The means of $R$ replicates, each with its own randomisation, are independent. With
 replicates of $n_r$ samples, $N$ in all,
 
 $$\bar y = \frac1N\sum_r n_r \bar y_r, \qquad
@@ -30,9 +30,8 @@ class ReplicatedMean:
     r"""A mean over replicates.
 
     - `mean`, `standard_error`: the latter NaN for fewer than two replicates.
-    - `gain`: variance that the mean of as many independent samples would have, over
-      `standard_error` squared. Itself an estimate: of $R$ replicates, to about $\sqrt{2/(R-1)}$ of
-      its value.
+    - `gain`: variance of the mean of as many independent samples, over `standard_error` squared. It
+      is an estimate with a relative error of about $\sqrt{2/(R-1)}$ for $R$ replicates.
     - `num_replicates`: with any samples; `count`: samples in all.
     """
 
@@ -51,8 +50,8 @@ class ReplicatedMean:
 def replicated(replicates: Iterable[Moments]) -> ReplicatedMean:
     """The mean over replicates, and its error from the spread of their means.
 
-    **Arguments:** `replicates`, the moments of the samples of each; those without samples are left
-    out.
+    **Arguments:** `replicates`: moments of the samples of each replicate; empty replicates are
+    ignored.
     """
     parts = [part for part in replicates if part.count]
     pooled = functools.reduce(Moments.merge, parts, Moments())

@@ -1,7 +1,7 @@
 r"""The mean of the first n samples, as n grows: $\bar x_n \pm s_n / \sqrt n$.
 
-How many samples there are is known only at the end, so the mean is kept at more counts than are
-asked for, in geometric progression, of which the evenly spaced ones are given back.
+The number of samples is known only at the end. The mean is therefore stored at more counts than
+requested, in geometric progression, and an evenly spaced subset is returned.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from ._moments import Moments
 
 @dataclass(frozen=True, eq=False)
 class RunningMean:
-    """At growing numbers of samples `counts`, the `means` of that many and `standard_errors`."""
+    """The `means` and `standard_errors` of the first samples, for increasing `counts`."""
 
     counts: np.ndarray
     means: np.ndarray
@@ -24,8 +24,8 @@ class RunningMean:
 def running_mean(chunks: Callable[[], Iterable[np.ndarray]], num_points: int = 40) -> RunningMean:
     """Running mean at counts evenly spaced on a logarithmic scale, from 2 to all samples.
 
-    **Arguments:** `chunks`, called once, gives arrays of any shape; `num_points`, the largest
-    number of counts, at least 2. There are fewer where there are few samples.
+    **Arguments:** `chunks`: a function, called once, that gives arrays of any shape; `num_points`:
+    largest number of counts, at least 2. Few samples give fewer counts.
 
     **Returns:** a `RunningMean`, empty for fewer than two samples.
 
@@ -56,7 +56,7 @@ def running_mean(chunks: Callable[[], Iterable[np.ndarray]], num_points: int = 4
 
 
 def _marks(density: int) -> Iterator[int]:
-    """Integers from 2 upwards, so many for each doubling once they are large enough."""
+    """Integers from 2 upwards, with `density` integers per doubling once they are large enough."""
     mark, step = 2, 0
     while True:
         yield mark
@@ -66,7 +66,7 @@ def _marks(density: int) -> Iterator[int]:
 
 
 def _spaced(kept: list[Moments], number: int) -> list[Moments]:
-    """At most so many of them, the first and the last among these, spaced as evenly as may be."""
+    """At most `number` of the moments, evenly spaced, including the first and the last."""
     if len(kept) <= number:
         return kept
     logs = np.log([part.count for part in kept])

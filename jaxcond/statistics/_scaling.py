@@ -26,7 +26,7 @@ from scipy.special import chdtrc
 from ._moments import Values, check_level, normal
 
 _EPS = float(np.finfo(np.float64).eps)
-# Widths whose logarithms differ by less count as one: the fits could not tell them apart.
+# Widths whose logarithms differ by less count as one, since fits cannot distinguish them.
 _DISTINCT = 1e-6
 # Standard error of the coefficients beyond those that are fitted freely, in units of their natural
 # size, and the least ratio of one natural size to the next: both twice what equal scales have.
@@ -40,10 +40,10 @@ _AGREES = 0.01
 class Fitted:
     r"""One coefficient of a fit: `value`, standard `error`, and limits `lower` and `upper`.
 
-    - `p_value`: of the fit's $\chi^2$, that it would be so large if the model held; NaN where there
-      are as many coefficients as widths.
-    - `model`: what was fitted, with the powers of $1/m$ whose coefficients the data tell better
-      than their natural size does.
+    - `p_value`: probability of a $\chi^2$ at least this large if the model holds; NaN for as many
+      coefficients as widths.
+    - `model`: the fitted model, with the powers of $1/m$ whose coefficients the data determine
+      better than their natural size does.
     """
 
     value: float
@@ -64,7 +64,7 @@ class Scaling:
     r"""Laws of the blow-up time in the width.
 
     - `limit`, `correction`: $\tau_\infty$ and $k$ of the mean of $\sqrt m\,T^*$; `covers_limit`:
-      whether the interval of the former holds the limit given, `None` if none was.
+      whether the interval of the limit contains the given limit, `None` if no limit is given.
     - `mean_exponent`: $\alpha$ of the mean of $T^* \propto m^{-\alpha}$, in theory 1/2.
     - `fluctuation_exponent`: $\beta$ of the deviation of $\sqrt m\,T^* \propto m^{-\beta}$, in
       theory 1/2; NaN where a deviation is zero.
@@ -90,8 +90,8 @@ def fit_scaling(
 ) -> Scaling:
     r"""Fit the laws of the mean and the deviation of $T^*$ to several widths.
 
-    Powers of $1/m$ that the data do not decide widen the intervals, by what such a term may amount
-    to. A small p-value says that the data do not follow the law: no interval holds then.
+    Powers of $1/m$ that the data do not determine widen the intervals by the possible size of the
+    term. A small p-value means that the data do not follow the law, so that no interval holds.
 
     **Arguments:**
 
@@ -196,7 +196,7 @@ def _model(free: str, decided: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Coefficients of the free columns, their errors, the p-value, and the powers decided."""
+    """Coefficients of the free columns, their errors, the p-value, and the determined powers."""
 
     values: np.ndarray
     errors: np.ndarray
@@ -212,16 +212,16 @@ def _least_squares(
     y: np.ndarray,
     errors: np.ndarray,
 ) -> _Fit:
-    """Fit free columns and powers of x, whose coefficients are zero give or take these sizes."""
+    """Fit free columns and powers of x, whose coefficients are zero up to the given sizes."""
     number = len(free)
     freedom = y.size - number
     errors = np.maximum(errors, 4 * _EPS * np.abs(y))
     if not errors.any():
         zero = np.zeros(number)
         return _Fit(values=zero, errors=zero, p_value=math.nan, decided=powers[:0])
-    # A zero that is known without error is as good as the best of the others.
+    # A zero without error gets the smallest error of the other values.
     errors = np.where(errors > 0, errors, errors[errors > 0].min())
-    # What is known of each coefficient beforehand is a row of its own. A size below the smallest
+    # The prior of each coefficient is a row of its own. A size below the smallest
     # number is a coefficient of zero.
     kept = sizes > np.finfo(np.float64).tiny
     powers, sizes = powers[kept], sizes[kept]

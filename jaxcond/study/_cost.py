@@ -66,8 +66,9 @@ def _check_states(study: Study, chunk: int) -> None:
         if memory is not None and needed > memory:
             key = "sweep" if study.points[point] else "ensemble"
             raise ValueError(
-                f"Key `{key}`: {together} full states of width {settings.form} at a time take at "
-                f"least {_size(needed)} of memory, but only {_size(memory)} are available."
+                f"Key `{key}`: full states of width {settings.form} take at least "
+                f"{_size(needed)} of memory, {together} at a time, but only {_size(memory)} are "
+                "available."
             )
 
 
