@@ -72,6 +72,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def resolve_activation(activation: str | Activation) -> Activation:
+    """The activation of a name, or the function itself.
+
+    **Raises:** `ValueError` for an unknown name.
+    """
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ValueError(
