@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import errno
 import json
@@ -13,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -858,13 +858,12 @@ def test_the_lock_goes_with_its_process(copy):
 
 
 def test_a_lock_that_was_removed_before_it_was_taken_does_not_count(copy, monkeypatch):
-    @contextlib.contextmanager
-    def late(path):
-        with locked(path):
-            Path(f"{path.resolve()}.lock").unlink()
-            yield
+    class Removed(filelock.FileLock):
+        def acquire(self, *args, **kwargs):
+            super().acquire(*args, **kwargs)
+            Path(self.lock_file).unlink()
 
-    monkeypatch.setattr("jaxcond.study._run.locked", late)
+    monkeypatch.setattr("filelock.FileLock", Removed)
     with pytest.raises(StoreError, match="another process is just leaving"):
         run(study(), copy)
 
