@@ -704,7 +704,7 @@ def test_wrong_arguments_give_one_line_and_exit_code_2(
             "1",
             "Key `ensemble.colour` is not known; known are activation, aspect",
         ),
-        ("sweep.colour", "[1]", "Key `sweep.colour` is not known; known are activation, aspect"),
+        ("sweep.colour", "[1]", "Key `sweep.colour` is not known; known are aspect"),
         ("ensemble", "3", "Key `ensemble` must be a table, but is 3"),
         ("sweep", "[3]", "Key `sweep` must be a table, but is [3]"),
         ("samples", "nan", "Key `samples` must be a whole number"),
