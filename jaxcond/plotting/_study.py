@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ..statistics import Scaling, quantiles, running_mean
 from ..study import AXES, PointSummary, Store, StudySummary, converged_times
 from ._phase import phase_maps
 
-_MOST_PANELS = 16
+_MOST_PANELS, _MOST_TICKS = 16, 6
 _BARS = {"color": "0.75", "edgecolor": "0.45", "linewidth": 0.4}
 
 
@@ -120,12 +121,17 @@ def scaling(summary: StudySummary) -> Figure:
             if p.moments.count > 3 and all(p.coordinates[k] == v for k, v in others.items())
         ]
         _scaling(left, right, members, others, fit, f"C{number % 10}")
+    widths = sorted({float(point.q) for point in summary.points})
+    ticks = widths[:: math.ceil(len(widths) / _MOST_TICKS)]
     left.set_ylabel(rf"distance of the mean of {symbol} from $\tau$")
     right.set_ylabel(f"standard deviation of {symbol}")
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("width $m$")
+        # At the widths themselves: labels between the decades would overlap.
+        axes.set_xticks(ticks, [f"{m:g}" for m in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         # Below, where no line runs through it.
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18))
         axes.spines[["top", "right"]].set_visible(False)
