@@ -104,4 +104,6 @@ def test_wrong_arguments_give_one_line_and_exit_code_2(call, tmp_path, arguments
 def test_help_tells_what_is_swept(call):
     code, out, _ = call("--help")
     assert code == 0
-    assert "several of std, width, depth" in " ".join(out.split())
+    assert "sweep std, width, depth (of all hidden layers) FROM one value TO another" in " ".join(
+        out.split()
+    )

@@ -198,9 +198,13 @@ def test_a_state_that_rests_for_no_simple_reason_is_never_converged():
     state = jc.State.from_vectors(
         np.array([-2.0, 1]), np.array([[1.0, 2], [-1, -1]]), np.array([1.0, 2])
     )
-    for method in (None, jc.Series(), jc.Direct()):
+    limited = {jc.Status.ILL_CONDITIONED}
+    # Whether the integrator sees the limit of rounding depends on rounding itself, so on the code
+    # that LLVM makes.
+    either = {jc.Status.ILL_CONDITIONED, jc.Status.NOT_CONVERGED}
+    for method, statuses in ((None, limited), (jc.Series(), limited), (jc.Direct(), either)):
         found = jc.blowup_time(state, method)
-        assert int(found.status) == jc.Status.ILL_CONDITIONED
+        assert int(found.status) in statuses
         assert float(found.time) == float(found.error) == float(found.upper) == np.inf
         assert 0.4 < float(found.lower) < np.inf
 

@@ -156,4 +156,4 @@ depth = [3, 4]
     points = json.loads((tmp_path / "a.json").read_text())["points"]
     assert [(point["depth"], point["samples"]) for point in points] == [(3, 30), (4, 30)]
     assert (tmp_path / "a.png").stat().st_size > 1000
-    assert (tmp_path / "convergence.png").stat().st_size > 1000
+    assert (tmp_path / "depths_convergence.png").stat().st_size > 1000
